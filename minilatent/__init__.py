@@ -1,0 +1,1 @@
+"""minilatent: latent reasoning in language models, from scratch."""

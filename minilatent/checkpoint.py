@@ -1,0 +1,122 @@
+"""Files that survive: safetensors + JSON, written to a temporary name and renamed, with a checksum inside.
+
+A run folder:
+    config.json                    method, settings, model configuration
+    model.safetensors              the final model
+    minilatent_tokenizer.json      the tokenizer
+    metrics.jsonl                  one line per logged step and validation
+    state/                         what resuming needs: resume.safetensors, one best-STAGE.safetensors per stage
+"""
+import dataclasses
+import json
+import os
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import Config, UserError
+from .model import ModelConfig, Transformer
+from .tokenizer import Tokenizer
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 over names, types, shapes and bytes: a flipped byte in a weight must not go unnoticed."""
+    crc = 0
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        crc = zlib.crc32(f"{name} {t.dtype} {tuple(t.shape)}".encode(), crc)
+        if t.numel():
+            crc = zlib.crc32(t.view(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def replace_file(path: Path, write) -> None:
+    """Call write(temporary path), then rename: the old file stays until the new one is whole on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; "
+                        "what was saved before is untouched") from None
+
+
+def write_json(path: Path, data) -> None:
+    replace_file(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n"))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    header = {"checksum": checksum(tensors), "meta": json.dumps(meta or {})}
+    replace_file(path, lambda p: save_file(tensors, p, header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and meta of a file that `save_tensors` wrote. UserError if missing, truncated, damaged or foreign."""
+    try:
+        with safe_open(path, "pt") as f:
+            header = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+    if "checksum" not in header:
+        raise UserError(f"{path} was not written by minilatent: it has no checksum")
+    if checksum(tensors) != header["checksum"]:
+        raise UserError(f"{path} is damaged: its checksum does not match its contents")
+    return tensors, json.loads(header["meta"])
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Every tensor must find its place and every place its tensor; UserError names the first that does not."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UserError(f"{path} lacks the tensor '{name}'")
+        if name not in own:
+            raise UserError(f"{path} has a tensor '{name}' that this model does not have")
+        if own[name].shape != tensors[name].shape:
+            raise UserError(f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}")
+    module.load_state_dict(tensors)
+
+
+def write_config(folder: Path, config: Config, model: ModelConfig) -> None:
+    write_json(folder / "config.json", {"minilatent": 1, "method": config.method, "model": dataclasses.asdict(model),
+                                        "config": dataclasses.asdict(config)})
+
+
+def read_config(folder: Path) -> tuple[dict, ModelConfig]:
+    """The settings and the model configuration of a run folder."""
+    path = Path(folder) / "config.json"
+    try:
+        data = json.loads(path.read_text())
+        if "minilatent" not in data:
+            raise UserError(f"{path} is not of a minilatent run")
+        return data["config"], ModelConfig(**data["model"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is no run folder: it has no config.json") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
+    """Model, tokenizer and settings of a run folder, and the method's further tensors (a latent head, say)."""
+    folder = Path(folder)
+    settings, model_config = read_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        model = Transformer(model_config)
+    model = model.to_empty(device="cpu")
+    load_into(model, {n[len("model."):]: t for n, t in tensors.items() if n.startswith("model.")},
+              folder / "model.safetensors")
+    return model, tokenizer, settings, {n: t for n, t in tensors.items() if not n.startswith("model.")}

@@ -1,0 +1,169 @@
+"""Every setting, its default and its help; the command line and the presets are made from them."""
+import argparse
+import dataclasses
+import difflib
+import sys
+import typing
+from dataclasses import dataclass, field
+
+METHODS = ("cot_sft", "no_cot", "latent_sft")
+
+
+class UserError(Exception):
+    """Something that the user can put right. Scripts print it as one line on stderr and exit with code 2."""
+
+
+def opt(default, help: str, **metadata):
+    """A dataclass field with the help text that `--help` shows."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class Config:
+    # what
+    method: str = opt("", "what to train", choices=METHODS)
+    preset: str = opt("mini", "a named set of defaults")
+    init: str = opt("", "start from a run folder, a Hugging Face folder, a hub name, or none (default: mini-base on mini)")
+    out: str = opt("", "run folder (default: out/METHOD)")
+    seed: int = opt(0, "of the data's order, the noise and (with --init none) the weights")
+    resume: bool = opt(False, "go on with the run in --out")
+    # data
+    data: str = opt("mini", "mini | gsm8k | gsm8k_aug | a file")
+    val_data: str = opt("", "file to validate on (default: the validation split of --data)")
+    train_size: int = opt(60_000, "examples to train on, at most")
+    val_size: int = opt(256, "examples to validate on, at most")
+    test_size: int = opt(1000, "test examples to judge the final model on, at most")
+    chain_style: str = opt("equations", "chains as <<16-3=13>> or as the text's sentences", choices=("equations", "text"))
+    chain_order: str = opt("text", "order of a mini problem's steps: the text's, or a random valid one",
+                           choices=("text", "random"))
+    max_tokens: int = opt(0, "longest training example; longer ones are skipped and counted (default: the model's context)")
+    too_long: str = opt("skip", "examples over --max_tokens: skip them, or stop with an error", choices=("skip", "error"))
+    # model, with --init none
+    n_layer: int = opt(5, "layers")
+    n_head: int = opt(4, "attention heads")
+    width: int = opt(128, "width of the residual stream")
+    hidden: int = opt(352, "width of the MLP's inner layer")
+    # optimisation
+    steps: int = opt(1000, "optimizer steps of the method's main stage")
+    max_steps: int = opt(0, "stop every stage after this many steps (0: no limit)")
+    batch_size: int = opt(64, "examples a step")
+    accumulate: int = opt(1, "split each batch into this many forward passes")
+    lr: float = opt(1e-3, "peak learning rate")
+    min_lr: float = opt(0.0, "the cosine's end, as a share of lr")
+    warmup: float = opt(0.05, "share of the steps to warm up")
+    weight_decay: float = opt(0.01, "on matrices, not on norms and biases")
+    beta2: float = opt(0.99, "AdamW's second momentum")
+    clip: float = opt(1.0, "largest gradient norm")
+    eval_every: int = opt(0, "steps between validations (0: a quarter of the stage)")
+    save_every: int = opt(200, "steps between checkpoints to resume from")
+    log_every: int = opt(20, "steps between lines of metrics.jsonl")
+    # machine
+    device: str = opt("auto", "auto | cpu | cuda | cuda:N")
+    dtype: str = opt("float32", "float32 | bfloat16 | float16: the forward pass's precision",
+                     choices=("float32", "bfloat16", "float16"))
+    threads: int = opt(0, "CPU threads (0: PyTorch's choice)")
+    compile: bool = opt(False, "torch.compile the model")
+    # latent_sft
+    ratio: int = opt(2, "compression ratio r: chain tokens a latent")
+    k: int = opt(10, "vocabulary entries kept in a superposition")
+    stage1_steps: str = opt("150,100,150", "steps of stage 1's phases: encoder, decoder, both")
+    stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
+    pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens, at the start of stage 1 (0: the paper's plain recipe)")
+    pull_end: float = opt(0.1, "the same at the end of stage 1")
+    kl_weight: float = opt(1.0, "λ, of the KL between the latent labels and the model's distribution")
+    ce_weight: float = opt(1.0, "β, of the cross-entropy on </think>, answer and end")
+    gumbel: bool = opt(False, "Gumbel noise on the latent labels in stage 2 (v2 of the paper)")
+    gumbel_scale: float = opt(1.0, "s, the noise's scale")
+    gumbel_tau: float = opt(1.0, "τ, the noisy mixture's temperature")
+    ltim: bool = opt(True, "latent token induction mask in stage 1's encoder (off: causal)")
+    ltsum: bool = opt(True, "latent token supervision mask in stage 1's decoder (off: causal)")
+    latent: str = opt("superposition", "what a latent is", choices=("superposition", "hidden"))
+    # decoding
+    max_chain: int = opt(64, "longest chain: latents, or chain tokens for explicit CoT")
+    max_answer: int = opt(16, "longest answer in tokens")
+    eval_batch: int = opt(256, "questions decoded side by side")
+
+
+# A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
+PRESETS: dict[str, dict] = {
+    "mini": {"latent_sft": {"steps": 700}},
+    "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,
+              "max_chain": 24},
+}
+
+
+def resolve(given: dict) -> Config:
+    """Defaults < preset < preset's lines for the method < `given`."""
+    name = given.get("preset", "mini")
+    if name not in PRESETS:
+        raise UserError(f"unknown preset '{name}'{nearest(name, PRESETS)}")
+    method = given.get("method", "")
+    if method not in METHODS:
+        raise UserError(f"unknown method '{method}'{nearest(method, METHODS)}" if method else
+                        f"--method is required: {', '.join(METHODS)}")
+    preset = dict(PRESETS[name])
+    special = {m: preset.pop(m, {}) for m in METHODS}
+    config = Config(**{**preset, **special[method], **given})
+    for f in dataclasses.fields(Config):
+        choices = f.metadata.get("choices")
+        if choices and getattr(config, f.name) not in choices:
+            raise UserError(f"--{f.name} {getattr(config, f.name)!r} is not one of {', '.join(choices)}")
+    return config
+
+
+def nearest(word: str, known) -> str:
+    """`: did you mean 'x'?`, or the list of what there is."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean '{close[0]}'?" if close else f": there is {', '.join(known)}"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says one line about a wrong call, naming the nearest key it knows."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(message)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            raise UserError(f"unknown argument '{unknown[0]}'{nearest(unknown[0].split('=')[0], known)}")
+        return parsed
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type, only: tuple[str, ...] | None = None) -> None:
+    """One `--key` for every field of a dataclass; a bool becomes `--key / --no-key`."""
+    types = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if only and f.name not in only:
+            continue
+        kind = types[f.name]
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__}
+        shown = f.metadata["help"]
+        if f.metadata.get("choices"):
+            shown += f" ({' | '.join(f.metadata['choices'])})"
+        default = "" if f.default == "" else f" [{f.default}]"
+        parser.add_argument(f"--{f.name}", help=(shown + default).replace("%", "%%"), default=argparse.SUPPRESS, **how)
+
+
+def parse_args(argv: list[str]) -> dict:
+    """The command line of train.py: what the user gave, by key."""
+    parser = Parser(prog="train.py", description="Train a method: python train.py --method latent_sft")
+    add_fields(parser, Config)
+    return vars(parser.parse_args(argv))
+
+
+def run(main) -> typing.NoReturn:
+    """Call a script's main(argv) with the exit codes that others rely on: 0, 2 for a wrong call or bad input with
+    one line on stderr, 130 after Ctrl-C."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2)
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+    raise SystemExit(0)

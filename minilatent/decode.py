@@ -1,0 +1,118 @@
+"""Question -> thinking -> collapse -> answer: one loop for every method, batched, with a KV cache.
+
+Every row is in one of two phases. While it thinks, a *thinker* says what is fed next: a token's embedding
+(explicit CoT) or a latent. It leaves the phase by itself, when the model's likeliest token is `</think>`: that is
+fed, and from then on tokens are decoded until `<eos>`. Rows of a batch are in different phases at one time;
+they never see each other.
+
+    row 1   Q <think> z z z z </think> 4 2 <eos>
+    row 2   Q Q Q <think> z z </think> 7 <eos>
+"""
+from dataclasses import dataclass, field
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from .latent import superpose
+from .model import KVCache, Transformer
+from .tokenizer import Tokenizer
+
+# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C)
+Thinker = Callable[[Tensor, Tensor], Tensor]
+
+
+def explicit_thinker(model: Transformer) -> Thinker:
+    """Feed the likeliest token: chain-of-thought in words."""
+    return lambda logits, hidden: model.embed(logits.argmax(-1))
+
+
+def superposition_thinker(model: Transformer, k: int, never: list[int]) -> Thinker:
+    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT)."""
+    return lambda logits, hidden: superpose(logits, model.embed.weight, k, never)[0]
+
+
+def hidden_thinker(model: Transformer) -> Thinker:
+    """Feed the last hidden state, standardised to the embeddings' scale."""
+    return lambda logits, hidden: standardise(hidden, model.embed.weight)
+
+
+def standardise(hidden: Tensor, embedding: Tensor) -> Tensor:
+    """(..., C): zero mean and unit variance over the width, times the embedding table's std."""
+    hidden = hidden - hidden.mean(-1, keepdim=True)
+    return hidden / (hidden.std(-1, keepdim=True) + 1e-6) * embedding.detach().std()
+
+
+@dataclass
+class Decoded:
+    """What came out for B questions; N = the longest chain of the batch."""
+    lengths: Tensor                         # (B,) steps of thinking: latents, or chain tokens; markers not counted
+    answers: list[str]
+    chain: Tensor | None = None             # (B, N) likeliest token at each step, padding behind lengths
+    latents: Tensor | None = None           # (B, N, C) what was fed
+    probs: Tensor | None = None             # (B, N, V) the model's distribution at each step
+    closed: Tensor = field(default_factory=lambda: torch.tensor([]))   # (B,) ended by itself, not by max_chain
+
+
+@torch.no_grad()
+def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
+           max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False) -> Decoded:
+    """Decode greedily from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding.
+
+    think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
+    max_chain   a chain that long is closed by force
+    keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
+    """
+    B, T, C = prefix.shape
+    device = prefix.device
+    rows = torch.arange(B, device=device)                       # which question each living row belongs to
+    cache = KVCache(model.config, B, T + max_chain + max_answer + 2, device, prefix.dtype)
+    hidden = model(embeds=prefix, cache=cache, new=lengths)[rows, lengths - 1]     # (B, C)
+    thinking = torch.full((B,), think is not None, device=device)
+    count = torch.zeros(B, dtype=torch.long, device=device)     # steps of thinking, per question
+    written = torch.zeros(B, dtype=torch.long, device=device)   # answer tokens, per question
+    closed = torch.zeros(B, dtype=torch.bool, device=device)
+    tokens = torch.full((B, max_answer), tok.pad, device=device)
+    steps = []                                                  # of thinking: (rows, token, fed, probs)
+
+    while True:
+        logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
+        logits[:, tok.never] = float("-inf")
+        token = logits.argmax(-1)                               # (b,)
+        collapse = thinking & (token == tok.end_think)
+        goes_on = thinking & ~collapse & (count[rows] < max_chain)
+        closed[rows[collapse]] = True
+        token = torch.where(thinking & ~goes_on, tok.end_think, token)
+        feed = model.embed(token)                               # (b, C)
+        if goes_on.any():
+            feed = torch.where(goes_on[:, None], think(logits, hidden).to(feed.dtype), feed)
+            on = rows[goes_on]
+            probs = logits[goes_on].softmax(-1).cpu() if keep_probs else None
+            steps.append((on, token[goes_on], feed[goes_on], probs))
+            count[on] += 1
+
+        spoken = ~thinking                                      # these wrote an answer token just now
+        tokens[rows[spoken], written[rows[spoken]]] = token[spoken]
+        written[rows[spoken]] += 1
+        done = spoken & ((token == tok.eos) | (written[rows] == max_answer))
+        thinking = goes_on
+        if done.all():
+            break
+        if done.any():                                          # finished rows cost no more
+            alive = (~done).nonzero()[:, 0]
+            cache.keep(alive)
+            rows, feed, thinking = rows[alive], feed[alive], thinking[alive]
+        hidden = model(embeds=feed[:, None], cache=cache)[:, 0]                    # (b, C)
+
+    answers = [tok.decode(row) for row in tokens.tolist()]
+    out = Decoded(count, answers, closed=closed)
+    if think is not None:
+        N = len(steps)
+        out.chain = torch.full((B, N), tok.pad, device=device)
+        out.latents = torch.zeros(B, N, C, dtype=prefix.dtype, device=device)
+        out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
+        for n, (on, token, feed, probs) in enumerate(steps):    # every row thinks from the first step on
+            out.chain[on, n], out.latents[on, n] = token, feed
+            if keep_probs:
+                out.probs[on.cpu(), n] = probs
+    return out

@@ -1,0 +1,135 @@
+"""What one problem is, and the only place where an answer is read from text and judged.
+
+Training, evaluation and RL rewards all call `is_correct`, so that a number in a table and a reward mean the same.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Example:
+    """One word problem with its chain of thought.
+
+    question  the problem's text
+    steps     the chain in order, one string a step: "<<16-3=13>>", or a sentence; () where the data has no chain
+    answer    a number as text, in the form of `normalise`: "18", "-3", "0.5"
+    chains    every valid order of the steps where the problem's graph is known (mini), else ()
+    """
+
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+    chains: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def chain(self) -> str:
+        """The steps as one text."""
+        return " ".join(self.steps)
+
+
+# Digits with or without thousands commas: "1,234" is one number, "1, 2" and "1,2" are two.
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = re.compile(
+    rf"""(?P<minus>(?<![\w)\]}}%])-)?    # in "3-2" and "(1+2)-2" the minus subtracts: it is no sign
+         (?:[$€£][ ]?(?P<inner>-)?)?     # "-$5" and "$-5" are both -5
+         (?<![\w^])                      # the 2 of "m2" and "x^2" is part of a name, not a number
+         (?:(?P<whole>\d+)[ ]+(?=\d+/))? # "2 1/2"
+         (?P<top>{_DIGITS})
+         (?:[ ]?/[ ]?(?P<bottom>{_DIGITS}))?""",
+    re.VERBOSE | re.ASCII,
+)
+_FRAC = re.compile(r"(\d ?)?\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
+_MAX_DIGITS = 100  # a longer number is noise; without a limit, "1e999999999" would fill the memory
+
+
+def extract_answer(text: str | None) -> str | None:
+    r"""The answer that a text gives, in the form of `normalise`, or None if there is no number in it.
+
+    The last \boxed{x} counts, else the last "#### x", else the last "answer is x" (or "answer: x"), else the last
+    number of the text. A mark with no number after it, as in a text that was cut off, is passed over.
+    Percent signs, currencies and units are dropped: "50%" is "50". Never raises, whatever the text.
+    """
+    text = _plain(text) if isinstance(text, str) else ""
+    for marked in (_boxed(text), text.split("####")[1:], _ANSWER_IS.split(text)[1:]):
+        for part in reversed(marked):
+            sentence = re.split(r"\n|\.(?=\s|$)", part.strip(), maxsplit=1)[0]
+            if numbers := _numbers(sentence.rpartition("=")[2]):  # "the answer is 9*2 = 18 dollars"
+                return _text(numbers[0])
+    numbers = _numbers(text)
+    return _text(numbers[-1]) if numbers else None
+
+
+def normalise(value: str | int | float | None) -> str | None:
+    """The one way to write a number: "1,234.50", "$1234.5" and 1234.5 are all "1234.5"; None for anything else.
+
+    A unit may follow ("18 dollars"), a second number may not. Fractions become decimals where those end ("1/2" is
+    "0.5", "1/3" stays). Floats are read at the 15 digits that they hold: 0.1 + 0.2 is "0.3".
+    """
+    if isinstance(value, float):
+        value = format(value, ".15g") if math.isfinite(value) else None
+    elif isinstance(value, int):
+        value = str(value)
+    text = _plain(value).strip() if isinstance(value, str) else ""
+    match = _NUMBER.match(text)
+    number = _value(match) if match and not re.search(r"\d", text[match.end():]) else None
+    return None if number is None else _text(number)
+
+
+def is_correct(prediction: str | None, answer: str | int | float) -> bool:
+    """Whether a text gives this answer, compared exactly: no tolerance. False for anything without a number."""
+    wanted = normalise(answer)
+    # `normalise` gives each number one text, so equal texts are equal fractions.
+    return wanted is not None and extract_answer(prediction) == wanted
+
+
+def _plain(text: str) -> str:
+    """LaTeX's ways to write a number turned into plain ones, and the typographic minus into ASCII's."""
+    text = re.sub(r"\\[,!;]|\\(?=[$%])", "", text.replace("−", "-").replace("{,}", ","))
+
+    def frac(m: re.Match) -> str:
+        whole = m[1].strip() + " " if m[1] else ""  # 2\frac{1}{2} is 2 1/2, not 21/2
+        return f"{whole}{m[2] or m[3] or ''}/{m[4] or m[5] or ''}"
+
+    return _FRAC.sub(frac, text)
+
+
+def _boxed(text: str) -> list[str]:
+    r"""What stands in each closed \boxed{...}, in the order in which they close; inner braces are matched."""
+    found, opened = [], []
+    for m in re.finditer(r"(\\boxed\s*)?\{|\}", text):
+        if m[0] != "}":
+            opened.append(m.end() if m[1] else None)
+        elif opened and (start := opened.pop()) is not None:
+            found.append(text[start:m.start()])
+    return found
+
+
+def _numbers(text: str) -> list[Fraction]:
+    return [value for m in _NUMBER.finditer(text) if (value := _value(m)) is not None]
+
+
+def _value(m: re.Match) -> Fraction | None:
+    """The number that a match of _NUMBER means; None for a division by zero or an absurd size."""
+    parts = [m["whole"] or "0", m["top"].replace(",", ""), (m["bottom"] or "1").replace(",", "")]
+    for part in parts:
+        digits, _, exponent = part.lower().partition("e")
+        if len(digits) > _MAX_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > _MAX_DIGITS:
+            return None
+    whole, top, bottom = map(Fraction, parts)
+    if bottom == 0:
+        return None
+    return (whole + top / bottom) * (-1 if m["minus"] or m["inner"] else 1)
+
+
+def _text(value: Fraction) -> str:
+    """A decimal where it ends within 30 places, else "p/q": one text for each number."""
+    places = next((n for n in range(31) if 10**n % value.denominator == 0), None)
+    if places is None:
+        return f"{value.numerator}/{value.denominator}"
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    sign = "-" if value < 0 else ""
+    return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)

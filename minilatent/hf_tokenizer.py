@@ -1,0 +1,126 @@
+"""A Hugging Face folder's byte-level BPE tokenizer as the arguments of our `Tokenizer`: what tiktoken needs.
+
+A BPE tokenizer is a list of byte strings in the order in which they were learnt, and a regex that first cuts text
+into pieces, across which nothing is merged. The files spell both in their own way: bytes as visible letters, merges as
+pairs, the regex as a chain of pre-tokenizers.
+"""
+import json
+from pathlib import Path
+
+from .config import UserError
+
+# How byte-level BPE cuts text into pieces before it merges bytes, as one regex each.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The same after digits were cut out (SmolLM2, StarCoder): a digit is a piece without its space, and white space in
+# front of a digit now stands at the end of what GPT-2's regex sees, so that `\s+(?!\S)` takes all of it.
+DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+
+def read(folder: Path) -> dict:
+    """Pattern, ranks, ids, markers, size and normalizer, from `tokenizer.json` or `vocab.json` + `merges.txt`.
+    UserError if they are missing, damaged, or of a kind that is not byte-level BPE."""
+    source = folder / "tokenizer.json"
+    if not source.exists():
+        source = folder / "vocab.json"
+    try:
+        pattern, normalizer, model, added = read_tokenizer_files(folder)
+        vocab, merges = model["vocab"], model["merges"]
+        if model.get("ignore_merges"):             # Llama 3: a piece that is a token needs no merge to become it
+            merges = [*merges, *([t] for t in vocab if len(t) > 1 and t not in added)]
+        letters = byte_letters()
+        # A token's rank is its first merge; a tokenizer.json made from tiktoken ranks lists all its merges.
+        tokens = dict.fromkeys("".join(m.split(" ") if isinstance(m, str) else m) for m in merges)
+        ranks = [bytes([i]) for i in range(256)] + [bytes(letters.index(c) for c in t) for t in tokens]
+        unknown = vocab[model["unk_token"]] if model.get("unk_token") else -1
+        ids = [vocab.get(c, unknown) for c in letters] + [vocab[t] for t in tokens]
+        size = max(read_json(folder / "config.json", {}).get("vocab_size", 0), *(i + 1 for i in vocab.values()),
+                   *(i + 1 for i in added.values()))
+        markers = {m: added[m] for m in ("<think>", "</think>") if m in added}
+        eos = own_eos(folder, vocab | added)
+        if eos is not None and eos < size and eos not in set(ids):
+            markers["<eos>"] = eos
+        return {"pattern": pattern, "ranks": ranks, "ids": ids, "markers": markers, "size": size, "normalizer": normalizer}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} is damaged or no byte-level BPE tokenizer "
+                        f"({type(error).__name__}: {error})") from None
+
+
+def read_json(path: Path, default=None):
+    """UserError if the file is not JSON, or if it is missing and there is no default."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if default is not None:
+            return default
+        raise UserError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or no JSON ({error})") from None
+
+
+def byte_letters() -> str:
+    """letters[byte]: GPT-2 writes a byte as the character of that number where it is visible, the others as the
+    characters from 256 on (a space is Ġ)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [b for b in range(256) if b not in visible]
+    return "".join(chr(b) if b in visible else chr(256 + hidden.index(b)) for b in range(256))
+
+
+def read_tokenizer_files(folder: Path) -> tuple[str, str | None, dict, dict[str, int]]:
+    """Pattern, Unicode form, the BPE model as tokenizer.json has it, and added tokens (those that no merge makes)."""
+    settings = read_json(folder / "tokenizer_config.json", {})
+    added = {t["content"]: int(i) for i, t in settings.get("added_tokens_decoder", {}).items()}
+    added |= read_json(folder / "added_tokens.json", {})
+    if (folder / "tokenizer.json").exists():
+        path = folder / "tokenizer.json"
+        data = read_json(path)
+        model = data["model"]
+        if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("end_of_word_suffix") \
+                or model.get("continuing_subword_prefix"):
+            raise UserError(f"{path} is a {model.get('type')} tokenizer, not byte-level BPE, which is what there is")
+        added |= {t["content"]: t["id"] for t in data.get("added_tokens") or []}
+        return split_pattern(data.get("pre_tokenizer"), path), unicode_form(data.get("normalizer"), path), model, added
+    if not (folder / "merges.txt").exists():
+        raise UserError(f"{folder} has no byte-level BPE tokenizer: neither tokenizer.json nor vocab.json + merges.txt")
+    kind = settings.get("tokenizer_class", "GPT2Tokenizer").removesuffix("Fast")
+    if kind not in ("GPT2Tokenizer", "PreTrainedTokenizer") or settings.get("add_prefix_space"):
+        raise UserError(f"{folder}: vocab.json and merges.txt do not say how {kind} splits text; add its tokenizer.json")
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version:")]
+    return GPT2_PATTERN, None, {"vocab": read_json(folder / "vocab.json"), "merges": merges}, added
+
+
+def split_pattern(steps: dict | None, path: Path) -> str:
+    """tokenizer.json's pre-tokenizer as one regex. UserError names one that we have no regex for."""
+    steps = (steps or {}).get("pretokenizers", [steps or {}])
+    kinds = [s.get("type") for s in steps]
+    use_regex, prefix = steps[-1].get("use_regex", True), steps[-1].get("add_prefix_space", True)
+    if kinds[-1:] == ["ByteLevel"] and not prefix:
+        if kinds == ["ByteLevel"] and use_regex:
+            return GPT2_PATTERN
+        if kinds == ["Digits", "ByteLevel"] and use_regex:
+            return DIGITS_PATTERN if steps[0].get("individual_digits") else DIGITS_PATTERN.replace(r"\p{N}|", r"\p{N}+|", 1)
+        if kinds == ["Split", "ByteLevel"] and not use_regex and "Regex" in steps[0]["pattern"] \
+                and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert"):
+            own = steps[0]["pattern"]["Regex"]
+            return rf"{own}|(?:(?!{own})[\s\S])+"      # what lies between matches is a piece too, where tiktoken drops it
+    raise UserError(f"{path} splits text by {' + '.join(map(str, kinds))}"
+                    f"{' with add_prefix_space' if prefix and kinds[-1] == 'ByteLevel' else ''}; there is "
+                    "ByteLevel, Digits + ByteLevel, Split(Regex, Isolated) + ByteLevel, without add_prefix_space")
+
+
+def unicode_form(normalizer: dict | None, path: Path) -> str | None:
+    steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    kinds = [s.get("type") for s in steps]
+    if not kinds or (len(kinds) == 1 and kinds[0] in ("NFC", "NFD", "NFKC", "NFKD")):
+        return kinds[0] if kinds else None
+    raise UserError(f"{path} normalizes text by {' + '.join(map(str, kinds))}; there is NFC, NFD, NFKC, NFKD")
+
+
+def own_eos(folder: Path, vocab: dict[str, int]) -> int | None:
+    """The id that ends the model's own texts: the first that the folder's files name."""
+    for name in ("config.json", "generation_config.json"):
+        eos = read_json(folder / name, {}).get("eos_token_id")
+        if eos not in (None, []):
+            return eos[0] if isinstance(eos, list) else eos
+    token = read_json(folder / "tokenizer_config.json", {}).get("eos_token")
+    return vocab.get(token["content"] if isinstance(token, dict) else token)

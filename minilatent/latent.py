@@ -1,0 +1,52 @@
+"""Latents: points in the space of the input embeddings that are no single token's."""
+import torch
+from torch import Tensor
+
+
+def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
+    """The k likeliest entries and their softmax among themselves: α (..., k) and ids (..., k), the likeliest first.
+    `never`: token ids that may not be mixed in (the latent marker, padding)."""
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[never] = True
+    best, ids = logits.masked_fill(banned, float("-inf")).topk(min(k, logits.shape[-1] - len(never)), dim=-1)
+    return best.softmax(-1), ids
+
+
+def mix(probs: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
+    """z = Σ_j α_j e_j: (..., k) probabilities and ids, (V, C) embeddings -> (..., C). The gradient flows to α
+    only: the table that a mixture reads is never trained through it."""
+    return torch.einsum("...k,...kc->...c", probs.to(embedding.dtype), embedding.detach()[ids])
+
+
+def superpose(logits: Tensor, embedding: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (..., V) -> z (..., C), α (..., k), ids (..., k)."""
+    probs, ids = top_k(logits, k, never)
+    return mix(probs, ids, embedding), probs, ids
+
+
+def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator: torch.Generator, scale: float = 1.0,
+                 tau: float = 1.0, tries: int = 100) -> Tensor:
+    """α̃ = softmax((log α + clamp(s·g, -1.5, 3)) / τ), g ~ Gumbel(0, 1) (Latent-SFT v2; the clamp is the release's).
+
+    probs, ids  (n, k) of all the latents of a batch; chain (n,) says which question each belongs to
+    end         `</think>`: where it would come out on top anywhere in a chain, the whole chain is drawn again, at
+                most `tries` times; a chain that never passes keeps its noiseless α
+    generator   on the CPU, so that a seed means the same noise on every device
+    """
+    out, todo = probs.clone(), torch.ones_like(chain, dtype=torch.bool)
+    for _ in range(tries):
+        if not todo.any():
+            break
+        uniform = torch.rand(probs.shape, generator=generator).clamp(1e-10, 1 - 1e-7).to(probs.device)
+        noise = (scale * -torch.log(-torch.log(uniform))).clamp(-1.5, 3)
+        noisy = ((probs.clamp(min=1e-30).log() + noise) / tau).softmax(-1)         # (n, k)
+        ends = ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0] == end          # (n,) the guard
+        again = torch.zeros(int(chain.max()) + 1, device=chain.device).index_add(0, chain, ends.float())[chain] > 0
+        out = torch.where((todo & ~again)[:, None], noisy, out)
+        todo = todo & again
+    return out
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """In nats, over the last dimension."""
+    return -torch.special.xlogy(probs, probs).sum(-1)

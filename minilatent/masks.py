@@ -1,0 +1,77 @@
+"""The two attention masks of Latent-SFT and its dual-track positions, by comparisons of index tensors.
+
+A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
+belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and its L_i.
+"""
+import torch
+from torch import Tensor
+
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
+
+
+def causal(kind: Tensor) -> Tensor:
+    """Each position sees itself and what comes before; nobody sees padding, padding sees itself (softmax needs
+    at least one key a row). kind (B, T) -> (B, T, T), [b, i, j] True = i attends to j."""
+    T = kind.shape[1]
+    i = torch.arange(T, device=kind.device)
+    real = kind != PAD
+    return (i[:, None] >= i) & real[:, :, None] & real[:, None, :] | (i[:, None] == i)
+
+
+def induction_mask(kind: Tensor) -> Tensor:
+    """LTIM, stage 1's encoder: causal, but no position sees an *earlier* latent, so that L_i has to be made from
+    text (Q, <think>, S_1..S_i) and nothing passes from one latent to the next.
+
+                 Q <t> a  b L1  c  d L2 </t>        r = 2: S_1 = a b, S_2 = c d
+            Q    x
+            <t>  x  x
+            a    x  x  x
+            b    x  x  x  x
+            L1   x  x  x  x  x
+            c    x  x  x  x  .  x
+            d    x  x  x  x  .  x  x
+            L2   x  x  x  x  .  x  x  x             itself, but not L1
+            </t> x  x  x  x  .  x  x  .  x
+
+    kind (B, T) -> (B, T, T). Paper section on latent token induction.
+    """
+    T = kind.shape[1]
+    itself = torch.eye(T, dtype=torch.bool, device=kind.device)
+    return causal(kind) & ((kind != LATENT)[:, None, :] | itself)
+
+
+def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
+    """LTSuM, stage 1's decoder: what must be told from Z_i alone sees Z_i alone, and the answer sees no text of
+    the chain, only latents.
+
+                 Q <t> Z1  c  d Z2 </t> A           S_1 is never shown; c d = S_2
+            Q    x
+            <t>  x  x
+            Z1   x  x  x
+            c    .  .  x  x                         S_2 from Z1 only: what Z1 lacks cannot be told
+            d    .  .  x  x  x
+            Z2   x  x  x  .  .  x
+            </t> x  x  x  .  .  x  x                the collapse: question and latents
+            A    x  x  x  .  .  x  x  x
+
+    This is the released code's mask, and the paper's figure; v1's text lets S_{i+1} see Q and Z_1..Z_i too.
+    kind, block (B, T) -> (B, T, T).
+    """
+    same_block = block[:, :, None] == block[:, None, :]
+    row_is_text, key_is_text = (kind == TEXT)[:, :, None], (kind == TEXT)[:, None, :]
+    key_is_prefix = (kind == PREFIX)[:, None, :]
+    return causal(kind) & torch.where(row_is_text, same_block & ~key_is_prefix, ~key_is_text)
+
+
+def dual_track_positions(kind: Tensor) -> Tensor:
+    """Positions of the decoder's input: the text of the chain counts on from its latent but takes no place on the
+    main track, where everything stands as it will at inference. kind (B, T) -> (B, T).
+
+            input  Q0 Q1 <t> Z1 s3 s4 Z2 s5 s6 Z3 </t> A1 A2
+            pos     0  1   2  3  4  5  4  5  6  5    6  7  8
+    """
+    index = torch.arange(kind.shape[1], device=kind.device).expand_as(kind)
+    main = kind != TEXT
+    track = main.long().cumsum(1) - 1                                              # place on the main track
+    last = torch.where(main, index, 0).cummax(1).values                            # where the track was left
+    return track + index - last

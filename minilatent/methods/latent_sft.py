@@ -1,0 +1,269 @@
+"""Latent-SFT: a latent is a superposition of the vocabulary, z = Σ_j α_j e_j over the k likeliest tokens.
+
+Deng et al., "Latent Reasoning in LLMs as a Vocabulary-Space Superposition", arXiv 2510.15522 (v2: "LLM Latent
+Reasoning as Chain of Superposition", which adds the Gumbel noise). The chain is cut into N = ⌈T/r⌉ segments S_1..S_N.
+
+Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder has to continue from the latents:
+
+    encoder   Q <think> S_1 L S_2 L .. S_N L </think>              under the induction mask (LTIM)
+              α_i = softmax of the top k of h(L_i) · Wᵀ,  z_i = Σ_j α_ij w_j        W: the decoder's embeddings
+    decoder   Q <think> Z_1 S_2 Z_2 S_3 .. Z_N </think> answer     under the supervision mask (LTSuM)
+    L_sup     cross-entropy of each S_{i+1} given Z_i, and of </think>, answer, <eos>
+    phases    1 the encoder learns, 2 the decoder, 3 both; each from the best of the one before
+
+The trained encoder then labels the training set: k probabilities and ids a latent. It is thrown away.
+
+Stage 2 teaches the decoder to produce the chain by itself, in one parallel forward over given latents:
+
+    input     Q <think> z_1 .. z_N </think> answer <eos>           causal, ordinary positions
+    L_auto    λ · mean over latents KL(α_t ‖ q_t)  +  β · mean over </think>, answer, <eos> of -log q_t[y_t]
+
+    python train.py --method latent_sft [--ratio 4] [--gumbel] [--no-ltim] [--no-ltsum] [--latent hidden]
+
+Where we differ, and why:
+  - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its segment's
+    tokens, with a weight that falls from `pull` to `pull_end`. Without it (0, the paper's recipe) a small model
+    invents almost one-hot codes of its own, which stage 2 learns slowly.
+  - L_sup is averaged inside each target block, then over blocks (v1's text; the release averages over all tokens).
+  - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
+  - Everything is batched; the release builds masks and embeddings one sample at a time.
+"""
+import copy
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint
+from ..batch import IGNORE, Row, encode, pad, segments
+from ..decode import decode, hidden_thinker, standardise, superposition_thinker
+from ..evaluate import accuracy
+from ..example import Example, is_correct
+from ..latent import gumbel_noise, mix, superpose
+from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
+from ..masks import (LATENT, PAD, PREFIX, TAIL, TEXT, causal, dual_track_positions, induction_mask,
+                     supervision_mask)
+from .method import Batch, Method, Stage
+
+
+@dataclass
+class Layout:
+    """A sequence: token ids, what each holds (masks.py), which block it belongs to."""
+    ids: list[int]
+    kind: list[int]
+    block: list[int]
+
+    @classmethod
+    def of(cls, *pieces: tuple[list[int], int, int]) -> "Layout":
+        """From (ids, kind, block) pieces in order."""
+        return cls([i for ids, _, _ in pieces for i in ids], [k for ids, k, _ in pieces for _ in ids],
+                   [b for ids, _, b in pieces for _ in ids])
+
+
+class LatentSFT(Method):
+    def __init__(self, config, tok, model, folder=None):
+        super().__init__(config, tok, model, folder)
+        self.encoder = None                          # exists in stage 1 only
+        self.hidden = config.latent == "hidden"      # the ablation: no projection on the vocabulary
+
+    def thinker(self):
+        if self.hidden:
+            return hidden_thinker(self.model)
+        return superposition_thinker(self.model, self.config.k, self.tok.never)
+
+    # ------------------------------------------------------------------ inputs
+
+    def encoder_layout(self, row: Row) -> Layout:
+        """Q <think> S_1 L S_2 L .. S_N L </think>"""
+        pieces = [(row.question + [self.tok.think], PREFIX, 0)]
+        for i, segment in enumerate(segments(row.chain, self.config.ratio), 1):
+            pieces += [(segment, TEXT, i), ([self.tok.latent], LATENT, i)]
+        return Layout.of(*pieces, ([self.tok.end_think], TAIL, 0))
+
+    def decoder_layout(self, row: Row) -> Layout:
+        """Q <think> Z_1 S_2 Z_2 S_3 .. S_N Z_N </think> answer <eos>"""
+        pieces = [(row.question + [self.tok.think], PREFIX, 0)]
+        for i, following in enumerate(segments(row.chain, self.config.ratio)[1:] + [[]], 1):
+            pieces += [([self.tok.latent], LATENT, i), (following, TEXT, i)]
+        return Layout.of(*pieces, ([self.tok.end_think, *row.answer], TAIL, 0))
+
+    def student_layout(self, row: Row, closed_only: bool = False) -> Layout:
+        """Q <think> z_1 .. z_N </think> answer <eos>, or only as far as </think>"""
+        n = len(segments(row.chain, self.config.ratio))
+        return Layout.of((row.question + [self.tok.think], PREFIX, 0), ([self.tok.latent] * n, LATENT, 0),
+                         ([self.tok.end_think] + ([] if closed_only else row.answer), TAIL, 0))
+
+    def tensors(self, layouts: list[Layout], prefix: str = "") -> Batch:
+        return {prefix + "ids": pad([x.ids for x in layouts], self.tok.pad),       # (B, T) each
+                prefix + "kind": pad([x.kind for x in layouts], PAD),
+                prefix + "block": pad([x.block for x in layouts], PAD)}
+
+    def embed_with(self, ids: Tensor, kind: Tensor, z: Tensor) -> Tensor:
+        """Token embeddings, with the latents z (n, C) in their slots, in reading order. (B, T, C)"""
+        x = self.model.embed(ids)
+        return x.masked_scatter((kind == LATENT)[:, :, None], z.to(x.dtype))
+
+    # ------------------------------------------------------------------ stage 1
+
+    def collate1(self, rows: list[Row]) -> Batch:
+        return {**self.tensors([self.encoder_layout(r) for r in rows]),
+                **self.tensors([self.decoder_layout(r) for r in rows], "decoder_")}
+
+    def induce(self, ids: Tensor, kind: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+        """The encoder's latents in reading order: z (n, C), (α, ids) (n, k), and the logits behind them (n, V)."""
+        mask = induction_mask(kind) if self.config.ltim else causal(kind)
+        h = self.encoder(ids, mask=mask)[kind == LATENT]                           # (n, C)
+        W = self.model.embed.weight.detach()
+        if self.hidden:
+            return standardise(h, W), None, None
+        logits = h @ W.T                                                           # no head of its own
+        z, probs, top = superpose(logits, W, self.config.k, self.tok.never)
+        return z, (probs, top), logits
+
+    def loss1(self, batch: Batch, noise: torch.Generator, progress: float):
+        z, _, logits = self.induce(batch["ids"], batch["kind"])                    # (n, C), (n, V)
+
+        ids, kind, block = batch["decoder_ids"], batch["decoder_kind"], batch["decoder_block"]   # (B, T)
+        mask = supervision_mask(kind, block) if self.config.ltsum else causal(kind)
+        h = self.model(embeds=self.embed_with(ids, kind, z), mask=mask, positions=dual_track_positions(kind))
+        # Labels: the next token, if it is text of the chain or the tail. Z_N says </think>; a segment's last
+        # token and <think> are followed by a latent and say nothing.
+        told = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)                       # (B, T - 1)
+        # A target block is one S_{i+1}, or the tail (block 0) of one row.
+        per_row = int(block.max()) + 1
+        target = block[:, 1:] + per_row * torch.arange(len(block), device=block.device)[:, None]
+        loss = cross_entropy_by_block(self.model.logits(h[:, :-1][told]), ids[:, 1:][told], target[told],
+                                      per_row * len(block))                        # L_sup
+
+        logged = {"sup": loss.item()}
+        weight = self.config.pull + (self.config.pull_end - self.config.pull) * progress
+        if weight > 0 and logits is not None and self.encoder.training:
+            pull = sparse_kl(logits, *self.segment_mixture(batch["ids"], batch["kind"], batch["block"]))
+            logged["pull"] = pull.item()
+            loss = loss + weight * pull
+        return loss, logged
+
+    def segment_mixture(self, ids: Tensor, kind: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        """The uniform mixture of S_i for every latent: probabilities and ids (n, r), 0 where a segment is shorter.
+        In the encoder's input the r positions before an L are its segment's, unless they are another block's."""
+        row, at = (kind == LATENT).nonzero(as_tuple=True)                          # (n,), (n,)
+        back = at[:, None] - torch.arange(self.config.ratio, 0, -1, device=ids.device)   # (n, r)
+        mine = (block[row[:, None], back] == block[row, at][:, None]) & (kind[row[:, None], back] == TEXT)
+        return mine / mine.sum(-1, keepdim=True), ids[row[:, None], back]
+
+    @torch.no_grad()
+    def compression_accuracy(self, val: list[Example]) -> dict[str, float]:
+        """Is the answer right when the decoder runs freely from the encoder's latents of the *gold* chain? That
+        measures compression, not reasoning: the gold chain holds the answer."""
+        self.eval()
+        right = 0
+        for at in range(0, len(val), self.config.eval_batch):
+            examples = val[at:at + self.config.eval_batch]
+            rows, _ = encode(examples, self.tok, self.model.config.context, "error")
+            z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in rows]), "ids", "kind"))[0]
+            out = self.answer_given(rows, z)
+            right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, examples))
+        return {"accuracy": right / max(len(val), 1)}
+
+    def answer_given(self, rows: list[Row], z: Tensor):
+        """Decode the answers of rows whose latents (n, C), in reading order, are given."""
+        layouts = [self.student_layout(r, closed_only=True) for r in rows]
+        ids, kind = self.on_device(self.tensors(layouts), "ids", "kind")
+        return decode(self.model, self.tok, self.embed_with(ids, kind, z), (kind != PAD).sum(1), None,
+                      max_answer=self.config.max_answer)
+
+    def on_device(self, batch: Batch, *names: str) -> tuple[Tensor, ...]:
+        return tuple(batch[n].to(self.device) for n in names)
+
+    # ------------------------------------------------------------------ soft labels
+
+    @torch.no_grad()
+    def soft_labels(self, rows: list[Row]) -> dict[str, Tensor]:
+        """The encoder's latents of all rows, one after the other: `probs` and `ids` (n, k), or `states` (n, C) for
+        the hidden-state ablation; `start` (rows + 1,) where each row's begin. Computed once, kept beside the run."""
+        path = self.folder / "state" / "labels.safetensors" if self.folder else None
+        if path and path.exists():
+            return checkpoint.load_tensors(path)[0]
+        self.eval()
+        counts = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
+        labels: dict[str, list[Tensor]] = {}
+        for at in range(0, len(rows), self.config.eval_batch):
+            layouts = [self.encoder_layout(r) for r in rows[at:at + self.config.eval_batch]]
+            z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
+            found = {"states": z.half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
+            for name, tensor in found.items():
+                labels.setdefault(name, []).append(tensor.cpu())
+        stored = {name: torch.cat(parts) for name, parts in labels.items()}
+        stored["start"] = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        if path:
+            checkpoint.save_tensors(path, stored)
+        return stored
+
+    # ------------------------------------------------------------------ stage 2
+
+    def collate2(self, items: list[int]) -> Batch:
+        rows = [self.train_rows[i] for i in items]
+        batch = self.tensors([self.student_layout(r) for r in rows])
+        start = self.labels["start"]
+        take = torch.cat([torch.arange(start[i], start[i + 1]) for i in items])    # (n,) latents of this batch
+        batch["chain"] = torch.repeat_interleave(torch.arange(len(items)), start[[i + 1 for i in items]] - start[items])
+        for name in ("probs", "ids", "states"):
+            if name in self.labels:
+                label = self.labels[name][take]
+                batch["label_" + name] = label.long() if name == "ids" else label.float()
+        return batch
+
+    def loss2(self, batch: Batch, noise: torch.Generator, progress: float):
+        config, ids, kind = self.config, batch["ids"], batch["kind"]               # (B, T)
+        if self.hidden:
+            z = batch["label_states"]                                              # (n, C)
+        else:
+            probs, top = batch["label_probs"], batch["label_ids"]                  # (n, k)
+            if config.gumbel:
+                probs = gumbel_noise(probs, top, batch["chain"], self.tok.end_think, noise, config.gumbel_scale,
+                                     config.gumbel_tau)
+            z = mix(probs, top, self.model.embed.weight)
+        h = self.model(embeds=self.embed_with(ids, kind, z))                       # (B, T, C)
+        before_latent, before_tail = kind[:, 1:] == LATENT, kind[:, 1:] == TAIL    # (B, T - 1)
+        tail = self.model.logits(h[:, :-1][before_tail])
+        ce = cross_entropy(tail, ids[:, 1:][before_tail])
+        ahead = h[:, :-1][before_latent]                                           # (n, C): these foretell a latent
+        logits = self.model.logits(ahead)                                          # (n, V)
+        if self.hidden:
+            # Squared error of standardised states, in units of the embeddings' std; the head learns "not yet".
+            W = self.model.embed.weight
+            latent = ((standardise(ahead, W) - z) / W.detach().std()).pow(2).mean()
+            p_end = logits.float().softmax(-1)[:, self.tok.end_think]
+            latent = latent - torch.log1p(-p_end.clamp(max=1 - 1e-6)).mean()
+        else:
+            latent = sparse_kl(logits, probs, top)
+        loss = config.kl_weight * latent + config.ce_weight * ce                   # L_auto
+        return loss, {"kl": latent.item(), "ce": ce.item()}
+
+    # ------------------------------------------------------------------ the whole
+
+    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
+        config = self.config
+        steps = [int(s) for s in config.stage1_steps.split(",")]
+        self.encoder = copy.deepcopy(self.model)
+        tokens = [len(self.decoder_layout(r).ids) for r in train]
+        trained = {"encoder": [self.encoder], "decoder": [self.model], "both": [self.encoder, self.model]}
+        for i, (phase, modules) in enumerate(trained.items()):
+            def loss(batch, noise, progress, i=i):                 # progress over the whole of stage 1
+                return self.loss1(batch, noise, (sum(steps[:i]) + progress * steps[i]) / max(1, sum(steps)))
+            yield Stage(f"stage1-{phase}", train, tokens, self.collate1, loss, modules, steps[i],
+                        config.stage1_lr or config.lr, lambda: self.compression_accuracy(val))
+        self.train_rows, self.labels = train, self.soft_labels(train)
+        self.encoder = None
+        yield Stage("stage2", range(len(train)), [len(self.student_layout(r).ids) for r in train], self.collate2,
+                    self.loss2, [self.model], config.steps, config.lr, lambda: accuracy(self, val))
+
+    def plan(self, train: list[Row]):
+        mean = lambda layout: sum(len(layout(r).ids) for r in train[:1000]) / max(1, len(train[:1000]))
+        both = mean(self.encoder_layout) + mean(self.decoder_layout)
+        names = ("stage1-encoder", "stage1-decoder", "stage1-both")
+        told = ("learns latents that a frozen decoder can continue from", "learns to read the encoder's latents",
+                "encoder and decoder together")
+        stage1 = [(n, int(s), both, t) for n, s, t in zip(names, self.config.stage1_steps.split(","), told)]
+        return [*stage1, ("stage2", self.config.steps, mean(self.student_layout), "the model learns to produce the chain itself")]

@@ -1,0 +1,68 @@
+"""What a method is: modules, the stages that train them, and how it thinks at inference."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Row, encode_question, pad
+from ..config import Config
+from ..decode import Decoded, Thinker, decode
+from ..example import Example
+from ..model import Transformer
+from ..tokenizer import Tokenizer
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Stage:
+    """One optimisation: what is trained, on what, by which loss, and how its best moment is known."""
+    name: str
+    items: Sequence                                          # what `collate` makes batches of
+    lengths: list[int]                                       # tokens per item, to put equal lengths side by side
+    collate: Callable[[list], Batch]
+    loss: Callable[[Batch, torch.Generator, float], tuple[Tensor, dict[str, float]]]   # batch, noise, progress in 0..1
+    trained: list[nn.Module]                                 # everything else is frozen
+    steps: int
+    lr: float
+    validate: Callable[[], dict[str, float]]                 # its "accuracy" chooses the best checkpoint
+
+
+class Method(nn.Module):
+    """Subclasses: cot_sft, no_cot, latent_sft. A method owns the model and all that is trained beside it."""
+
+    def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
+        super().__init__()
+        self.config, self.tok, self.model, self.folder = config, tok, model, folder
+
+    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
+        """The stages in order. What stands between two `yield`s runs when the first is over and its best
+        checkpoint is loaded."""
+        raise NotImplementedError
+
+    def plan(self, train: list[Row]) -> list[tuple[str, int, float, str]]:
+        """What `stages` will do, told before it starts: name, steps, tokens an example goes through, in words."""
+        raise NotImplementedError
+
+    def thinker(self) -> Thinker | None:
+        """How it thinks at inference; None: it does not."""
+        raise NotImplementedError
+
+    def prompt(self, question: str) -> list[int]:
+        return [*encode_question(question, self.tok), self.tok.think]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    def solve(self, questions: list[str], **options) -> Decoded:
+        """Think and answer, all questions side by side."""
+        prompts = [self.prompt(q) for q in questions]
+        ids = pad(prompts, self.tok.pad).to(self.device)
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        options = {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer, **options}
+        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), **options)

@@ -1,0 +1,256 @@
+"""The transformer, from scratch, in one file: GPT-2 and Qwen/Llama families by configuration.
+
+A forward pass goes ids or embeddings -> hidden states; logits are a second call, made only at the
+positions that somebody wants (`model.logits(hidden[:, -1])`), because a latent method reads few of them.
+
+Symbols: B rows, T new positions, S keys (cached ones included), C width, H heads, G key/value heads,
+D head size, V vocabulary.
+
+                 GPT-2          Qwen2          Qwen3          Llama, SmolLM2, mini
+    position     learned        rope           rope           rope
+    norm         layernorm      rmsnorm        rmsnorm        rmsnorm
+    mlp          gelu           swiglu         swiglu         swiglu
+    bias         everywhere     q, k, v        none           none
+    qk_norm      no             no             yes            no
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class ModelConfig:
+    vocab_size: int
+    n_layer: int = 5
+    n_head: int = 4
+    n_kv_head: int = 4            # fewer than n_head: grouped-query attention
+    width: int = 128
+    head_dim: int = 32
+    hidden: int = 352             # width of the MLP's inner layer
+    context: int = 512            # longest sequence
+    position: str = "rope"        # rope | learned
+    norm: str = "rmsnorm"         # rmsnorm | layernorm
+    mlp: str = "swiglu"           # swiglu | gelu
+    bias: bool = False            # on the output projection, the MLP and layernorms
+    qkv_bias: bool = False
+    qk_norm: bool = False         # RMSNorm on each head's q and k (Qwen3)
+    tied: bool = True             # the language head is the input embedding
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    attention: str = "sdpa"       # sdpa | naive (the same, written out)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, T, D), k and v (B, H, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` as the textbook has it: softmax(q kᵀ / √D) v."""
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                     # (B, H, T, S)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v               # (B, H, T, D)
+
+
+ATTENTION = {"sdpa": attention, "naive": naive_attention}
+
+
+def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · θ^(-2i/D), each (B or 1, 1, T, D): the two halves of a head share their angles."""
+    i = torch.arange(0, config.head_dim, 2, device=positions.device).float()
+    frequency = config.rope_theta ** (-i / config.head_dim)                       # (D/2,)
+    angle = positions[:, None, :, None].float() * frequency                       # (B, 1, T, D/2)
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i+D/2}) of every head by their position's angle. x (B, H, T, D)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+
+
+class KVCache:
+    """Preallocated keys and values with a length per row, so that ragged rows decode side by side.
+
+    Row b holds lengths[b] valid positions; what lies behind is garbage that the next write overwrites
+    and that no mask ever shows.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device=None, dtype=None):
+        shape = (config.n_layer, rows, config.n_kv_head, capacity, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D)."""
+        index = slots[:, None, :, None].expand_as(k)
+        self.k[layer].scatter_(2, index, k)
+        self.v[layer].scatter_(2, index, v)
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row that is not in `rows` (indices): finished rows need no more computing."""
+        self.k, self.v, self.lengths = self.k[:, rows], self.v[:, rows], self.lengths[rows]
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
+    return nn.RMSNorm(width, eps=config.norm_eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        C, D = config.width, config.head_dim
+        self.q = nn.Linear(C, config.n_head * D, bias=config.qkv_bias)
+        self.k = nn.Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
+        self.v = nn.Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
+        self.o = nn.Linear(config.n_head * D, C, bias=config.bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = make_norm(config, D), make_norm(config, D)
+
+    def forward(self, x, mask, rope, cache, layer, slots, end):
+        B, T, _ = x.shape
+        split = lambda y: y.view(B, T, -1, self.config.head_dim)
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))            # (B, T, H | G | G, D)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)         # (B, H | G | G, T, D)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.write(layer, k, v, slots, end)                           # (B, G, S, D)
+        if (repeat := self.config.n_head // self.config.n_kv_head) > 1:           # a group of heads shares k, v
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+        y = ATTENTION[self.config.attention](q, k, v, mask)                       # (B, H, T, D)
+        return self.o(y.transpose(1, 2).reshape(B, T, -1))                        # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gated = config.mlp == "swiglu"
+        self.up = nn.Linear(config.width, config.hidden, bias=config.bias)
+        if self.gated:
+            self.gate = nn.Linear(config.width, config.hidden, bias=config.bias)
+        self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
+
+    def forward(self, x):
+        if self.gated:
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.norm1, self.attn = make_norm(config, config.width), Attention(config)
+        self.norm2, self.mlp = make_norm(config, config.width), MLP(config)
+
+    def forward(self, x, *attention_args):
+        x = x + self.attn(self.norm1(x), *attention_args)
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        if config.position == "learned":
+            self.embed_position = nn.Embedding(config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config, config.width)
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """GPT-2's: N(0, 0.02), the projections into the residual stream smaller by √(2 · layers)."""
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                continue                                                           # norms 1, biases: see below
+            residual = name.endswith(("o.weight", "down.weight"))
+            std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+            nn.init.normal_(p, 0.0, std, generator=generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor | None = None, embeds: Tensor | None = None, mask: Tensor | None = None,
+                positions: Tensor | None = None, cache: KVCache | None = None,
+                new: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm, (B, T, C).
+
+        ids        (B, T) token ids, or
+        embeds     (B, T, C) input embeddings, without the position embedding
+        mask       (T, S) or (B, T, S), True = may attend; None = causal, by the fast path. Every row needs
+                   at least one True: softmax over nothing is NaN.
+        positions  (T,) or (B, T); default 0..T-1, after the cached ones when there is a cache
+        cache      keys and values of earlier positions; the T new ones are appended
+        new        (B,) how many of the T positions are real in each row when they are padded on the right;
+                   default T. Only these stay in the cache.
+        """
+        x = self.embed(ids) if embeds is None else embeds                          # (B, T, C)
+        B, T, _ = x.shape
+        step = torch.arange(T, device=x.device)
+        slots = end = None
+        if cache is not None:
+            slots = cache.lengths[:, None] + step                                  # (B, T)
+            end = int(cache.lengths.max()) + T
+            if end > cache.k.shape[3]:
+                raise ValueError(f"the cache holds {cache.k.shape[3]} positions, {end} are needed")
+            if mask is None:
+                mask = torch.arange(end, device=x.device) <= slots[:, :, None]     # (B, T, S)
+            if positions is None:
+                positions = slots
+        if positions is None:
+            positions = step
+        if positions.dim() == 1:
+            positions = positions[None]
+        if mask is not None:
+            mask = mask[None, None] if mask.dim() == 2 else mask[:, None]          # (B or 1, 1, T, S)
+
+        rope = None
+        if self.config.position == "learned":
+            x = x + self.embed_position(positions)
+        else:
+            rope = rope_angles(positions, self.config)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, rope, cache, layer, slots, end)
+        if cache is not None:
+            cache.lengths = cache.lengths + (T if new is None else new)
+        return self.norm(x)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C): row v of the language head."""
+        return self.embed.weight if self.config.tied else self.head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V). Call it on the positions you need, not on all."""
+        return hidden @ self.head_weight.T
+
+    @torch.no_grad()
+    def resize(self, vocab_size: int) -> None:
+        """Grow the vocabulary. A new row is the mean of the old ones: as likely as an average token at first,
+        where N(0, 0.02) would stand out among small pretrained embeddings."""
+        old = self.config.vocab_size
+        if vocab_size < old:
+            raise ValueError(f"cannot shrink the vocabulary from {old} to {vocab_size}")
+        for layer in [self.embed] + ([] if self.config.tied else [self.head]):
+            extra = layer.weight.mean(0, keepdim=True).expand(vocab_size - old, -1)
+            layer.weight = nn.Parameter(torch.cat([layer.weight, extra]))
+        self.embed.num_embeddings = self.config.vocab_size = vocab_size
+        if not self.config.tied:
+            self.head.out_features = vocab_size
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())

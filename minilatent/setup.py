@@ -1,0 +1,182 @@
+"""From settings to a run: device, initial model, data, run folder, summary. Shared by the root scripts."""
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from . import checkpoint, data
+from .batch import Row, encode
+from .config import Config, UserError, resolve
+from .evaluate import solve_all
+from .example import Example
+from .methods import METHODS, Method
+from .model import ModelConfig, Transformer
+from .pretrained import load_pretrained
+from .tokenizer import Tokenizer, mini_tokenizer
+from .trainer import Trainer, batches, padding
+
+BASE = Path(__file__).parent / "base"        # mini-base: a CoT-SFT model on mini, from which methods start
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine has no CUDA, or this PyTorch was built without it; try --device cpu")
+    return device
+
+
+def initial_model(config: Config) -> tuple[Transformer, Tokenizer]:
+    """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights."""
+    init = config.init
+    if not init:
+        if not config.data.startswith("mini"):
+            raise UserError(f"--data {config.data} needs --init: a run folder, a Hugging Face folder, a hub name, or none")
+        init = str(BASE)
+    if init == "none":
+        tok = mini_tokenizer()
+        if config.width % config.n_head:
+            raise UserError(f"--width {config.width} is not a multiple of --n_head {config.n_head}")
+        model = Transformer(ModelConfig(tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head, n_kv_head=config.n_head,
+                                        width=config.width, head_dim=config.width // config.n_head, hidden=config.hidden))
+        model.init_weights(torch.Generator().manual_seed(config.seed))
+        return model, tok
+    path = Path(init) / "config.json"
+    if path.exists():
+        try:
+            ours = "minilatent" in json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        if ours:
+            return checkpoint.load_model(init)[:2]
+    return load_pretrained(init)
+
+
+def load_run(folder: str | Path, device: torch.device) -> Method:
+    """The method of a run folder with its trained weights, ready to solve."""
+    model, tok, settings, rest = checkpoint.load_model(folder)
+    known = {f.name for f in dataclasses.fields(Config)}
+    config = Config(**{k: v for k, v in settings.items() if k in known})
+    method = METHODS[config.method](config, tok, model)
+    checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest},
+                         Path(folder) / "model.safetensors")
+    return method.to(device).eval()
+
+
+def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], list[Example], str]:
+    """Training rows, validation examples, and a line that says what was left out."""
+    options = {"seed": config.seed, "chain_style": config.chain_style, "chain_order": config.chain_order}
+    examples = data.load(config.data, "train", limit=config.train_size, **options)
+    val = data.load(config.val_data or config.data, "test" if config.val_data else "val", limit=config.val_size,
+                    chain_style=config.chain_style)
+    if config.val_data:
+        examples = data.exclude(examples, val)
+    chained = [e for e in examples if e.steps] if config.method != "no_cot" else examples
+    rows, skipped = encode(chained, tok, longest, config.too_long)
+    if not rows:
+        raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")
+    left_out = f"left out: {len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"
+    fits = [e for e in val if len(tok.encode(e.question)) + len(tok.encode(e.chain)) + 40 <= longest]
+    return rows, fits, left_out if len(rows) < len(examples) else ""
+
+
+def prepare_folder(config: Config) -> Path:
+    """The run folder, empty. A finished or broken run of the same method that is in the way is moved aside."""
+    folder = Path(config.out or f"out/{config.method}")
+    if folder.is_dir() and any(folder.iterdir()):
+        settings, _ = checkpoint.read_config(folder)
+        if settings["method"] != config.method:
+            raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}: choose another --out")
+        n = next(n for n in range(1, 10_000) if not Path(f"{folder}.{n}").exists())
+        folder.rename(f"{folder}.{n}")
+        print(f"the earlier run in {folder} is now in {folder}.{n}")
+    elif folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file")
+    try:
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}") from None
+    return folder
+
+
+def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
+    """The settings of the run in --out. Others than these may not be given anew."""
+    free = {"resume", "out", "device", "threads", "method", "preset"}
+    folder = Path(config.out or f"out/{config.method}")
+    settings, _ = checkpoint.read_config(folder)
+    if settings["method"] != config.method:
+        raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
+    for key, value in given.items():
+        if key not in free and settings.get(key) != value:
+            raise UserError(f"the run in {folder} was started with --{key} {settings.get(key)}; --resume cannot change it")
+    stored = Config(**settings)
+    return dataclasses.replace(stored, out=str(folder), resume=True, device=config.device, threads=config.threads), folder
+
+
+def seconds_per_token(method: Method, rows: list[Row]) -> float:
+    """One forward and backward pass of the model over a small batch, timed."""
+    ids = torch.full((min(16, len(rows)), 64), method.tok.eos, device=method.device)
+    for _ in range(2):                       # the first pass warms up
+        start = time.perf_counter()
+        method.model.logits(method.model(ids)[:, -16:]).logsumexp(-1).sum().backward()
+        if method.device.type == "cuda":
+            torch.cuda.synchronize()
+        took = time.perf_counter() - start
+    method.zero_grad(set_to_none=True)
+    return took / ids.numel()
+
+
+def summary(config: Config, method: Method, rows: list[Row], val: list[Example], left_out: str) -> str:
+    lengths = [len(r.explicit(method.tok)[0]) for r in rows]
+    waste = padding(lengths, batches(lengths, config.batch_size, f"{config.seed} 0 0"))
+    rate = seconds_per_token(method, rows)
+    lines = [f"{config.method} on {config.data}: {method.model.num_parameters() / 1e6:.2f} M parameters, {len(rows)} training "
+             f"examples ({sum(lengths) / 1e6:.1f} M tokens, {waste:.1%} padding), {len(val)} to validate on, "
+             f"{method.device}, {config.dtype}"]
+    lines += [left_out] if left_out else []
+    for name, steps, tokens, about in method.plan(rows):
+        steps = min(steps, config.max_steps) if config.max_steps else steps
+        minutes = steps * config.batch_size * tokens * rate / 60
+        lines.append(f"  {name:15s} {steps:6d} steps, about {minutes:4.1f} min   {about}")
+    return "\n".join(lines)
+
+
+def train(given: dict) -> None:
+    """The whole of train.py after its command line: settings that the user gave -> a run folder."""
+    config = resolve(given)
+    if config.resume:
+        config, folder = resume_config(config, given)
+        if (folder / "model.safetensors").exists():
+            print(f"{folder} is finished")
+            return
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    model, tok = initial_model(config)
+    longest = min(config.max_tokens or model.config.context, model.config.context)
+    rows, val, left_out = load_data(config, tok, longest)
+    if not config.resume:
+        folder = prepare_folder(config)
+        checkpoint.write_config(folder, config, model.config)
+        tok.save(folder)
+    method = METHODS[config.method](config, tok, model, folder).to(device)
+    print(summary(config, method, rows, val, left_out), flush=True)
+    if config.compile:
+        model.compile(dynamic=True)
+    trainer = Trainer(config, method, folder)
+    if config.resume:
+        trainer.resume()
+    trainer.fit(rows, val)
+    print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
+    if config.data in data.NAMES:            # a file has no test split of its own: eval.py takes one
+        result = solve_all(method, data.load(config.data, "test", limit=config.test_size))
+        low, high = result["ci95"]
+        print(f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {result['n']}), "
+              f"#L {result['mean_len']:.1f}")
+    print(f"next: python eval.py --ckpt {folder}    python sample.py --ckpt {folder}")

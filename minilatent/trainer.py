@@ -1,0 +1,211 @@
+"""One loop for every method: stages, validation, checkpoints, resume.
+
+Nothing random has a state of its own: the order of an epoch is drawn from (seed, stage, epoch) and the noise of a
+step from (seed, stage, step). So a checkpoint is weights, optimizer and a step number, and a resumed run on CPU
+is the interrupted one, bit for bit.
+"""
+import contextlib
+import json
+import math
+import random
+import signal
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import checkpoint
+from .config import Config, UserError
+from .methods.method import Method, Stage
+
+
+def batches(lengths: list[int], batch_size: int, seed: str) -> list[list[int]]:
+    """One epoch of index lists in random order, equal lengths side by side so that little is padded: shuffle,
+    sort inside pools of 50 batches, cut, shuffle the batches. Every index occurs once; the last batch of the epoch
+    may be short."""
+    rng = random.Random(seed)
+    order = rng.sample(range(len(lengths)), len(lengths))
+    pool = 50 * batch_size
+    order = [i for at in range(0, len(order), pool) for i in sorted(order[at:at + pool], key=lambda i: lengths[i])]
+    cut = [order[at:at + batch_size] for at in range(0, len(order), batch_size)]
+    rng.shuffle(cut)
+    return cut
+
+
+def padding(lengths: list[int], cut: list[list[int]]) -> float:
+    """The share of a padded epoch's tokens that is padding."""
+    real = sum(lengths[i] for batch in cut for i in batch)
+    return 1 - real / sum(len(batch) * max(lengths[i] for i in batch) for batch in cut)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, floor: float) -> float:
+    """Linear warm-up over a share `warmup` of the steps, then a cosine down to peak · floor."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    fall = (step - rise) / max(1, steps - rise)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall)))
+
+
+class Trainer:
+    def __init__(self, config: Config, method: Method, folder: Path):
+        self.config, self.method, self.folder = config, method, folder
+        self.state = folder / "state"
+        self.device = method.device
+        self.interrupted = False
+        self.seconds = 0.0                       # of training, over all sittings
+        self.tokens = 0
+        self.at = {"stage": 0, "step": 0}        # where to go on
+        self.metrics = None
+        dtype = getattr(torch, config.dtype)
+        self.autocast = (lambda: torch.autocast(self.device.type, dtype)) if dtype != torch.float32 else contextlib.nullcontext
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+
+    # ------------------------------------------------------------------ the run
+
+    def fit(self, train, val) -> None:
+        """All stages in order, then the final model. KeyboardInterrupt after saving on Ctrl-C."""
+        before = signal.signal(signal.SIGINT, self.on_interrupt)
+        try:
+            with open(self.folder / "metrics.jsonl", "a") as self.metrics:
+                for index, stage in enumerate(self.method.stages(train, val)):
+                    if index >= self.at["stage"]:
+                        self.run_stage(index, stage)
+                    self.load_best(stage)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        final = {n: t for n, t in self.method.state_dict().items() if not n.startswith("encoder.")}
+        checkpoint.save_tensors(self.folder / "model.safetensors", final, {"method": self.config.method})
+
+    def on_interrupt(self, *_):
+        if self.interrupted:
+            raise KeyboardInterrupt              # the second Ctrl-C does not wait
+        self.interrupted = True
+
+    def run_stage(self, index: int, stage: Stage) -> None:
+        config, method = self.config, self.method
+        steps = min(stage.steps, config.max_steps) if config.max_steps else stage.steps
+        every = config.eval_every or max(1, -(-steps // 4))
+        for p in method.parameters():
+            p.requires_grad_(False)
+        named = {}                               # the trained parameters; a tied head is there once
+        for name, p in method.named_parameters():
+            if any(p is q for module in stage.trained for q in module.parameters()):
+                named[name] = p.requires_grad_(True)
+        optimizer = torch.optim.AdamW(
+            [{"params": [p for p in named.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
+             {"params": [p for p in named.values() if p.dim() < 2], "weight_decay": 0.0}],
+            lr=stage.lr, betas=(0.9, config.beta2), fused=True)
+        start, best = 0, -1.0
+        if self.at["stage"] == index and self.at["step"] > 0:
+            start, best = self.at["step"], self.at["best"]
+            self.load_optimizer(optimizer, named)
+
+        method.train()
+        epoch, cut = -1, []
+        per_epoch = -(-len(stage.items) // config.batch_size)
+        bar = tqdm(total=steps, initial=start, desc=stage.name, disable=None, dynamic_ncols=True)
+        clock, shown = time.perf_counter(), {}
+        for step in range(start, steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                cut = batches(stage.lengths, config.batch_size, f"{config.seed} {index} {epoch}")
+            chosen = [stage.items[i] for i in cut[step % per_epoch]]
+            noise = torch.Generator().manual_seed(hash((config.seed, index, step)) % 2 ** 63)
+            lr = learning_rate(step, steps, stage.lr, config.warmup, config.min_lr)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            parts = max(1, min(config.accumulate, len(chosen)))
+            logged: dict[str, float] = {}
+            for part in range(parts):
+                batch = stage.collate(chosen[part::parts])
+                batch = {name: t.to(self.device) for name, t in batch.items()}
+                with self.autocast():
+                    loss, extra = stage.loss(batch, noise, step / steps)
+                self.scaler.scale(loss / parts).backward()
+                for name, value in {"loss": loss.item(), **extra}.items():
+                    logged[name] = logged.get(name, 0.0) + float(value) / parts
+                self.tokens += batch["ids"].numel()
+            self.scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
+            if not math.isfinite(logged["loss"]):
+                raise UserError(f"{stage.name}: the loss is {logged['loss']} at step {step}; the last good checkpoint is in "
+                                f"{self.state}; try a lower --lr")
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+            done, now = step + 1, time.perf_counter()
+            self.seconds, clock = self.seconds + now - clock, now
+            bar.update()
+            bar.set_postfix(loss=f"{logged['loss']:.3f}", **shown, refresh=False)
+            if done % config.log_every == 0 or done == steps:
+                self.log(index, stage, done, **logged, lr=lr, grad_norm=float(norm))
+            if done % every == 0 or done == steps:
+                scores = stage.validate()
+                method.train()
+                shown = {"val": f"{scores['accuracy']:.3f}"}
+                self.log(index, stage, done, **{f"val_{name}": value for name, value in scores.items()})
+                if scores["accuracy"] >= best:   # of equals the later one, which has seen more
+                    best = scores["accuracy"]
+                    checkpoint.save_tensors(self.best_file(stage), method.state_dict(), {"step": done, "accuracy": best})
+                now = time.perf_counter()
+                self.seconds, clock = self.seconds + now - clock, now
+            if done % config.save_every == 0 or done == steps or self.interrupted:
+                self.save(index, done, best, optimizer, named)
+            if self.interrupted and done < steps:
+                bar.close()
+                print(f"stopped after step {done} of {stage.name}; --resume goes on from here")
+                raise KeyboardInterrupt
+        bar.close()
+
+    # ------------------------------------------------------------------ files
+
+    def best_file(self, stage: Stage) -> Path:
+        return self.state / f"best-{stage.name}.safetensors"
+
+    def load_best(self, stage: Stage) -> None:
+        tensors, _ = checkpoint.load_tensors(self.best_file(stage))
+        checkpoint.load_into(self.method, tensors, self.best_file(stage))
+
+    def save(self, stage: int, step: int, best: float, optimizer, named) -> None:
+        """Weights, both moments of AdamW, and where we are, in one file: no crash can leave half of it."""
+        tensors = {f"method.{n}": t for n, t in self.method.state_dict().items()}
+        for name, p in named.items():
+            for key, value in optimizer.state[p].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        checkpoint.save_tensors(self.state / "resume.safetensors", tensors, {
+            "stage": stage, "step": step, "best": best, "seconds": self.seconds, "tokens": self.tokens,
+            "scaler": self.scaler.state_dict()})
+
+    def load_optimizer(self, optimizer, named) -> None:
+        tensors, meta = checkpoint.load_tensors(self.state / "resume.safetensors")
+        weights = {n[len("method."):]: t for n, t in tensors.items() if n.startswith("method.")}
+        checkpoint.load_into(self.method, weights, self.state / "resume.safetensors")
+        for name, p in named.items():
+            optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" and
+                                  not p.is_cuda else p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+        if meta["scaler"]:
+            self.scaler.load_state_dict(meta["scaler"])
+
+    def resume(self) -> None:
+        """Find out where to go on, and cut from metrics.jsonl what will be done again."""
+        path = self.state / "resume.safetensors"
+        if not path.exists():
+            return                               # killed before the first checkpoint: begin again
+        _, self.at = checkpoint.load_tensors(path)
+        self.seconds, self.tokens = self.at["seconds"], self.at["tokens"]
+        lines = []
+        for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):   # the last line may be half written
+                entry = json.loads(line)
+                if (entry["index"], entry["step"]) <= (self.at["stage"], self.at["step"]):
+                    lines.append(line + "\n")
+        checkpoint.replace_file(self.folder / "metrics.jsonl", lambda p: p.write_text("".join(lines)))
+
+    def log(self, index: int, stage: Stage, step: int, **values) -> None:
+        entry = {"stage": stage.name, "index": index, "step": step, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}
+        self.metrics.write(json.dumps(entry) + "\n")
+        self.metrics.flush()
