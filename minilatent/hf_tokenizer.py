@@ -36,9 +36,9 @@ def read(folder: Path) -> dict:
         size = max(read_json(folder / "config.json", {}).get("vocab_size", 0), *(i + 1 for i in vocab.values()),
                    *(i + 1 for i in added.values()))
         markers = {m: added[m] for m in ("<think>", "</think>") if m in added}
-        eos = own_eos(folder, vocab | added)
-        if eos is not None and eos < size and eos not in set(ids):
-            markers["<eos>"] = eos
+        for eos in own_ends(folder, vocab | added):
+            if eos is not None and 0 <= eos < size and eos not in ids:         # nothing that text can be made of
+                markers.setdefault("<eos>", eos)
         return {"pattern": pattern, "ranks": ranks, "ids": ids, "markers": markers, "size": size, "normalizer": normalizer}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is damaged or no byte-level BPE tokenizer "
@@ -116,11 +116,11 @@ def unicode_form(normalizer: dict | None, path: Path) -> str | None:
     raise UserError(f"{path} normalizes text by {' + '.join(map(str, kinds))}; there is NFC, NFD, NFKC, NFKD")
 
 
-def own_eos(folder: Path, vocab: dict[str, int]) -> int | None:
-    """The id that ends the model's own texts: the first that the folder's files name."""
+def own_ends(folder: Path, vocab: dict[str, int]) -> list[int | None]:
+    """The ids that end the model's own texts, as the folder's files name them, the likeliest first."""
+    ends = []
     for name in ("config.json", "generation_config.json"):
         eos = read_json(folder / name, {}).get("eos_token_id")
-        if eos not in (None, []):
-            return eos[0] if isinstance(eos, list) else eos
+        ends += eos if isinstance(eos, list) else [eos]
     token = read_json(folder / "tokenizer_config.json", {}).get("eos_token")
-    return vocab.get(token["content"] if isinstance(token, dict) else token)
+    return [*ends, vocab.get(token["content"] if isinstance(token, dict) else token)]

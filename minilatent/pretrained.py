@@ -1,2 +1,172 @@
+"""Pretrained weights of the GPT-2, Llama, Qwen2 and Qwen3 families, from a Hugging Face folder or the hub.
+
+A folder is config.json, safetensors and a tokenizer. What config.json asks for is either what `model.py` computes or
+refused by name; every tensor of the files must find its place and every place its tensor.
+"""
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from .config import UserError
-def load_pretrained(name): raise UserError("not yet")
+from .model import ModelConfig, Transformer
+from .tokenizer import Tokenizer, read_json
+
+HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+             "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt"]
+
+# Their module -> ours; {} is the layer. GPT-2 keeps q, k, v in one matrix, and its matrices (in, out).
+GPT2_NAMES = {
+    "wte":               "embed",
+    "wpe":               "embed_position",
+    "h.{}.ln_1":         "blocks.{}.norm1",
+    "h.{}.attn.c_attn":  "blocks.{}.attn.q blocks.{}.attn.k blocks.{}.attn.v",
+    "h.{}.attn.c_proj":  "blocks.{}.attn.o",
+    "h.{}.ln_2":         "blocks.{}.norm2",
+    "h.{}.mlp.c_fc":     "blocks.{}.mlp.up",
+    "h.{}.mlp.c_proj":   "blocks.{}.mlp.down",
+    "ln_f":              "norm",
+    "lm_head":           "head",
+}
+LLAMA_NAMES = {
+    "embed_tokens":                        "embed",
+    "layers.{}.input_layernorm":           "blocks.{}.norm1",
+    "layers.{}.self_attn.q_proj":          "blocks.{}.attn.q",
+    "layers.{}.self_attn.k_proj":          "blocks.{}.attn.k",
+    "layers.{}.self_attn.v_proj":          "blocks.{}.attn.v",
+    "layers.{}.self_attn.o_proj":          "blocks.{}.attn.o",
+    "layers.{}.self_attn.q_norm":          "blocks.{}.attn.q_norm",
+    "layers.{}.self_attn.k_norm":          "blocks.{}.attn.k_norm",
+    "layers.{}.post_attention_layernorm":  "blocks.{}.norm2",
+    "layers.{}.mlp.up_proj":               "blocks.{}.mlp.up",
+    "layers.{}.mlp.gate_proj":             "blocks.{}.mlp.gate",
+    "layers.{}.mlp.down_proj":             "blocks.{}.mlp.down",
+    "norm":                                "norm",
+    "lm_head":                             "head",
+}
+NAMES = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES, "qwen2": LLAMA_NAMES, "qwen3": LLAMA_NAMES}
+NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")   # old buffers
+
+# Keys of config.json and the only values with which `model.py` computes what they ask for. A missing key is fine.
+ONLY = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "hidden_act": ("silu", "swish"),
+    "use_sliding_window": (False,),
+    "rope_type": ("default",),
+    "partial_rotary_factor": (1,),
+    "quantization_config": (),
+}
+
+
+def load_pretrained(name_or_folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of a local folder or, by its name, of the hub; the embedding has rows for our markers."""
+    folder = find_folder(str(name_or_folder))
+    model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder)
+    size = model.config.vocab_size
+    if tok.to_id.max() >= size:
+        raise UserError(f"{folder}: the tokenizer makes ids up to {tok.to_id.max()}, the model knows {size}: "
+                        "they do not belong together")
+    if tok.vocab_size > size:
+        model.resize(tok.vocab_size)
+    return model, tok
+
+
+def find_folder(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise UserError(f"{name} is no folder, nor the name of a model on the hub")
+    try:
+        from huggingface_hub import snapshot_download      # only a named hub model needs the network, or this library
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} is no folder and cannot be had from the hub ({reason}); to do without the hub, download "
+                        "config.json, *.safetensors and the tokenizer's files elsewhere and pass their folder") from None
+
+
+def model_config(path: Path) -> tuple[ModelConfig, str]:
+    """A Hugging Face config.json as ours, and its family. UserError names what we cannot compute."""
+    hf = read_json(path)
+    family = hf.get("model_type") if isinstance(hf, dict) else None
+    if family not in NAMES:
+        raise UserError(f"{path}: model_type {family!r} is not implemented; there is {', '.join(NAMES)}")
+    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling (whose type was called `type`)
+    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)} | (hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    for key, values in ONLY.items():
+        value = hf.get(key, rope.get(key))
+        if value is not None and value not in values:
+            raise UserError(f"{path}: {key} = {value!r} is not implemented"
+                            + (f", only {' or '.join(map(repr, values))}" if values else ""))
+    if "sliding_attention" in (hf.get("layer_types") or []):
+        raise UserError(f"{path}: sliding_attention layers are not implemented, only full_attention")
+    try:
+        if family == "gpt2":
+            C, H = hf["n_embd"], hf["n_head"]
+            return ModelConfig(
+                vocab_size=hf["vocab_size"], n_layer=hf["n_layer"], n_head=H, n_kv_head=H, width=C, head_dim=C // H,
+                hidden=hf.get("n_inner") or 4 * C, context=hf["n_positions"], position="learned", norm="layernorm",
+                mlp="gelu", bias=True, qkv_bias=True, tied=hf.get("tie_word_embeddings", True),
+                norm_eps=hf.get("layer_norm_epsilon", 1e-5)), family
+        C, H = hf["hidden_size"], hf["num_attention_heads"]
+        bias, mlp_bias = hf.get("attention_bias", False), hf.get("mlp_bias", False)
+        if bias != mlp_bias:
+            raise UserError(f"{path}: attention_bias = {bias} with mlp_bias = {mlp_bias} is not implemented, only both or none")
+        return ModelConfig(
+            vocab_size=hf["vocab_size"], n_layer=hf["num_hidden_layers"], n_head=H,
+            n_kv_head=hf.get("num_key_value_heads") or H, width=C, head_dim=hf.get("head_dim") or C // H,
+            hidden=hf["intermediate_size"], context=hf["max_position_embeddings"], bias=bias,
+            qkv_bias=bias or family == "qwen2", qk_norm=family == "qwen3", tied=hf.get("tie_word_embeddings", False),
+            rope_theta=rope["rope_theta"], norm_eps=hf.get("rms_norm_eps", 1e-6)), family
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    if (folder / "model.safetensors.index.json").exists():
+        return [folder / name for name in sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))]
+    if list(folder.glob("*.bin")):
+        raise UserError(f"{folder} has its weights only as pickle (.bin), which can run code and is not read here; "
+                        "convert them to safetensors: save_pretrained of a recent transformers writes it")
+    raise UserError(f"{folder} has no model.safetensors")
+
+
+def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
+    """The model of a folder. One copy of the weights in memory: modules are made without any, tensors read one by one."""
+    config, family = model_config(folder / "config.json")
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    places = {}                                            # their tensor -> our parameters, three for a fused q, k, v
+    for theirs, ours in NAMES[family].items():
+        for layer in range(config.n_layer if "{}" in theirs else 1):
+            for kind in ("weight", "bias"):
+                names = [f"{name}.{kind}".replace("{}", str(layer)) for name in ours.split()]
+                if names[0] in shapes:
+                    places[f"{theirs}.{kind}".replace("{}", str(layer))] = names
+
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, "pt") as file:
+                for full in file.keys():
+                    name = re.sub(r"^(transformer|model)\.", "", full)     # a model without its head has no prefix
+                    if NOT_WEIGHTS.fullmatch(name):
+                        continue
+                    if config.tied and name == "lm_head.weight":
+                        # said to be the embedding: then it must be
+                        ...
+                    place(...)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist") from None
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+    return model

@@ -103,7 +103,10 @@ class Tokenizer:
         word. The model's own <think>, </think> and end of sequence serve as our markers if it has them; every
         other marker gets a new id, behind both the tokenizer's ids and the rows of the model's embedding.
         """
-        return cls(**hf_tokenizer.read(Path(folder)))
+        try:
+            return cls(**hf_tokenizer.read(Path(folder)))
+        except ValueError as error:                        # tiktoken's, about the regex
+            raise UserError(f"{folder}: its tokenizer is damaged or of a kind that tiktoken lacks ({error})") from None
 
 
 def mini_tokenizer() -> Tokenizer:

@@ -117,7 +117,7 @@ class LatentSFT(Method):
         W = self.model.embed.weight.detach()
         if self.hidden:
             return standardise(h, W), None, None
-        logits = h @ W.T                                                           # no head of its own
+        logits = (h @ W.T).float()                                                 # (n, V): no head of its own
         z, probs, top = superpose(logits, W, self.config.k, self.tok.never)
         return z, (probs, top), logits
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Row, encode_question, pad
-from ..config import Config
+from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
 from ..example import Example
 from ..model import Transformer
@@ -62,7 +62,14 @@ class Method(nn.Module):
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side."""
         prompts = [self.prompt(q) for q in questions]
+        max_chain = options.pop("max_chain", self.config.max_chain)
+        max_answer = options.pop("max_answer", self.config.max_answer)
+        room = self.model.config.context - max(map(len, prompts)) - max_answer - 1
+        if room < 1:
+            worst = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+            raise UserError(f"a question of {len(prompts[worst])} tokens leaves no room to think in a context of "
+                            f"{self.model.config.context}: {questions[worst][:60]!r}…")
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        options = {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer, **options}
-        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), **options)
+        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), min(max_chain, room),
+                      max_answer, **options)
