@@ -87,6 +87,8 @@ class Config:
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
 PRESETS: dict[str, dict] = {
     "mini": {"latent_sft": {"steps": 700}},
+    # mini-base, from nothing: see minilatent/rebuild_base.py
+    "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
     "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,
               "max_chain": 24},
 }

@@ -3,16 +3,19 @@
 A folder is config.json, safetensors and a tokenizer. What config.json asks for is either what `model.py` computes or
 refused by name; every tensor of the files must find its place and every place its tensor.
 """
+import dataclasses
 import re
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import UserError
+from .hf_tokenizer import read_json
 from .model import ModelConfig, Transformer
-from .tokenizer import Tokenizer, read_json
+from .tokenizer import Tokenizer
 
 HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
              "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt"]
@@ -106,46 +109,76 @@ def model_config(path: Path) -> tuple[ModelConfig, str]:
                             + (f", only {' or '.join(map(repr, values))}" if values else ""))
     if "sliding_attention" in (hf.get("layer_types") or []):
         raise UserError(f"{path}: sliding_attention layers are not implemented, only full_attention")
+    bias, mlp_bias = hf.get("attention_bias", False), hf.get("mlp_bias", False)
+    if bias != mlp_bias:
+        raise UserError(f"{path}: attention_bias = {bias} with mlp_bias = {mlp_bias} is not implemented, only both or none")
     try:
         if family == "gpt2":
             C, H = hf["n_embd"], hf["n_head"]
-            return ModelConfig(
+            config = ModelConfig(
                 vocab_size=hf["vocab_size"], n_layer=hf["n_layer"], n_head=H, n_kv_head=H, width=C, head_dim=C // H,
                 hidden=hf.get("n_inner") or 4 * C, context=hf["n_positions"], position="learned", norm="layernorm",
                 mlp="gelu", bias=True, qkv_bias=True, tied=hf.get("tie_word_embeddings", True),
-                norm_eps=hf.get("layer_norm_epsilon", 1e-5)), family
-        C, H = hf["hidden_size"], hf["num_attention_heads"]
-        bias, mlp_bias = hf.get("attention_bias", False), hf.get("mlp_bias", False)
-        if bias != mlp_bias:
-            raise UserError(f"{path}: attention_bias = {bias} with mlp_bias = {mlp_bias} is not implemented, only both or none")
-        return ModelConfig(
-            vocab_size=hf["vocab_size"], n_layer=hf["num_hidden_layers"], n_head=H,
-            n_kv_head=hf.get("num_key_value_heads") or H, width=C, head_dim=hf.get("head_dim") or C // H,
-            hidden=hf["intermediate_size"], context=hf["max_position_embeddings"], bias=bias,
-            qkv_bias=bias or family == "qwen2", qk_norm=family == "qwen3", tied=hf.get("tie_word_embeddings", False),
-            rope_theta=rope["rope_theta"], norm_eps=hf.get("rms_norm_eps", 1e-6)), family
+                norm_eps=hf.get("layer_norm_epsilon", 1e-5))
+        else:
+            C, H = hf["hidden_size"], hf["num_attention_heads"]
+            config = ModelConfig(
+                vocab_size=hf["vocab_size"], n_layer=hf["num_hidden_layers"], n_head=H,
+                n_kv_head=hf.get("num_key_value_heads") or H, width=C, head_dim=hf.get("head_dim") or C // H,
+                hidden=hf["intermediate_size"], context=hf["max_position_embeddings"], bias=bias,
+                qkv_bias=bias or family == "qwen2", qk_norm=family == "qwen3",
+                tied=hf.get("tie_word_embeddings", False), rope_theta=rope["rope_theta"],
+                norm_eps=hf.get("rms_norm_eps", 1e-6))
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
+    except (TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    for field in dataclasses.fields(ModelConfig):
+        value = getattr(config, field.name)
+        if field.type is int and not (isinstance(value, int) and value > 0):
+            raise UserError(f"{path} is damaged: {field.name} would be {value!r}")
+    return config, family
 
 
 def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that the index lists."""
+    index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
-    if (folder / "model.safetensors.index.json").exists():
-        return [folder / name for name in sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))]
+    if index.exists():
+        try:
+            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{index} has no weight_map of tensors to files") from None
     if list(folder.glob("*.bin")):
-        raise UserError(f"{folder} has its weights only as pickle (.bin), which can run code and is not read here; "
-                        "convert them to safetensors: save_pretrained of a recent transformers writes it")
+        raise UserError(f"{folder} has its weights only as pickle (.bin), which can run code and is never read here; "
+                        "convert them to safetensors: save_pretrained of any recent transformers writes it")
     raise UserError(f"{folder} has no model.safetensors")
 
 
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights of one file, one by one, under the names of the tables."""
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                short = re.sub(r"^(transformer|model)\.", "", name)      # a model saved without its head has no prefix
+                if not NOT_WEIGHTS.fullmatch(short):
+                    yield short, file.get_tensor(name)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The model of a folder. One copy of the weights in memory: modules are made without any, tensors read one by one."""
+    """The model of a folder. Memory holds one copy of it: the modules are made without weights, then given theirs."""
     config, family = model_config(folder / "config.json")
     with torch.device("meta"):
         model = Transformer(config)
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    places = {}                                            # their tensor -> our parameters, three for a fused q, k, v
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if config.tied:
+        shapes["head.weight"] = shapes["embed.weight"]      # some files hold it all the same
+    places = {}                                             # their tensor -> our parameters: three for a fused q, k, v
     for theirs, ours in NAMES[family].items():
         for layer in range(config.n_layer if "{}" in theirs else 1):
             for kind in ("weight", "bias"):
@@ -153,20 +186,26 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
                 if names[0] in shapes:
                     places[f"{theirs}.{kind}".replace("{}", str(layer))] = names
 
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, "pt") as file:
-                for full in file.keys():
-                    name = re.sub(r"^(transformer|model)\.", "", full)     # a model without its head has no prefix
-                    if NOT_WEIGHTS.fullmatch(name):
-                        continue
-                    if config.tied and name == "lm_head.weight":
-                        # said to be the embedding: then it must be
-                        ...
-                    place(...)
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+        for theirs, tensor in read_tensors(path):
+            if theirs not in places:
+                raise UserError(f"{path} has a tensor '{theirs}' that this model does not have, or has it twice")
+            ours, transposed = places.pop(theirs), family == "gpt2" and ".c_" in theirs
+            rows = [shapes[name][0] for name in ours]
+            shape = (sum(rows), *shapes[ours[0]][1:])[::-1 if transposed else 1]
+            if tensor.shape != shape or not tensor.is_floating_point():
+                raise UserError(f"{path}: '{theirs}' is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                                f"this model needs floats of shape {shape}")
+            tensor = tensor.t() if transposed else tensor
+            for name, part in zip(ours, tensor.split(rows)):
+                weights[name] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if config.tied:
+        places.pop("lm_head.weight", None)
+        head = weights.pop("head.weight", None)
+        if head is not None and not torch.equal(head, weights.get("embed.weight", head)):
+            raise UserError(f"{folder}: config.json says that the head is the embedding, but lm_head.weight differs from it")
+    if places:
+        raise UserError(f"{folder} lacks the tensor '{next(iter(places))}'")
+    model.load_state_dict(weights, assign=True)
     return model

@@ -16,6 +16,8 @@ from .method import Batch, Method, Stage
 
 
 class CoTSFT(Method):
+    explicit = True
+
     def thinker(self):
         return explicit_thinker(self.model)
 

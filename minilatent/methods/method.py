@@ -34,6 +34,7 @@ class Stage:
 
 class Method(nn.Module):
     """Subclasses: cot_sft, no_cot, latent_sft. A method owns the model and all that is trained beside it."""
+    explicit = False             # True: a step of its chain is an ordinary token
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()

@@ -1,0 +1,56 @@
+"""Judge a trained run: python eval.py --ckpt out/latent_sft --data mini mini_hard --intervene --json results.json"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from minilatent import data
+from minilatent.analysis import INTERVENTIONS, intervene, report_interventions, results_figure, save_figure
+from minilatent.checkpoint import write_json
+from minilatent.config import Config, Parser, UserError, add_fields, nearest, run
+from minilatent.evaluate import evaluate, report, training_tokens
+from minilatent.setup import load_run, pick_device
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="eval.py", description=__doc__, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="run folder")
+    parser.add_argument("--data", nargs="+", metavar="NAME|FILE", help="test sets (default: that of the run's data)")
+    parser.add_argument("--limit", type=int, metavar="int", help="questions of each, at most")
+    parser.add_argument("--json", metavar="FILE", help="write the results: a list with one object per data set")
+    parser.add_argument("--figure", metavar="FILE", help="draw ECR@K and N_eff with their controls (.png, .pdf, .svg)")
+    parser.add_argument("--intervene", nargs="*", metavar="NAME", help="also replace the latents and decode the answer "
+                        f"from that: {', '.join(INTERVENTIONS)} [noise swap]")
+    parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
+    parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
+    add_fields(parser, Config, only=("device", "threads"))
+    given = vars(parser.parse_args(argv))
+    names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
+    for name in names:
+        if name not in INTERVENTIONS:
+            raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
+    if given.get("threads"):
+        torch.set_num_threads(given["threads"])
+
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    config, batch = method.config, given.get("batch", 0)
+    if "data" not in given and config.data not in data.NAMES:
+        raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
+    frequent, results = training_tokens(method), []
+    for name in given.get("data", [config.data]):
+        examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style)
+        result = evaluate(method, examples, name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
+        if names:
+            result["interventions"] = intervene(method, examples, names, batch)
+        results.append(result)
+        print(f"{name}: accuracy {result['accuracy']:.3f} after {result['seconds']:.1f} s", file=sys.stderr)
+        if "json" in given:                          # after each data set: what is done is safe
+            write_json(Path(given["json"]), results)
+    print(report(results), *(report_interventions(r) for r in results if names), sep="\n\n")
+    if "figure" in given:
+        save_figure(results_figure(results), given["figure"])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Watch a trained run think: python sample.py --ckpt out/latent_sft --question "..." --figure chain.png"""
+import argparse
+
+import torch
+
+from minilatent.analysis import chain_figure, describe, masks_figure, save_figure, trace
+from minilatent.config import Config, Parser, UserError, add_fields, run
+from minilatent.setup import load_run, pick_device
+
+QUESTION = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. She buys 5 more. "
+            "How many apples do Ava and Ben have together?")
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="sample.py", description=__doc__, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="run folder")
+    parser.add_argument("--question", help=f"what to solve [{QUESTION}]")
+    parser.add_argument("--top", type=int, metavar="int", help="tokens shown for each step [5]")
+    parser.add_argument("--figure", metavar="FILE", help="draw the chain: ranks, probabilities, entropy (.png, .pdf, .svg)")
+    parser.add_argument("--masks", metavar="FILE", help="draw Latent-SFT's two masks on a short example")
+    add_fields(parser, Config, only=("device", "threads"))
+    given = vars(parser.parse_args(argv))
+    if given.get("threads"):
+        torch.set_num_threads(given["threads"])
+
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    top = given.get("top", 5)
+    if not 1 <= top <= method.model.config.vocab_size:
+        raise UserError(f"--top must be between 1 and the vocabulary's {method.model.config.vocab_size}, not {top}")
+    found = trace(method, given.get("question", QUESTION))
+    print(describe(found, method.tok, top))
+    if "figure" in given:
+        save_figure(chain_figure(found, method.tok, max(top, 8)), given["figure"])
+    if "masks" in given:
+        save_figure(masks_figure(method), given["masks"])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,282 @@
+"""eval.py and sample.py from the command line to the files, on tiny models with random weights."""
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minilatent import checkpoint, data
+from minilatent.analysis import answers_given, describe, intervene, trace
+from minilatent.config import Config, UserError
+from minilatent.evaluate import evaluate, fitting, frequent_tokens, other_chains, report, solve_all
+from minilatent.methods import METHODS
+from minilatent.model import ModelConfig, Transformer
+from minilatent.tokenizer import mini_tokenizer
+
+ROOT = Path(__file__).parent.parent
+PNG = b"\x89PNG"
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return mini_tokenizer()
+
+
+def tiny(tok, name: str, seed: int = 0, **settings):
+    """A method with random weights, large enough that its chains and answers differ from question to question."""
+    model = Transformer(ModelConfig(vocab_size=tok.vocab_size, n_layer=1, width=32, n_head=2, n_kv_head=2, head_dim=16,
+                                    hidden=32, context=256))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.embed.weight.mul_(20)
+        model.embed.weight[tok.end_think] += 1.5 * model.embed.weight.std()        # so that chains come to an end
+    options = {"max_chain": 12, "max_answer": 4, "eval_batch": 8, **settings}
+    return METHODS[name](Config(method=name, **options), tok, model).eval()
+
+
+def save(method, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    checkpoint.write_config(folder, method.config, method.model.config)
+    method.tok.save(folder)
+    checkpoint.save_tensors(folder / "model.safetensors", {f"model.{n}": t for n, t in method.model.state_dict().items()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tok, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {name: save(tiny(tok, name), root / name) for name in ("latent_sft", "cot_sft", "no_cot")}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return data.load("mini", "test", limit=40)
+
+
+# ------------------------------------------------------------------ evaluate
+
+@pytest.mark.parametrize("name", ["latent_sft", "cot_sft"])
+def test_the_batch_size_changes_no_number(tok, examples, name):
+    method, frequent = tiny(tok, name), frequent_tokens(tok, examples)
+    whole, parts = (evaluate(method, examples, "mini", frequent=frequent, batch=b) for b in (40, 7))
+    for key in ("n", "accuracy", "mean_len", "closed", "ecr", "ecr_control", "entropy", "n_eff", "n_eff_control", "top2"):
+        assert whole[key] == pytest.approx(parts[key], rel=1e-4), key
+    assert json.loads(json.dumps(whole)) == whole
+
+
+def test_evaluate_agrees_with_solve_all_and_has_the_contracts_keys(tok, examples):
+    method = tiny(tok, "latent_sft")
+    result, simple = evaluate(method, examples, "mini"), solve_all(method, examples)
+    assert {"method", "data", "n", "accuracy", "ci95", "mean_len", "seconds", "questions_per_second", "ecr", "n_eff",
+            "top2"} <= result.keys()
+    assert all(result[key] == simple[key] for key in ("n", "accuracy", "ci95", "mean_len"))
+    assert 0 < result["mean_len"] <= 12 and result["n_multi"] > 0 and "10" in result["ecr"]
+
+
+def test_explicit_cot_has_an_ecr_of_one(tok, examples):
+    result = evaluate(tiny(tok, "cot_sft"), examples, "mini", ks=(1, 10))
+    assert result["ecr"] == {"1": 1.0, "10": 1.0} and result["entropy_mixture"] is None and result["top1"] is None
+
+
+def test_what_does_not_apply_is_null(tok, examples):
+    result = evaluate(tiny(tok, "no_cot"), examples, "mini")
+    assert result["mean_len"] == 0 and result["n_multi"] == 0
+    for key in ("acc_per_len", "ecr", "n_eff", "n_eff_control", "top2", "entropy", "closed"):
+        assert result[key] is None, key
+    bare = [type(e)(e.question, (), e.answer) for e in examples]                   # SVAMP, say: no chains at all
+    result = evaluate(tiny(tok, "latent_sft"), bare, "bare")
+    assert result["ecr"] is None and result["n_eff"] is None and result["entropy"] > 0
+    assert "bare" in report([result])
+
+
+def test_questions_over_the_context_are_left_out_and_counted_or_refused(tok, examples):
+    method = tiny(tok, "latent_sft")
+    long = type(examples[0])("apples " * 400, (), "1")
+    result = evaluate(method, [*examples, long], "mini")
+    assert (result["n"], result["skipped"]) == (40, 1) and "too long" in report([result])
+    with pytest.raises(UserError, match="1 of 41 questions"):
+        fitting(method, [*examples, long], "error")
+    with pytest.raises(UserError):
+        fitting(method, [long])
+
+
+def test_the_controls_chains_are_another_questions_and_as_many(tok):
+    examples = data.load("mini", "test", limit=80)
+    others = other_chains(tok, examples)
+    assert len(others) == sum(len(e.chains) > 1 for e in examples)
+    for i, chains in others.items():
+        if chains is not None:
+            assert len(chains) == len(examples[i].chains) and tok.decode(chains[0]) != examples[i].chain
+
+
+# ------------------------------------------------------------------ interventions
+
+@pytest.mark.parametrize("name", ["latent_sft", "cot_sft"])
+def test_latents_replaced_by_themselves_change_nothing(tok, examples, name):
+    method = tiny(tok, name)
+    method.model.double()
+    questions = [e.question for e in examples[:8]]
+    out = method.solve(questions)
+    assert len(set(out.lengths.tolist())) > 1, "ragged chains, or the test tests little"
+    assert answers_given(method, questions, out.latents, out.lengths) == out.answers
+
+
+def test_interventions_do_what_they_say(tok, examples):
+    method = tiny(tok, "latent_sft")
+    names = ["keep", "noise", "swap", "zeros", "mean", "shuffle", "truncate"]
+    found = intervene(method, examples, names)
+    assert found == intervene(method, examples, names), "seeded"
+    assert found["keep"]["unchanged"] == 1.0 and found["keep"]["n"] == len(examples)
+    assert set(found["swap"]) == {"n", "accuracy", "ci95", "unchanged", "follows_donor"}
+
+    from minilatent.analysis import INTERVENTIONS
+    out = method.solve([e.question for e in examples[:6]])
+    z, n, g = out.latents, out.lengths, torch.Generator().manual_seed(0)
+    donor = torch.tensor([1, 2, 3, 4, 5, 0])
+    noisy, _ = INTERVENTIONS["noise"](z, n, donor, g)
+    assert torch.allclose(noisy.norm(dim=-1), z.norm(dim=-1), rtol=1e-4) and (noisy - z).norm() > 0.5 * z.norm()
+    swapped, steps = INTERVENTIONS["swap"](z, n, donor, g)
+    assert torch.equal(swapped[0], z[1]) and torch.equal(steps, n[donor])
+    mixed, _ = INTERVENTIONS["shuffle"](z, n, donor, g)
+    for row, (a, b) in enumerate(zip(mixed, z)):                                   # the same latents, none from padding
+        assert torch.allclose(a[:n[row]].sum(0), b[:n[row]].sum(0), atol=1e-3) and not a[n[row]:].any()
+    average, _ = INTERVENTIONS["mean"](z, n, donor, g)
+    assert torch.allclose(average[0, 0], torch.cat([row[:k] for row, k in zip(z, n)]).mean(0), atol=1e-4)
+    assert torch.equal(INTERVENTIONS["truncate"](z, n, donor, g)[1], n // 2)
+
+
+def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples):
+    """A fake whose answer is read off the first latent: swap must then give the donor's answer, always."""
+    method = tiny(tok, "latent_sft")
+    import minilatent.analysis as analysis
+    kept = analysis.answers_given
+    free = method.solve
+
+    def answers(_, questions, z, steps):
+        return [str(round(abs(row[0].sum().item()) * 1e4)) for row in z]
+
+    def solve(questions, **options):
+        out = free(questions, **options)
+        out.answers = answers(method, questions, out.latents, out.lengths)
+        return out
+    try:
+        analysis.answers_given, method.solve = answers, solve
+        found = intervene(method, examples, ["swap", "keep"])
+    finally:
+        analysis.answers_given = kept
+    assert found["swap"]["follows_donor"] == 1.0 and found["keep"]["unchanged"] == 1.0
+
+
+def test_no_cot_has_no_latents_to_replace(tok, examples):
+    with pytest.raises(UserError, match="does not think"):
+        intervene(tiny(tok, "no_cot"), examples, ["noise"])
+
+
+# ------------------------------------------------------------------ one question
+
+@pytest.mark.parametrize("name", ["latent_sft", "cot_sft"])
+def test_a_trace_is_the_free_chain_step_by_step(tok, examples, name):
+    method = tiny(tok, name)
+    method.model.double()
+    for example in examples[:5]:
+        out, found = method.solve([example.question], keep_probs=True), trace(method, example.question)
+        n = int(out.lengths)
+        assert found.answer == out.answers[0] and found.probs.shape[0] == n + 1
+        assert found.probs[:n].argmax(-1).tolist() == found.chain == out.chain[0, :n].tolist()
+        assert torch.allclose(found.probs[:n], out.probs[0, :n], atol=1e-4)
+        assert found.closed == (found.probs[n].argmax() == tok.end_think), "the last row is the collapse"
+
+
+@pytest.mark.parametrize("name", ["latent_sft", "cot_sft", "no_cot"])
+def test_what_is_printed_fits_a_terminal_and_ends_with_the_answer(tok, examples, name):
+    method = tiny(tok, name)
+    found = trace(method, examples[0].question)
+    text = describe(found, tok, 12)
+    assert text.splitlines()[-1] == f"answer    {found.answer.strip()}".strip()
+    if name == "latent_sft":
+        table = text.split("\n\n")[1].splitlines()
+        assert max(map(len, table)) <= 100 and sum("collapse" in line for line in table) == 1
+
+
+# ------------------------------------------------------------------ the scripts
+
+def test_eval_writes_a_table_a_list_and_a_figure(runs, tmp_path, capsys):
+    out, figure = tmp_path / "new" / "r.json", tmp_path / "f.png"
+    script("eval")(["--ckpt", str(runs["latent_sft"]), "--data", "mini", "mini_svamp", "--limit=12", "--json", str(out),
+                    "--figure", str(figure), "--intervene"])
+    results = json.loads(out.read_text())
+    assert [r["data"] for r in results] == ["mini", "mini_svamp"] and results[0]["method"] == "latent_sft"
+    assert list(results[0]["interventions"]) == ["noise", "swap"] and results[0]["ecr_control"]["10"] > 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("acc %", "mini_svamp", "ECR", "@10", "N_eff", "noise", "donor"))
+    assert figure.read_bytes()[:4] == PNG and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_eval_judges_the_runs_own_data_when_none_is_named(runs, capsys):
+    script("eval")(["--ckpt", str(runs["no_cot"]), "--limit", "5"])
+    assert capsys.readouterr().out.splitlines()[1].startswith("mini ")
+
+
+def test_sample_draws_the_chain_and_the_masks(runs, tmp_path, capsys):
+    for name in ("latent_sft", "cot_sft"):
+        chain, masks = tmp_path / f"{name}.png", tmp_path / f"{name}_masks.svg"
+        script("sample")(["--ckpt", str(runs[name]), "--figure", str(chain), "--masks", str(masks), "--top=3"])
+        assert chain.read_bytes()[:4] == PNG and b"<svg" in masks.read_bytes()
+        assert "answer" in capsys.readouterr().out
+    script("sample")(["--ckpt", str(runs["no_cot"]), "--question", "What is $5 and $6?"])
+
+
+@pytest.mark.parametrize("name, extra, message", [
+    ("eval", ["--data", "minni"], "mini"),
+    ("eval", ["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    ("eval", ["--limitt", "5"], "--limit"),
+    ("eval", ["--limit", "few"], "few"),
+    ("eval", ["--intervene", "nose"], "noise"),
+    ("eval", ["--device", "cuda:99"], "cuda"),
+    ("sample", ["--question", "apples " * 400], "context"),
+    ("sample", ["--question", " "], "empty"),
+    ("sample", ["--top", "0"], "--top"),
+    ("sample", ["--figure", "chain.gif"], ".png"),
+    ("sample", ["--quest", "x"], "--question"),
+])
+def test_a_wrong_call_is_one_clear_line(runs, name, extra, message):
+    with pytest.raises(UserError) as caught:
+        script(name)(["--ckpt", str(runs["latent_sft"]), *extra])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harm", ["no folder", "no model", "no tokenizer", "truncated", "flipped", "foreign config", "half a config"])
+def test_a_bad_checkpoint_is_one_clear_line(tok, tmp_path, harm):
+    folder = save(tiny(tok, "latent_sft"), tmp_path / "run")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if harm == "no folder":
+        folder = tmp_path / "nothing"
+    elif harm in ("no model", "no tokenizer"):
+        (weights if harm == "no model" else folder / "minilatent_tokenizer.json").unlink()
+    elif harm == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif harm == "flipped":
+        content = bytearray(weights.read_bytes())
+        content[-1000] ^= 1
+        weights.write_bytes(content)
+    else:
+        config.write_text("{}" if harm == "foreign config" else config.read_text()[:100])
+    for name in ("eval", "sample"):
+        with pytest.raises(UserError) as caught:
+            script(name)(["--ckpt", str(folder)])
+        assert "\n" not in str(caught.value)
+
+
+def test_the_exit_code_of_bad_input_is_two(tmp_path):
+    done = subprocess.run([sys.executable, "eval.py", "--ckpt", str(tmp_path / "nothing")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
