@@ -7,7 +7,7 @@ from minilatent.analysis import chain_figure, describe, masks_figure, save_figur
 from minilatent.config import Config, Parser, UserError, add_fields, run
 from minilatent.setup import load_run, pick_device
 
-QUESTION = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. She buys 5 more. "
+QUESTION = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
             "How many apples do Ava and Ben have together?")
 
 

@@ -1,6 +1,6 @@
 """mini: grade-school word problems made by a small grammar, no download, as many as you like.
 
-    Ava has 12 apples. Ben has 3 times as many apples as Ava. She buys 5 more.
+    Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples.
     How many apples do Ava and Ben have together?
     steps   <<12*3=36>> <<12+5=17>> <<17+36=53>>        answer 53
 
