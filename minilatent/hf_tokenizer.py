@@ -91,7 +91,7 @@ def read_tokenizer_files(folder: Path) -> tuple[str, str | None, dict, dict[str,
 
 def split_pattern(steps: dict | None, path: Path) -> str:
     """tokenizer.json's pre-tokenizer as one regex. UserError names one that we have no regex for."""
-    steps = (steps or {}).get("pretokenizers", [steps or {}])
+    steps = (steps or {}).get("pretokenizers") or [steps or {}]
     kinds = [s.get("type") for s in steps]
     use_regex, prefix = steps[-1].get("use_regex", True), steps[-1].get("add_prefix_space", True)
     if kinds[-1:] == ["ByteLevel"] and not prefix:

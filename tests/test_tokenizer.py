@@ -21,7 +21,7 @@ NASTY = [
     "Ava has 12 apples.", "16-3=13", "<<16-3=13>> <<13*2=26>>", "x  5", "x   5 6  7", "  5", "5  ", "5 \n 6", "a5b 5c 'd5's",
     "123456789012345678901234567890", "0.5 1,234.00 007 -3", "½ Ⅷ ٣ ² 五 12½",
     "I'll they'LL 'tis we've'd o'clock 's", "don\u2019t \u017f '\u017f 'S",
-    "naïve naïve café Å Å ﬁ ｆｕｌｌ", "e\u0301\u0301\u0323", "हिन्दी ไทย 한국어 日本語 العربية",
+    "naïve nai\u0308ve café Å Å ﬁ ｆｕｌｌ", "e\u0301\u0301\u0323", "हिन्दी ไทย 한국어 日本語 العربية",
     "🙂👩‍👩‍👧🏽🇦🇹 ⟪⟫", "\x00\x01\x04\x13\x1d\x1f\x7f", "\u200b\ufeff\ufffd\U000e0001\U0010ffff\U00050000",
     "<think>2</think><latent><pad><eos>", "<|endoftext|><|im_start|>user", "Ġhello Ċ ▁x", "!!!???...——", "a" * 300, " " * 50 + "x",
 ]
@@ -261,7 +261,7 @@ def test_the_models_own_think_tokens_and_end_serve_as_markers(tmp_path):
     tok = Tokenizer.from_hf(bare_folder(tmp_path, added, {"vocab_size": 300, "eos_token_id": [257, 256]}))
     assert (tok.think, tok.end_think, tok.eos) == (258, 259, 257)
     assert (tok.latent, tok.pad, tok.vocab_size) == (300, 301, 302)   # behind the padded rows of the embedding
-    assert tok.encode("<think>") == [ord(c) for c in "<think>"] or 258 not in tok.encode("<think>")
+    assert tok.encode("<think>") == list(b"<think>")                 # written out, it is text
     check_markers(tok)
     tok.save(tmp_path)
     same(tok, Tokenizer.load(tmp_path))
@@ -297,7 +297,7 @@ def test_the_end_of_sequence_is_the_models_own(tmp_path, files, eos):
     ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
     ({"pre_tokenizer": None}, "splits text by None"),
     ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}}, "add_prefix_space"),
-    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "no byte-level BPE"),
+    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "splits text by Sequence"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "regex|pars|Pars"),
