@@ -119,12 +119,11 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
                 found[name]["unchanged"].append(extract_answer(answer) == said[i])
                 if name == "swap":
                     found[name]["follows_donor"].append(extract_answer(answer) == said[d])
-    share = lambda flags: sum(flags) / max(1, len(flags))
     results = {}
     for name, flags in found.items():
-        right = flags.pop("right", [])
-        results[name] = {"n": len(right), "accuracy": share(right), "ci95": list(wilson(sum(right), len(right))),
-                         **{key: share(value) for key, value in flags.items()}}
+        n, right = len(flags["right"]), sum(flags["right"])
+        shares = {key: sum(flags[key]) / n if n else None for key in ("unchanged", *(["follows_donor"] if name == "swap" else []))}
+        results[name] = {"n": n, "accuracy": right / n if n else None, "ci95": list(wilson(right, n)), **shares}
     return results
 
 
@@ -179,7 +178,7 @@ def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
         lines += [f"chain     {tok.decode(t.chain)}", f"          {len(t.chain)} tokens, {ending(t)}"]
     elif len(t.probs):
         lines += [f"chain     {len(t.chain)} latents, {ending(t)}", "", latent_lines(t, tok, top), ""]
-    return "\n".join([*lines, f"answer    {t.answer.strip()}"])
+    return "\n".join([*lines, f"answer    {t.answer.strip() or '(none)'}"])
 
 
 def ending(t: Trace) -> str:
@@ -232,7 +231,7 @@ def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
     """The paper's Figure 1 for one question: the k likeliest tokens of each step by rank, and the entropy above."""
     if not len(t.probs):
         raise UserError("this method does not think: there is no chain to draw")
-    values, ids = t.probs.topk(top, dim=-1)                                        # (N + 1, k)
+    values, ids = (x.numpy() for x in t.probs.topk(top, dim=-1))                   # (N + 1, k)
     steps = len(t.probs)
     size = (max(6.5, 0.74 * steps + 1.6), 0.36 * top + 2.6)
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=size, layout="constrained",
@@ -240,7 +239,7 @@ def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
     image = below.imshow(values.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for n in range(steps):
         for rank in range(top):
-            p = values[n, rank].item()
+            p = values[n, rank]
             name = clip(tok.name(int(ids[n, rank])), 8)
             below.text(n, rank, name, ha="center", va="center", fontsize=9 if len(name) < 7 else 7.5,
                        color="white" if p > 0.55 else "black" if p > 0.02 else GREY)
@@ -252,11 +251,11 @@ def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
     below.tick_params(length=0)
     figure.colorbar(image, ax=below, label="probability", pad=0.01, aspect=14)
 
-    H = entropy(t.probs)
+    H = entropy(t.probs).numpy()
     above.plot(H, color=ORANGE, marker="o", markersize=4, clip_on=False)
     above.fill_between(range(steps), H, color=ORANGE, alpha=0.15, linewidth=0)
     above.set_ylabel("entropy (nats)")
-    above.set_ylim(0, max(0.5, 1.15 * H.max().item()))
+    above.set_ylim(0, max(0.5, 1.15 * H.max()))
     above.tick_params(axis="x", length=0)
     for ax in (above, below):                                                      # the collapse
         ax.axvline(steps - 1.5, color=RED, linestyle="--", linewidth=1.4)

@@ -55,7 +55,8 @@ def write_json(path: Path, data) -> None:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"checksum": checksum(tensors), "meta": json.dumps(meta or {})}
+    text = json.dumps(meta or {})
+    header = {"checksum": checksum(tensors), "meta": text, "meta_checksum": f"{zlib.crc32(text.encode()):08x}"}
     replace_file(path, lambda p: save_file(tensors, p, header))
 
 
@@ -71,9 +72,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
     if "checksum" not in header:
         raise UserError(f"{path} was not written by minilatent: it has no checksum")
-    if checksum(tensors) != header["checksum"]:
+    text = header.get("meta", "")
+    meta_checksum = f"{zlib.crc32(text.encode()):08x}"
+    # Files of the first days have no checksum of their meta data.
+    if checksum(tensors) != header["checksum"] or header.get("meta_checksum", meta_checksum) != meta_checksum or not text:
         raise UserError(f"{path} is damaged: its checksum does not match its contents")
-    return tensors, json.loads(header["meta"])
+    return tensors, json.loads(text)
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

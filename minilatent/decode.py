@@ -87,7 +87,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         if goes_on.any():
             feed = torch.where(goes_on[:, None], think(logits, hidden).to(feed.dtype), feed)
             on = rows[goes_on]
-            probs = logits[goes_on].softmax(-1).cpu() if keep_probs else None
+            probs = logits[goes_on].softmax(-1).float().cpu() if keep_probs else None
             steps.append((on, token[goes_on], feed[goes_on], probs))
             count[on] += 1
 

@@ -96,6 +96,7 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
     several chains a question. For explicit CoT, ECR is 1 by construction (its own chain is the reference), and
     N_eff is that of its token distributions with r = 1; the k-mixture's measures are null.
 
+    For hidden-state latents, all of these read the language head's distribution, which is not what is fed.
     N_eff's keys come twice: `*_distinct` counts only the tokens that tell a question's chains apart. Two controls:
     `*_control`, against another question's chains, and `*_one_path`, of latents that hold nothing but the chain that
     the model follows most.

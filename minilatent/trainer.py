@@ -130,9 +130,10 @@ class Trainer:
                 self.tokens += batch["ids"].numel()
             self.scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
-            if not math.isfinite(logged["loss"]):
-                raise UserError(f"{stage.name}: the loss is {logged['loss']} at step {step}; the last good checkpoint is in "
-                                f"{self.state}; try a lower --lr")
+            # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.
+            if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
+                raise UserError(f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step {step}; "
+                                f"the last good checkpoint is in {self.state}; try a lower --lr")
             self.scaler.step(optimizer)
             self.scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -192,18 +193,17 @@ class Trainer:
 
     def resume(self) -> None:
         """Find out where to go on, and cut from metrics.jsonl what will be done again."""
-        path = self.state / "resume.safetensors"
-        if not path.exists():
-            return                               # killed before the first checkpoint: begin again
-        _, self.at = checkpoint.load_tensors(path)
-        self.seconds, self.tokens = self.at["seconds"], self.at["tokens"]
+        path, metrics = self.state / "resume.safetensors", self.folder / "metrics.jsonl"
+        if path.exists():                        # else: killed before the first checkpoint, begin again
+            _, self.at = checkpoint.load_tensors(path)
+            self.seconds, self.tokens = self.at["seconds"], self.at["tokens"]
         lines = []
-        for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+        for line in metrics.read_text().splitlines() if metrics.exists() else []:
             with contextlib.suppress(ValueError):   # the last line may be half written
                 entry = json.loads(line)
                 if (entry["index"], entry["step"]) <= (self.at["stage"], self.at["step"]):
                     lines.append(line + "\n")
-        checkpoint.replace_file(self.folder / "metrics.jsonl", lambda p: p.write_text("".join(lines)))
+        checkpoint.replace_file(metrics, lambda p: p.write_text("".join(lines)))
 
     def log(self, index: int, stage: Stage, step: int, **values) -> None:
         entry = {"stage": stage.name, "index": index, "step": step, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}

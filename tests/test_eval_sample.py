@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minilatent import checkpoint, data
-from minilatent.analysis import answers_given, describe, intervene, trace
+from minilatent import analysis, checkpoint, data
+from minilatent.analysis import INTERVENTIONS, answers_given, describe, intervene, trace
 from minilatent.config import Config, UserError
 from minilatent.evaluate import evaluate, fitting, frequent_tokens, other_chains, report, solve_all
 from minilatent.methods import METHODS
@@ -139,7 +139,6 @@ def test_interventions_do_what_they_say(tok, examples):
     assert found["keep"]["unchanged"] == 1.0 and found["keep"]["n"] == len(examples)
     assert set(found["swap"]) == {"n", "accuracy", "ci95", "unchanged", "follows_donor"}
 
-    from minilatent.analysis import INTERVENTIONS
     out = method.solve([e.question for e in examples[:6]])
     z, n, g = out.latents, out.lengths, torch.Generator().manual_seed(0)
     donor = torch.tensor([1, 2, 3, 4, 5, 0])
@@ -155,25 +154,22 @@ def test_interventions_do_what_they_say(tok, examples):
     assert torch.equal(INTERVENTIONS["truncate"](z, n, donor, g)[1], n // 2)
 
 
-def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples):
+def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples, monkeypatch):
     """A fake whose answer is read off the first latent: swap must then give the donor's answer, always."""
     method = tiny(tok, "latent_sft")
-    import minilatent.analysis as analysis
-    kept = analysis.answers_given
     free = method.solve
 
-    def answers(_, questions, z, steps):
-        return [str(round(abs(row[0].sum().item()) * 1e4)) for row in z]
+    def answers(method, questions, latents, steps):
+        return [str(round(abs(z[0].sum().item()) * 1e4)) for z in latents]
 
     def solve(questions, **options):
         out = free(questions, **options)
         out.answers = answers(method, questions, out.latents, out.lengths)
         return out
-    try:
-        analysis.answers_given, method.solve = answers, solve
-        found = intervene(method, examples, ["swap", "keep"])
-    finally:
-        analysis.answers_given = kept
+
+    monkeypatch.setattr(analysis, "answers_given", answers)
+    monkeypatch.setattr(method, "solve", solve)
+    found = intervene(method, examples, ["swap", "keep"])
     assert found["swap"]["follows_donor"] == 1.0 and found["keep"]["unchanged"] == 1.0
 
 
@@ -202,7 +198,7 @@ def test_what_is_printed_fits_a_terminal_and_ends_with_the_answer(tok, examples,
     method = tiny(tok, name)
     found = trace(method, examples[0].question)
     text = describe(found, tok, 12)
-    assert text.splitlines()[-1] == f"answer    {found.answer.strip()}".strip()
+    assert text.splitlines()[-1] == f"answer    {found.answer.strip() or '(none)'}"
     if name == "latent_sft":
         table = text.split("\n\n")[1].splitlines()
         assert max(map(len, table)) <= 100 and sum("collapse" in line for line in table) == 1

@@ -51,10 +51,10 @@ def test_ecr_worked_out_by_hand():
 
 
 def test_ecr_exceeds_r_only_where_the_chain_is_shorter_than_the_reference():
-    top = torch.arange(12).expand(1, 2, 12)
+    top = torch.arange(12).expand(1, 6, 12)
     chain, length = torch.arange(12)[None], torch.tensor([12])
     assert ecr(top, torch.tensor([2]), chain, length, 2, (12,)).item() == 6
-    assert ecr(top.expand(1, 6, 12), torch.tensor([6]), chain, length, 2, (12,)).item() == 2
+    assert ecr(top, torch.tensor([6]), chain, length, 2, (12,)).item() == 2
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4])

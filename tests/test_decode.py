@@ -1,0 +1,147 @@
+"""Batched, cached decoding against a decoder that does one question at a time and a full forward pass a step."""
+import pytest
+import torch
+from conftest import FAMILIES, tiny_model
+
+from minilatent.batch import pad
+from minilatent.decode import decode, explicit_thinker, hidden_thinker, superposition_thinker
+from minilatent.tokenizer import MINI_PATTERN, Tokenizer
+
+TOK = Tokenizer(MINI_PATTERN, [bytes([i]) for i in range(256)])       # 256 bytes and the five markers
+K, MAX_CHAIN, MAX_ANSWER = 4, 7, 5
+KINDS = ("explicit", "superposition", "hidden", "no_cot")
+
+
+def chatty_model(family: str = "mini", seed: int = 0):
+    """Random and sharp, with a loud </think>, <eos>, latent and padding: chains and answers end at all lengths, and
+    a decoder that forgets to forbid the latter two is found out."""
+    model = tiny_model(TOK.vocab_size, seed, scale=3.0, **{**FAMILIES[family], "tied": False})
+    with torch.no_grad():
+        for token, volume in ((TOK.end_think, 2.2), (TOK.eos, 2.5), (TOK.latent, 3.0), (TOK.pad, 3.0)):
+            model.head.weight[token] *= volume
+    return model
+
+
+def thinker(kind: str, model):
+    return {"explicit": lambda: explicit_thinker(model), "superposition": lambda: superposition_thinker(model, K, TOK.never),
+            "hidden": lambda: hidden_thinker(model), "no_cot": lambda: None}[kind]()
+
+
+def prompts(n: int, seed: int = 0) -> list[list[int]]:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (int(torch.randint(1, 13, (1,), generator=g)),), generator=g).tolist() + [TOK.think]
+            for _ in range(n)]
+
+
+@torch.no_grad()
+def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Tensor], list[int], bool]:
+    """Chain of likeliest tokens, what was fed at each step, answer tokens, ended by itself."""
+    table, x = model.embed.weight, [model.embed.weight[i] for i in prompt]
+    chain, fed, answer, closed = [], [], [], kind == "no_cot"
+
+    def look():
+        h = model(embeds=torch.stack(x)[None])[0, -1]
+        logits = h @ model.head.weight.T
+        logits[TOK.latent] = logits[TOK.pad] = -float("inf")
+        return h, logits
+
+    if kind == "no_cot":
+        x.append(table[TOK.end_think])
+    else:
+        while True:
+            h, logits = look()
+            closed = int(logits.argmax()) == TOK.end_think
+            if closed or len(chain) == MAX_CHAIN:
+                x.append(table[TOK.end_think])
+                break
+            if kind == "explicit":
+                z = table[logits.argmax()]
+            elif kind == "superposition":
+                best = logits.sort(descending=True).indices[:K]
+                weights = logits[best].softmax(0)
+                z = sum(w * table[i] for w, i in zip(weights, best))
+            else:
+                z = (h - h.mean()) / (h.std() + 1e-6) * table.std()
+            chain.append(int(logits.argmax())), fed.append(z), x.append(z)
+    while len(answer) < MAX_ANSWER and (not answer or answer[-1] != TOK.eos):
+        answer.append(int(look()[1].argmax()))
+        x.append(table[answer[-1]])
+    return chain, fed, answer, closed
+
+
+def batched(model, kind: str, rows: list[list[int]], **options):
+    rows = [r + [TOK.end_think] for r in rows] if kind == "no_cot" else rows
+    ids = pad(rows, TOK.pad)
+    return decode(model, TOK, model.embed(ids), torch.tensor([len(r) for r in rows]), thinker(kind, model),
+                  MAX_CHAIN, MAX_ANSWER, **options)
+
+
+@pytest.mark.parametrize("family", ["mini", "gpt2", "qwen"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_gives_what_one_question_at_a_time_gives_exactly_in_float64(kind, family):
+    """`Batch > 1 differs from batch 1`: positions counted with the padding, padding in the cache, a row that goes on
+    because its neighbour does. The rows end at different steps here, which is when it shows."""
+    model, rows = chatty_model(family).double(), prompts(24)
+    out = batched(model, kind, rows)
+    expected = [naive(model, kind, r) for r in rows]
+    assert out.answers == [TOK.decode(answer) for _, _, answer, _ in expected]
+    assert out.lengths.tolist() == [len(chain) for chain, *_ in expected]
+    assert len({tuple(answer) for _, _, answer, _ in expected}) > 12           # or nothing is shown
+    assert len({len(answer) for _, _, answer, _ in expected}) > 2
+    if kind == "no_cot":
+        return
+    assert len(set(out.lengths.tolist())) > 3
+    assert out.closed.tolist() == [closed for *_, closed in expected] and 0 < out.closed.sum() < len(rows)
+    assert out.chain.shape[1] == out.latents.shape[1] == out.lengths.max()
+    for b, (chain, fed, _, _) in enumerate(expected):
+        assert out.chain[b].tolist() == chain + [TOK.pad] * (out.chain.shape[1] - len(chain))
+        if fed:
+            torch.testing.assert_close(out.latents[b, :len(fed)], torch.stack(fed), rtol=0, atol=1e-10)
+        assert (out.latents[b, len(fed):] == 0).all()
+
+
+def test_in_float32_fewer_than_one_row_in_a_thousand_differs():
+    model, n, different = chatty_model(seed=1), 250, 0
+    for kind in ("explicit", "superposition"):
+        rows = prompts(n // 2, seed=5)
+        out = batched(model, kind, rows)
+        for b, row in enumerate(rows):
+            chain, _, answer, _ = naive(model, kind, row)
+            different += out.answers[b] != TOK.decode(answer) or out.lengths[b] != len(chain)
+    assert different <= 0.001 * n
+
+
+@pytest.mark.parametrize("kind", ["explicit", "superposition"])
+def test_a_rows_result_does_not_depend_on_its_neighbours_or_place(kind):
+    model, rows = chatty_model().double(), prompts(10, seed=3)
+    out, back = batched(model, kind, rows), batched(model, kind, rows[::-1])
+    assert out.answers == back.answers[::-1] and torch.equal(out.lengths, back.lengths.flip(0))
+    alone = batched(model, kind, rows[:1])
+    assert alone.answers == out.answers[:1] and alone.chain.shape[1] == alone.lengths[0]
+
+
+def test_the_kept_probabilities_are_the_full_softmax_of_each_step_with_nothing_on_the_latent_or_padding():
+    model, rows = chatty_model().double(), prompts(8)
+    out = batched(model, "superposition", rows, keep_probs=True)
+    assert out.probs.shape == (8, int(out.lengths.max()), TOK.vocab_size)
+    for b, n in enumerate(out.lengths.tolist()):
+        torch.testing.assert_close(out.probs[b, :n].sum(-1), torch.ones(n), rtol=0, atol=1e-5)
+        assert (out.probs[b, :n, TOK.never] == 0).all() and (out.probs[b, n:] == 0).all()
+        assert out.probs[b, :n].argmax(-1).tolist() == out.chain[b, :n].tolist()
+
+
+def test_markers_are_never_counted_and_a_chain_that_does_not_end_is_closed_by_force():
+    """#L counts latents or chain tokens; </think> and <think> counted would flatter nobody but confuse every table."""
+    silent, hasty = chatty_model(), chatty_model()
+    with torch.no_grad():
+        silent.norm.weight.zero_(), hasty.norm.weight.zero_()               # hidden states no longer matter ..
+        silent.head.weight.zero_(), hasty.head.weight.zero_()
+        for model in (silent, hasty):                                       # .. and a constant one decides
+            model.norm = torch.nn.LayerNorm(16, elementwise_affine=True)
+            model.norm.weight.data.zero_(), model.norm.bias.data.fill_(1.0)
+        silent.head.weight[65] = 1.0                                        # says "A" for ever
+        hasty.head.weight[TOK.end_think] = 1.0                              # says </think> for ever
+    out = batched(silent, "superposition", prompts(3))
+    assert out.lengths.tolist() == [MAX_CHAIN] * 3 and not out.closed.any() and out.answers == ["A" * MAX_ANSWER] * 3
+    out = batched(hasty, "superposition", prompts(3))
+    assert out.lengths.tolist() == [0] * 3 and out.closed.all() and out.answers == [""] * 3
