@@ -7,7 +7,7 @@ import torch
 
 from minilatent import data
 from minilatent.analysis import INTERVENTIONS, intervene, report_interventions, results_figure, save_figure
-from minilatent.checkpoint import write_json
+from minilatent.files import write_json
 from minilatent.config import Config, Parser, UserError, add_fields, nearest, run
 from minilatent.evaluate import evaluate, report, training_tokens
 from minilatent.setup import load_run, pick_device

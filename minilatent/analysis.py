@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from . import masks
 from .batch import Row, encode_question
-from .checkpoint import replace_file
+from .files import replace_file
 from .config import UserError
 from .decode import decode
 from .evaluate import fitting, room, solve_batches, table
@@ -175,10 +175,15 @@ def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
     """What sample.py prints."""
     lines = [f"question  {t.question.strip()}"]
     if t.explicit:
-        lines += [f"chain     {tok.decode(t.chain)}", f"          {len(t.chain)} tokens, {ending(t)}"]
+        lines += [f"chain     {visible(tok.decode(t.chain))}", f"          {len(t.chain)} tokens, {ending(t)}"]
     elif len(t.probs):
         lines += [f"chain     {len(t.chain)} latents, {ending(t)}", "", latent_lines(t, tok, top), ""]
-    return "\n".join([*lines, f"answer    {t.answer.strip() or '(none)'}"])
+    return "\n".join([*lines, f"answer    {visible(t.answer.strip()) or '(none)'}"])
+
+
+def visible(text: str) -> str:
+    """A byte token can be a control character, which a terminal would obey and a font does not have."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def ending(t: Trace) -> str:
@@ -204,6 +209,8 @@ def latent_lines(t: Trace, tok: Tokenizer, top: int, a_line: int = 5) -> str:
 
 
 def clip(text: str, width: int) -> str:
+    """A token's name in a table or a figure."""
+    text = visible(text)
     return text if len(text) <= width else text[:width - 1] + "…"
 
 
@@ -260,7 +267,7 @@ def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
     for ax in (above, below):                                                      # the collapse
         ax.axvline(steps - 1.5, color=RED, linestyle="--", linewidth=1.4)
     word = "collapse" if t.closed else "cut off"
-    above.annotate(f"{word} → {t.answer.strip()}", (steps - 1.5, 1.0), xycoords=("data", "axes fraction"), color=RED,
+    above.annotate(f"{word} → {visible(t.answer.strip())}", (steps - 1.5, 1.0), xycoords=("data", "axes fraction"), color=RED,
                    xytext=(-5, 2), textcoords="offset points", ha="right", va="bottom", fontweight="bold")
     unit = "tokens" if t.explicit else "latents"
     figure.suptitle(f"{wrap(t.question, int(size[0] * 13))}\n{steps - 1} {unit}", fontsize=11, ha="left", x=0.01)

@@ -9,7 +9,6 @@ A run folder:
 """
 import dataclasses
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, UserError
+from .files import replace_file, write_json
 from .model import ModelConfig, Transformer
 from .tokenizer import Tokenizer
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 over names, types, shapes and bytes: a flipped byte in a weight must not go unnoticed."""
-    crc = 0
+def checksum(tensors: dict[str, Tensor], meta: str) -> str:
+    """CRC-32 over the meta data and all names, types, shapes and bytes: a flipped byte must not go unnoticed."""
+    crc = zlib.crc32(meta.encode())
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         crc = zlib.crc32(f"{name} {t.dtype} {tuple(t.shape)}".encode(), crc)
@@ -34,30 +34,10 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def replace_file(path: Path, write) -> None:
-    """Call write(temporary path), then rename: the old file stays until the new one is whole on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; "
-                        "what was saved before is untouched") from None
-
-
-def write_json(path: Path, data) -> None:
-    replace_file(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n"))
-
-
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta or {})
-    header = {"checksum": checksum(tensors), "meta": text, "meta_checksum": f"{zlib.crc32(text.encode()):08x}"}
-    replace_file(path, lambda p: save_file(tensors, p, header))
+    replace_file(path, lambda p: save_file(tensors, p, {"checksum": checksum(tensors, text), "meta": text}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -72,12 +52,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
     if "checksum" not in header:
         raise UserError(f"{path} was not written by minilatent: it has no checksum")
-    text = header.get("meta", "")
-    meta_checksum = f"{zlib.crc32(text.encode()):08x}"
-    # Files of the first days have no checksum of their meta data.
-    if checksum(tensors) != header["checksum"] or header.get("meta_checksum", meta_checksum) != meta_checksum or not text:
+    if checksum(tensors, header.get("meta", "")) != header["checksum"]:
         raise UserError(f"{path} is damaged: its checksum does not match its contents")
-    return tensors, json.loads(text)
+    return tensors, json.loads(header["meta"])
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -39,7 +39,8 @@ def read(folder: Path) -> dict:
         for eos in own_ends(folder, vocab | added):
             if eos is not None and 0 <= eos < size and eos not in ids:         # nothing that text can be made of
                 markers.setdefault("<eos>", eos)
-        return {"pattern": pattern, "ranks": ranks, "ids": ids, "markers": markers, "size": size, "normalizer": normalizer}
+        return {"pattern": pattern, "ranks": ranks, "ids": ids, "markers": markers, "size": size,
+                "normalizer": normalizer}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is damaged or no byte-level BPE tokenizer "
                         f"({type(error).__name__}: {error})") from None
@@ -98,11 +99,12 @@ def split_pattern(steps: dict | None, path: Path) -> str:
         if kinds == ["ByteLevel"] and use_regex:
             return GPT2_PATTERN
         if kinds == ["Digits", "ByteLevel"] and use_regex:
-            return DIGITS_PATTERN if steps[0].get("individual_digits") else DIGITS_PATTERN.replace(r"\p{N}|", r"\p{N}+|", 1)
+            single = steps[0].get("individual_digits")
+            return DIGITS_PATTERN if single else DIGITS_PATTERN.replace(r"\p{N}|", r"\p{N}+|", 1)
         if kinds == ["Split", "ByteLevel"] and not use_regex and "Regex" in steps[0]["pattern"] \
                 and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert"):
             own = steps[0]["pattern"]["Regex"]
-            return rf"{own}|(?:(?!{own})[\s\S])+"      # what lies between matches is a piece too, where tiktoken drops it
+            return rf"{own}|(?:(?!{own})[\s\S])+"      # what lies between matches is a piece too; tiktoken drops it
     raise UserError(f"{path} splits text by {' + '.join(map(str, kinds))}"
                     f"{' with add_prefix_space' if prefix and kinds[-1] == 'ByteLevel' else ''}; there is "
                     "ByteLevel, Digits + ByteLevel, Split(Regex, Isolated) + ByteLevel, without add_prefix_space")

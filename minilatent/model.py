@@ -240,13 +240,16 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def resize(self, vocab_size: int) -> None:
-        """Grow the vocabulary. A new row is the mean of the old ones: as likely as an average token at first,
-        where N(0, 0.02) would stand out among small pretrained embeddings."""
+        """Grow the vocabulary. A new row is the mean of the old ones, a tenth of their spread away from it: as
+        likely as an average token at first (N(0, 0.02) would stand out among small pretrained embeddings), and no
+        two markers are the same."""
         old = self.config.vocab_size
         if vocab_size < old:
             raise ValueError(f"cannot shrink the vocabulary from {old} to {vocab_size}")
+        generator = torch.Generator().manual_seed(0)
         for layer in [self.embed] + ([] if self.config.tied else [self.head]):
-            extra = layer.weight.mean(0, keepdim=True).expand(vocab_size - old, -1)
+            noise = torch.randn(vocab_size - old, self.config.width, generator=generator).to(layer.weight)
+            extra = layer.weight.mean(0) + 0.1 * layer.weight.std(0) * noise
             layer.weight = nn.Parameter(torch.cat([layer.weight, extra]))
         self.embed.num_embeddings = self.config.vocab_size = vocab_size
         if not self.config.tied:

@@ -89,8 +89,9 @@ def find_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name} is no folder and cannot be had from the hub ({reason}); to do without the hub, download "
-                        "config.json, *.safetensors and the tokenizer's files elsewhere and pass their folder") from None
+        raise UserError(f"{name} is no folder and cannot be had from the hub ({reason}); to do without the hub, "
+                        "download config.json, *.safetensors and the tokenizer's files elsewhere and pass their folder"
+                        ) from None
 
 
 def model_config(path: Path) -> tuple[ModelConfig, str]:
@@ -111,7 +112,8 @@ def model_config(path: Path) -> tuple[ModelConfig, str]:
         raise UserError(f"{path}: sliding_attention layers are not implemented, only full_attention")
     bias, mlp_bias = hf.get("attention_bias", False), hf.get("mlp_bias", False)
     if bias != mlp_bias:
-        raise UserError(f"{path}: attention_bias = {bias} with mlp_bias = {mlp_bias} is not implemented, only both or none")
+        raise UserError(f"{path}: attention_bias = {bias} with mlp_bias = {mlp_bias} is not implemented, "
+                        "only both or none")
     try:
         if family == "gpt2":
             C, H = hf["n_embd"], hf["n_head"]
@@ -204,7 +206,8 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
         places.pop("lm_head.weight", None)
         head = weights.pop("head.weight", None)
         if head is not None and not torch.equal(head, weights.get("embed.weight", head)):
-            raise UserError(f"{folder}: config.json says that the head is the embedding, but lm_head.weight differs from it")
+            raise UserError(f"{folder}: config.json says that the head is the embedding, but lm_head.weight "
+                            "differs from it")
     if places:
         raise UserError(f"{folder} lacks the tensor '{next(iter(places))}'")
     model.load_state_dict(weights, assign=True)

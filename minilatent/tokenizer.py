@@ -13,6 +13,7 @@ import tiktoken
 
 from . import hf_tokenizer, mini
 from .config import UserError
+from .files import replace_file
 
 MARKERS = ("<think>", "</think>", "<latent>", "<pad>", "<eos>")
 FILE = "minilatent_tokenizer.json"
@@ -79,7 +80,7 @@ class Tokenizer:
         ranks = [base64.b64encode(token).decode() for token in self.ranks]
         data = {"pattern": self.pattern, "markers": self.markers, "size": self.base_size, "ids": self.to_id.tolist(),
                 "ranks": ranks, "normalizer": self.normalizer}
-        (Path(folder) / FILE).write_text(json.dumps(data))
+        replace_file(Path(folder) / FILE, lambda path: path.write_text(json.dumps(data)))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .config import Config, UserError
+from .files import replace_file
 from .methods.method import Method, Stage
 
 
@@ -203,7 +204,7 @@ class Trainer:
                 entry = json.loads(line)
                 if (entry["index"], entry["step"]) <= (self.at["stage"], self.at["step"]):
                     lines.append(line + "\n")
-        checkpoint.replace_file(metrics, lambda p: p.write_text("".join(lines)))
+        replace_file(metrics, lambda p: p.write_text("".join(lines)))
 
     def log(self, index: int, stage: Stage, step: int, **values) -> None:
         entry = {"stage": stage.name, "index": index, "step": step, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}

@@ -33,13 +33,17 @@ def tok():
 
 
 def tiny(tok, name: str, seed: int = 0, **settings):
-    """A method with random weights, large enough that its chains and answers differ from question to question."""
+    """A method with random weights, so large that the question matters: its chains end at different lengths and its
+    answers are often numbers. (With a tied head, a random model repeats its last token for ever.)"""
     model = Transformer(ModelConfig(vocab_size=tok.vocab_size, n_layer=1, width=32, n_head=2, n_kv_head=2, head_dim=16,
-                                    hidden=32, context=256))
+                                    hidden=32, context=256, tied=False))
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        model.embed.weight.mul_(20)
-        model.embed.weight[tok.end_think] += 1.5 * model.embed.weight.std()        # so that chains come to an end
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(12)
+        model.head.weight[[tok.end_think, tok.eos]] *= 2
+        model.head.weight[tok.encode(" ".join(map(str, range(100))))[::2]] *= 1.5
     options = {"max_chain": 12, "max_answer": 4, "eval_batch": 8, **settings}
     return METHODS[name](Config(method=name, **options), tok, model).eval()
 
@@ -198,7 +202,7 @@ def test_what_is_printed_fits_a_terminal_and_ends_with_the_answer(tok, examples,
     method = tiny(tok, name)
     found = trace(method, examples[0].question)
     text = describe(found, tok, 12)
-    assert text.splitlines()[-1] == f"answer    {found.answer.strip() or '(none)'}"
+    assert text.splitlines()[-1] == f"answer    {analysis.visible(found.answer.strip()) or '(none)'}"
     if name == "latent_sft":
         table = text.split("\n\n")[1].splitlines()
         assert max(map(len, table)) <= 100 and sum("collapse" in line for line in table) == 1

@@ -7,13 +7,12 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "minilatent"
-# A module imports only what stands before it. A new module needs a place here.
-ORDER = ["config", "example", "mini", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks", "latent", "losses",
-         "decode", "metrics", "checkpoint", "pretrained", "methods.method", "methods.cot_sft", "methods.no_cot",
+# A module imports only what stands before it. A new module needs a place here. (evaluate judges by decoding, and a
+# method validates by it: so it stands between them.)
+ORDER = ["config", "files", "example", "mini", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks", "latent", "losses",
+         "decode", "metrics", "evaluate", "checkpoint", "pretrained", "methods.method", "methods.cot_sft", "methods.no_cot",
          "methods.pause", "methods.icot", "methods.coconut", "methods.codi", "methods.latent_sft", "methods.colar",
          "methods", "trainer", "setup", "analysis", "rebuild_base"]
-# Judged with a model's answers, so after decode; a method validates by it, so before the methods.
-ORDER.insert(ORDER.index("metrics") + 1, "evaluate")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -64,9 +63,7 @@ def test_methods_never_import_one_another():
 def test_nothing_loads_by_guess_and_nothing_runs_what_it_loads(path):
     """strict=False drops tensors without a word; pickle and eval run whatever a file says."""
     text = path.read_text()
-    for name in ("strict=False", "pickle", "torch.load(", "shell=True"):
-        assert name not in text.replace("no pickle", ""), name
-    assert not re.search(r"(?<![\w.])(eval|exec)\(", text)
+    assert not re.search(r"strict=False|import pickle|pickle\.|torch\.load\(|(?<![\w.])(eval|exec)\(", text)
 
 
 @pytest.mark.parametrize("path", FILES + sorted(ROOT.glob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

@@ -237,14 +237,16 @@ def test_a_full_cache_says_so_instead_of_writing_beside_it():
 # --- weights ---------------------------------------------------------------------------------------------------
 
 @families
-def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_average_rows(family):
+def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_rows_near_the_average(family):
     """`strict=False` once dropped resized embedding rows without a word."""
     model, ids = model_of(family), some_ids(1, 5)
     before, mean = model.logits(model(ids)), model.head_weight.mean(0)
     model.resize(43)
     after = model.logits(model(ids))
     torch.testing.assert_close(after[..., :40], before, **EXACT)
-    torch.testing.assert_close(model.head_weight[40:], mean.expand(3, -1), **EXACT)
+    new = model.head_weight[40:]
+    assert (new - mean).norm(dim=1).max() < 0.5 * model.head_weight[:40].norm(dim=1).mean()
+    assert (new[0] - new[1]).abs().min() > 0 and (new[1] - new[2]).abs().min() > 0       # no two markers alike
     assert model.embed.weight.shape == (43, 16) and model.config.vocab_size == 43
     assert all(p.requires_grad for p in model.parameters())
     assert model.logits(model(torch.tensor([[42]]))).shape == (1, 1, 43)
@@ -261,8 +263,8 @@ def test_initial_weights_depend_on_the_generator_only_and_make_a_uniform_guess()
 
     a, b = make(0), make(1)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-    assert a.embed.weight.std() == pytest.approx(0.02, rel=0.05)
-    assert a.blocks[0].attn.o.weight.std() == pytest.approx(0.01, rel=0.05)          # 0.02 / √(2 · 2 layers)
+    assert a.embed.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert a.blocks[0].attn.o.weight.std().item() == pytest.approx(0.01, rel=0.05)          # 0.02 / √(2 · 2 layers)
     loss = F.cross_entropy(a.logits(a(torch.arange(100)[None]))[0], torch.arange(100, 200))
     assert abs(loss.item() - torch.log(torch.tensor(500.0)).item()) < 0.1
 

@@ -1,0 +1,27 @@
+"""Files are written to a temporary name and renamed: a crash or a full disk leaves the old one as it was."""
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .config import UserError
+
+
+def replace_file(path: Path, write) -> None:
+    """Call write(temporary path), then rename: the old file stays until the new one is whole on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; "
+                        "what was saved before is untouched") from None
+
+
+def write_json(path: Path, data) -> None:
+    replace_file(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n"))

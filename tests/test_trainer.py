@@ -1,0 +1,389 @@
+"""The loop: nothing is dropped, nothing is lost when it is killed, and a resumed run is the same run bit for bit."""
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, tiny_model
+from safetensors.torch import save_file
+
+from minilatent import checkpoint, config, mini, setup
+from minilatent.batch import encode
+from minilatent.config import UserError, parse_args, resolve
+from minilatent.methods import METHODS
+from minilatent.methods.cot_sft import CoTSFT
+from minilatent.trainer import Trainer, batches, learning_rate, padding
+
+TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
+        "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 --device cpu "
+        "--threads 1").split()
+
+
+@pytest.fixture(autouse=True)
+def one_tokenizer(monkeypatch, tok):
+    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)         # the same, made once
+
+
+def train(out: Path, method: str = "latent_sft", *more) -> None:
+    setup.train(parse_args(["--method", method, *TINY, "--out", str(out), *map(str, more)]))
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- batches and the learning rate -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n, size", [(10, 4), (64, 8), (1000, 7), (3, 8), (5000, 32)])
+def test_an_epoch_holds_every_index_once_and_is_another_every_time(n, size):
+    """The last short batch included: `drop_last` loses up to a batch of examples an epoch."""
+    lengths = [(i * 7919) % 50 for i in range(n)]
+    cut = batches(lengths, size, "0 0 0")
+    assert sorted(i for b in cut for i in b) == list(range(n))
+    assert all(len(b) <= size for b in cut) and len(cut) == math.ceil(n / size)
+    assert cut == batches(lengths, size, "0 0 0")
+    if n > 10:
+        assert cut != batches(lengths, size, "0 0 1")
+        assert [lengths[b[0]] for b in cut] != sorted(lengths[b[0]] for b in cut)     # long ones are not kept for the end
+
+
+def test_less_than_a_tenth_of_a_mini_epoch_is_padding(tok):
+    rows, _ = encode(mini.load("mini", "train", 4000), tok, 512)
+    lengths = [len(r.explicit(tok)[0]) for r in rows]
+    cut = batches(lengths, 32, "0")
+    padded = sum(max(lengths[i] for i in b) * len(b) for b in cut)
+    assert padding(lengths, cut) == pytest.approx(1 - sum(lengths) / padded)
+    assert 0 <= padding(lengths, cut) < 0.10 < padding(lengths, [list(range(i, min(i + 32, 4000))) for i in range(0, 4000, 32)])
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
+    lr = [learning_rate(s, 100, 2.0, 0.1, 0.25) for s in range(100)]
+    assert lr[:10] == pytest.approx([0.2 * (s + 1) for s in range(10)])
+    assert lr[10] == pytest.approx(2.0) and lr[55] == pytest.approx(0.5 + 1.5 / 2)       # half way: half of the fall
+    assert lr[10:] == sorted(lr[10:], reverse=True) and 0.5 < lr[99] < 0.502
+    assert [learning_rate(s, 3, 1.0, 0.0, 0.0) for s in range(3)] == pytest.approx([1.0, 1.0, 0.5])
+    assert learning_rate(0, 1, 1.0, 0.05, 0.0) == 1.0                                    # a one-step run learns
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+class Spied(CoTSFT):
+    """CoT-SFT that notes which rows each step saw."""
+    def collate(self, rows):
+        self.seen.append(rows)
+        return super().collate(rows)
+
+
+def spied(tok, tmp_path, n=10, **changes):
+    cfg = resolve({"method": "cot_sft", "batch_size": 4, "steps": 6, "val_size": 2, "max_chain": 4, "max_answer": 2,
+                   "log_every": 1, **changes})
+    method = Spied(cfg, tok, tiny_model(tok.vocab_size, n_layer=1, context=512, width=16))
+    method.seen = []
+    (tmp_path / "state").mkdir(exist_ok=True)
+    rows = encode(mini.load("mini", "train", n), tok, 512)[0]
+    Trainer(cfg, method, tmp_path).fit(rows, mini.load("mini", "val", 2))
+    return method, rows
+
+
+def test_every_row_is_trained_on_in_every_epoch(tok, tmp_path):
+    method, rows = spied(tok, tmp_path)                      # 10 rows, 4 a batch: 3 steps an epoch, two epochs
+    for epoch in (method.seen[:3], method.seen[3:]):
+        assert sorted(id(r) for b in epoch for r in b) == sorted(map(id, rows))
+    assert sorted(len(b) for b in method.seen) == [2, 2, 4, 4, 4, 4]
+
+
+def test_accumulation_sees_the_same_rows_and_takes_nearly_the_same_steps(tok, tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole, _ = spied(tok, tmp_path / "a", steps=3)
+    parts, _ = spied(tok, tmp_path / "b", steps=3, accumulate=2)
+    assert [len(b) for b in parts.seen] == [n for b in whole.seen for n in (len(b) - len(b) // 2, len(b) // 2)]
+    a, b = (metrics(tmp_path / x) for x in "ab")
+    # Means of halves weigh tokens a little differently than the mean over the whole batch.
+    assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=0.01) and a[0]["grad_norm"] == pytest.approx(b[0]["grad_norm"], rel=0.1)
+    assert a[0]["loss"] != b[0]["loss"]
+
+
+def test_training_learns_and_the_log_tells_how(tok, tmp_path):
+    spied(tok, tmp_path, steps=40, lr=1e-2, eval_every=20)
+    logged = metrics(tmp_path)
+    losses = [e["loss"] for e in logged if "loss" in e]
+    assert losses[0] > 5.0 and losses[-1] < 0.75 * losses[0]
+    assert [e["step"] for e in logged if "val_accuracy" in e] == [20, 40]
+    assert {"stage", "index", "step", "loss", "lr", "grad_norm", "tokens", "seconds"} <= logged[0].keys()
+
+
+def test_a_test_split_is_never_asked_for_before_the_model_is_final(tmp_path, monkeypatch):
+    """GSM8K-Aug's test set is GSM8K's: selecting on it was the commonest way to a good number."""
+    real, asked = setup.data.load, []
+    monkeypatch.setattr(setup.data, "load", lambda data, split, **k: (asked.append(split), real(data, split, **k))[1])
+    saved = []
+    real_fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, *a: (real_fit(self, *a), saved.append(list(asked)))[0])
+    train(tmp_path / "run", "cot_sft")
+    assert saved == [["train", "val"]] and asked == ["train", "val", "test"]
+
+
+def test_max_steps_stops_every_stage(tmp_path):
+    train(tmp_path / "run", "latent_sft", "--max_steps", 1)
+    assert sorted({(e["index"], e["step"]) for e in metrics(tmp_path / "run")}) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+
+
+# --- killed and resumed ----------------------------------------------------------------------------------------------
+
+class Killed(BaseException):
+    """As sudden as a program can do to itself: no handler of Exception sees it."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tok):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "mini_tokenizer", lambda: tok)
+        out = tmp_path_factory.mktemp("whole") / "run"
+        train(out)
+    return out
+
+
+def same_run(out: Path, whole: Path) -> None:
+    """The same weights to the last bit, and a log with each (stage, step) as often as a run of one piece has it."""
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    told = lambda folder: [{k: v for k, v in e.items() if k != "seconds"} for e in metrics(folder)]
+    assert told(out) == told(whole)
+
+
+def kill_when(monkeypatch, name: str, moment) -> None:
+    """Trainer.`name` does its work; then, when moment(its arguments), the run is dead."""
+    real = getattr(Trainer, name)
+
+    def method(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if moment(*args):
+            raise Killed
+    monkeypatch.setattr(Trainer, name, method)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("step", [2, "last"])
+def test_a_run_killed_in_or_right_after_any_stage_resumes_bit_for_bit(tmp_path, uninterrupted, stage, step):
+    step = (4 if stage == 3 else 3) if step == "last" else step
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, "save", lambda index, done, *_: (index, done) == (stage, step))
+        with pytest.raises(Killed):
+            train(tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    train(tmp_path / "run", "latent_sft", "--resume")
+    same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("stage, step", [(0, 1), (0, 3), (1, 1), (3, 3)])
+def test_what_was_done_after_the_last_checkpoint_is_done_again_and_logged_once(tmp_path, stage, step):
+    """Killed between two checkpoints, the log is ahead of the weights; before the first, there are none at all."""
+    often = ["--save_every", 2]
+    train(tmp_path / "whole", "latent_sft", *often)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, "log", lambda index, _, done: (index, done) == (stage, step))
+        with pytest.raises(Killed):
+            train(tmp_path / "run", "latent_sft", *often)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as f:
+        f.write('{"stage": "stage1-enc')                              # a line that was never finished
+    train(tmp_path / "run", "latent_sft", *often, "--resume")
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_kill_9_in_the_middle_of_training_loses_nothing(tmp_path, uninterrupted):
+    """The real thing: another process, killed by a signal that nobody can catch, while it writes a checkpoint."""
+    program = f"""
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from minilatent import checkpoint, config, setup
+real = checkpoint.os.replace
+def replace(source, target):
+    if str(target).endswith("resume.safetensors") and open(os.path.join({str(tmp_path / 'run')!r}, "metrics.jsonl")).read().count("stage1-both") == 2:
+        os.kill(os.getpid(), signal.SIGKILL)          # the new file is written, the old one still stands
+    real(source, target)
+checkpoint.os.replace = replace
+setup.train(config.parse_args(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, "--method", "latent_sft", *TINY, "--out", str(tmp_path / "run")],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert metrics(tmp_path / "run")[-1]["stage"] == "stage1-both"
+    train(tmp_path / "run", "latent_sft", "--resume")
+    same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_seed_repeats_a_run_and_another_seed_does_not(tmp_path, uninterrupted):
+    train(tmp_path / "again")
+    same_run(tmp_path / "again", uninterrupted)
+    train(tmp_path / "other", "latent_sft", "--seed", 1)
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (uninterrupted / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_folder_holds_what_is_promised(uninterrupted):
+    assert [p.name for p in uninterrupted.rglob("model.safetensors")] == ["model.safetensors"]
+    assert {p.name for p in uninterrupted.iterdir()} >= {"config.json", "model.safetensors", "metrics.jsonl", "state"}
+    assert not list(uninterrupted.rglob("*.tmp"))
+    method = setup.load_run(uninterrupted, torch.device("cpu"))
+    assert method.config.method == "latent_sft" and not any(n.startswith("encoder.") for n in method.state_dict())
+    assert len(method.solve(["Ava has 3 eggs. How many eggs does Ava have?"]).answers) == 1
+
+
+def test_ctrl_c_saves_and_exits_with_130_and_the_run_goes_on_from_there(tmp_path, uninterrupted, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        real = Trainer.log
+
+        def log(self, index, stage, step, **values):
+            real(self, index, stage, step, **values)
+            if (index, step) == (1, 2) and "loss" in values:
+                os.kill(os.getpid(), signal.SIGINT)
+        patch.setattr(Trainer, "log", log)
+        patch.setattr(sys, "argv", ["train.py", "--method", "latent_sft", *TINY, "--out", str(tmp_path / "run"), "--save_every", "100"])
+        with pytest.raises(SystemExit) as caught:
+            config.run(lambda argv: setup.train(parse_args(argv)))
+    assert caught.value.code == 130 and signal.getsignal(signal.SIGINT) == before
+    assert "--resume" in capsys.readouterr().out
+    setup.train(parse_args(["--method", "latent_sft", "--out", str(tmp_path / "run"), "--resume"]))
+    same_run(tmp_path / "run", uninterrupted)
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_the_last_checkpoint_is_good(tmp_path, monkeypatch, kind):
+    """A NaN gradient behind a finite loss would be stepped on, saved, and noticed one step too late."""
+    real, calls = CoTSFT.loss, []
+
+    def loss(self, *args):
+        value, extra = real(self, *args)
+        calls.append(0)
+        if len(calls) == 3:
+            zero = self.model.embed.weight.sum() * 0
+            value = value * float("nan") if kind == "loss" else value + (zero * zero).sqrt()   # 0, with a slope of 0/0
+        return value, extra
+    monkeypatch.setattr(CoTSFT, "loss", loss)
+    with pytest.raises(UserError) as caught:
+        train(tmp_path / "run", "cot_sft")
+    assert "nan" in str(caught.value) and "lr" in str(caught.value) and "\n" not in str(caught.value)
+    tensors, meta = checkpoint.load_tensors(tmp_path / "run" / "state" / "resume.safetensors")
+    assert meta["step"] == 2 and all(t.isfinite().all() for t in tensors.values())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    path, old = tmp_path / "a.safetensors", {"w": torch.arange(4.0)}
+    checkpoint.save_tensors(path, old, {"step": 1})
+    before = path.read_bytes()
+
+    def full(tensors, file, header):
+        Path(file).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save_tensors(path, {"w": torch.zeros(4)})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.safetensors"]
+    with pytest.raises(UserError, match="No space left"):
+        train(tmp_path / "run", "cot_sft")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "s": torch.tensor(3.0, dtype=torch.bfloat16)}
+    checkpoint.save_tensors(path, tensors, {"step": 7, "best": 0.5})
+    return path, tensors
+
+
+def test_tensors_and_their_meta_data_come_back_as_they_were(saved):
+    path, tensors = saved
+    back, meta = checkpoint.load_tensors(path)
+    assert meta == {"step": 7, "best": 0.5} and back.keys() == tensors.keys()
+    assert all(torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in tensors.items())
+
+
+def test_one_flipped_bit_anywhere_is_noticed_or_does_not_matter(saved):
+    """In a weight, in a tensor's name, in the step number: every byte of the file, header included."""
+    path, tensors = saved
+    whole, noticed = path.read_bytes(), 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        try:
+            back, meta = checkpoint.load_tensors(path)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            noticed += 1
+            continue
+        assert meta == {"step": 7, "best": 0.5}, (at, whole[max(0, at - 20):at + 20])
+        assert back.keys() == tensors.keys() and all(torch.equal(back[n], t) for n, t in tensors.items())
+    assert noticed > 0.8 * len(whole)
+
+
+def test_a_truncated_a_foreign_and_a_missing_file_each_get_one_line(saved, tmp_path):
+    path, tensors = saved
+    whole = path.read_bytes()
+    for n in (0, 4, 8, 40, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        with pytest.raises(UserError, match="truncated"):
+            checkpoint.load_tensors(path)
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="not written by minilatent"):
+        checkpoint.load_tensors(path)
+    path.write_text("hello, this is a text file and no tensor at all" * 10)
+    with pytest.raises(UserError):
+        checkpoint.load_tensors(path)
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load_tensors(tmp_path / "none.safetensors")
+
+
+def test_every_tensor_finds_its_place_or_the_first_that_does_not_is_named():
+    """strict=False dropped resized embedding rows in silence."""
+    model = tiny_model()
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    name = "blocks.1.mlp.up.weight"
+    for change, said in (({name: None}, "lacks the tensor"), ({"extra": torch.zeros(1)}, "does not have"),
+                         ({"embed.weight": state["embed.weight"][:-1]}, "shape")):
+        wrong = {n: t for n, t in {**state, **change}.items() if t is not None}
+        with pytest.raises(UserError, match=said):
+            checkpoint.load_into(model, wrong, Path("a"))
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-100]), "truncated"),
+    (lambda run: (run / "config.json").write_text("{"), "damaged"),
+    (lambda run: (run / "config.json").write_text("{}"), "not of a minilatent run"),
+    (lambda run: (run / "config.json").unlink(), "no config.json"),
+    (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"hidden": 32', '"hidden": 40')), "shape"),
+    (lambda run: (run / "minilatent_tokenizer.json").unlink(), "minilatent_tokenizer.json"),
+])
+def test_a_damaged_run_folder_is_refused_in_one_line(tmp_path, uninterrupted, damage, said):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "model.safetensors", "minilatent_tokenizer.json"):
+        (run / name).write_bytes((uninterrupted / name).read_bytes())
+    assert setup.load_run(run, torch.device("cpu")).config.method in METHODS
+    damage(run)
+    with pytest.raises(UserError, match=said) as caught:
+        setup.load_run(run, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_stops_resuming_with_one_line_and_nothing_is_changed(tmp_path):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, "save", lambda index, done, *_: (index, done) == (0, 2))
+        with pytest.raises(Killed):
+            train(run, "cot_sft")
+    path = run / "state" / "resume.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="damaged"):
+        train(run, "cot_sft", "--resume")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
