@@ -66,10 +66,10 @@ class Config:
     # latent_sft
     ratio: int = opt(2, "compression ratio r: chain tokens a latent")
     k: int = opt(10, "vocabulary entries kept in a superposition")
-    stage1_steps: str = opt("150,100,150", "steps of stage 1's phases: encoder, decoder, both")
+    stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
     pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens, at the start of stage 1 (0: the paper's plain recipe)")
-    pull_end: float = opt(0.1, "the same at the end of stage 1")
+    pull_end: float = opt(1.0, "the same at the end of stage 1")
     kl_weight: float = opt(1.0, "λ, of the KL between the latent labels and the model's distribution")
     ce_weight: float = opt(1.0, "β, of the cross-entropy on </think>, answer and end")
     gumbel: bool = opt(False, "Gumbel noise on the latent labels in stage 2 (v2 of the paper)")
@@ -86,7 +86,8 @@ class Config:
 
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
 PRESETS: dict[str, dict] = {
-    "mini": {"latent_sft": {"steps": 700}},
+    "mini": {"cot_sft": {"steps": 1500, "lr": 5e-4},
+             "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
     "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,

@@ -137,7 +137,7 @@ def test_the_folder_of_another_method_is_not_touched(call, refused, tmp_path):
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert "cot_sft" in refused("--method", "no_cot", *TINY, "--out", out)
     assert "cot_sft" in refused("--method", "no_cot", *TINY, "--out", out, "--resume")
-    assert "--lr" in refused("--method", "cot_sft", *TINY, "--out", out, "--resume", "--lr", 0.5)
+    assert "--lr" in refused("--method", "cot_sft", *TINY, "--steps", 1, "--out", out, "--resume", "--lr", 0.5)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     code, text, _ = call("--method", "cot_sft", *TINY, "--steps", 1, "--out", out)       # of the same method: moved aside
     assert code == 0 and "run.1" in text

@@ -17,7 +17,10 @@ def chatty_model(family: str = "mini", seed: int = 0):
     a decoder that forgets to forbid the latter two is found out."""
     model = tiny_model(TOK.vocab_size, seed, scale=3.0, **{**FAMILIES[family], "tied": False})
     with torch.no_grad():
-        for token, volume in ((TOK.end_think, 2.2), (TOK.eos, 2.5), (TOK.latent, 3.0), (TOK.pad, 3.0)):
+        model.embed.weight.mul_(10), model.head.weight.mul_(5)
+        if family == "gpt2":
+            model.embed_position.weight.mul_(5), model.norm.bias.zero_()
+        for token, volume in ((TOK.end_think, 4.0), (TOK.eos, 4.0), (TOK.latent, 3.0), (TOK.pad, 3.0)):
             model.head.weight[token] *= volume
     return model
 
