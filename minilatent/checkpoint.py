@@ -37,7 +37,9 @@ def checksum(tensors: dict[str, Tensor], meta: str) -> str:
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta or {})
-    replace_file(path, lambda p: save_file(tensors, p, {"checksum": checksum(tensors, text), "meta": text}))
+    # One key: safetensors writes several in any order, and equal runs are to make equal files.
+    header = {"minilatent": json.dumps({"checksum": checksum(tensors, text), "meta": text})}
+    replace_file(path, lambda p: save_file(tensors, p, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -50,11 +52,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
-    if "checksum" not in header:
+    if "minilatent" not in header:
         raise UserError(f"{path} was not written by minilatent: it has no checksum")
-    if checksum(tensors, header.get("meta", "")) != header["checksum"]:
-        raise UserError(f"{path} is damaged: its checksum does not match its contents")
-    return tensors, json.loads(header["meta"])
+    try:
+        header = json.loads(header["minilatent"])
+        if checksum(tensors, header["meta"]) == header["checksum"]:
+            return tensors, json.loads(header["meta"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass                                     # the header itself is damaged
+    raise UserError(f"{path} is damaged: its checksum does not match its contents")
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -13,14 +13,17 @@ KINDS = ("explicit", "superposition", "hidden", "no_cot")
 
 
 def chatty_model(family: str = "mini", seed: int = 0):
-    """Random and sharp, with a loud </think>, <eos>, latent and padding: chains and answers end at all lengths, and
-    a decoder that forgets to forbid the latter two is found out."""
-    model = tiny_model(TOK.vocab_size, seed, scale=3.0, **{**FAMILIES[family], "tied": False})
+    """Random and sharp: every layer's output is as large as what it reads, so that the whole context decides. With a
+    loud </think>, <eos>, latent and padding chains and answers end at all lengths, and a decoder that forgets to
+    forbid the latter two is found out."""
+    model = tiny_model(TOK.vocab_size, seed, **{**FAMILIES[family], "tied": False})
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        model.embed.weight.mul_(10), model.head.weight.mul_(5)
-        if family == "gpt2":
-            model.embed_position.weight.mul_(5), model.norm.bias.zero_()
-        for token, volume in ((TOK.end_think, 4.0), (TOK.eos, 4.0), (TOK.latent, 3.0), (TOK.pad, 3.0)):
+        for name, p in model.named_parameters():
+            if p.dim() > 1:
+                gain = 0.5 if "embed" in name else 2 / p.shape[1] ** 0.5
+                p.copy_(gain * torch.randn(p.shape, generator=generator))
+        for token, volume in ((TOK.end_think, 6.0), (TOK.eos, 4.0), (TOK.latent, 3.0), (TOK.pad, 3.0)):
             model.head.weight[token] *= volume
     return model
 
@@ -84,13 +87,13 @@ def batched(model, kind: str, rows: list[list[int]], **options):
 def test_a_batch_gives_what_one_question_at_a_time_gives_exactly_in_float64(kind, family):
     """`Batch > 1 differs from batch 1`: positions counted with the padding, padding in the cache, a row that goes on
     because its neighbour does. The rows end at different steps here, which is when it shows."""
-    model, rows = chatty_model(family).double(), prompts(24)
+    model, rows = chatty_model(family).double(), prompts(64)
     out = batched(model, kind, rows)
     expected = [naive(model, kind, r) for r in rows]
     assert out.answers == [TOK.decode(answer) for _, _, answer, _ in expected]
     assert out.lengths.tolist() == [len(chain) for chain, *_ in expected]
     assert len({tuple(answer) for _, _, answer, _ in expected}) > 12           # or nothing is shown
-    assert len({len(answer) for _, _, answer, _ in expected}) > 2
+    assert len({len(answer) for _, _, answer, _ in expected}) > 1              # and answers of several lengths
     if kind == "no_cot":
         return
     assert len(set(out.lengths.tolist())) > 3
