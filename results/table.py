@@ -1,4 +1,4 @@
-"""results/mini/*.json -> the table of results/mini/README.md: python results/table.py
+"""results/mini/*.json -> the table of results/mini/README.md: python -m results.table
 
 A row's figure is the mean over its seeds; ± is half of the 95 % interval over all their questions (n · seeds), which
 holds for these questions and these seeds' models together.
