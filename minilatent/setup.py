@@ -63,6 +63,8 @@ def load_run(folder: str | Path, device: torch.device) -> Method:
     model, tok, settings, rest = checkpoint.load_model(folder)
     known = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in settings.items() if k in known})
+    if config.method not in METHODS:
+        raise UserError(f"{folder} holds a run of '{config.method}', which this version does not know")
     method = METHODS[config.method](config, tok, model)
     checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest},
                          Path(folder) / "model.safetensors")

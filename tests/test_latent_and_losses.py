@@ -127,6 +127,8 @@ def test_end_of_thinking_comes_out_on_top_of_no_latent_and_the_whole_chain_is_dr
     out = noise(probs, ids, chain)
     assert not (ids.gather(1, out.argmax(-1, keepdim=True)) == END).any()
     assert not (out == probs).all(-1).any()                   # every chain found noise in the end
+    passed = ~kept.view(-1)
+    assert torch.equal(out[passed], first[passed])            # what passed at once was not drawn again
 
 
 def test_a_chain_that_cannot_pass_the_guard_keeps_its_labels_without_noise():

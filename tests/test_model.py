@@ -73,7 +73,8 @@ def forward_by_hand(model: Transformer, ids: list[int]) -> torch.Tensor:
         return x / torch.sqrt((x ** 2).mean() + c.norm_eps) * w[name + ".weight"]
 
     def linear(x, name):
-        return w[name + ".weight"] @ x + (w[name + ".bias"] if name + ".bias" in w else 0)
+        biased = c.qkv_bias if name.endswith((".q", ".k", ".v")) else c.bias
+        return w[name + ".weight"] @ x + (w[name + ".bias"] if biased else 0)
 
     def turn(x, position):
         if c.position == "learned":
