@@ -66,6 +66,8 @@ class Config:
     # latent_sft
     ratio: int = opt(2, "compression ratio r: chain tokens a latent")
     k: int = opt(10, "vocabulary entries kept in a superposition")
+    labels: str = opt("encoder", "what stage 2 learns: stage 1's latents, or uniform mixtures of a segment's tokens (no stage 1)",
+                      choices=("encoder", "uniform"))
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
     pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens, at the start of stage 1 (0: the paper's plain recipe)")

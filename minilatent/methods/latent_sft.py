@@ -200,6 +200,14 @@ class LatentSFT(Method):
             checkpoint.save_tensors(path, stored)
         return stored
 
+    def uniform_labels(self, rows: list[Row]) -> dict[str, Tensor]:
+        """Labels without an encoder (`--labels uniform`): every latent the uniform mixture of its segment's tokens."""
+        counts = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
+        ids = pad([s for r in rows for s in segments(r.chain, self.config.ratio)], self.tok.pad)   # (n, r)
+        real = ids != self.tok.pad
+        return {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int(),
+                "start": torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])}
+
     # ------------------------------------------------------------------ stage 2
 
     def collate2(self, items: list[int]) -> Batch:
@@ -244,6 +252,15 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ the whole
 
     def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
+        if self.config.labels == "encoder":
+            yield from self.stage1(train, val)
+        self.train_rows = train
+        self.labels = self.soft_labels(train) if self.encoder else self.uniform_labels(train)
+        self.encoder = None
+        yield Stage("stage2", range(len(train)), [len(self.student_layout(r).ids) for r in train], self.collate2,
+                    self.loss2, [self.model], self.config.steps, self.config.lr, lambda: accuracy(self, val))
+
+    def stage1(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
         config = self.config
         steps = [int(s) for s in config.stage1_steps.split(",")]
         self.encoder = copy.deepcopy(self.model)
@@ -254,10 +271,6 @@ class LatentSFT(Method):
                 return self.loss1(batch, noise, (sum(steps[:i]) + progress * steps[i]) / max(1, sum(steps)))
             yield Stage(f"stage1-{phase}", train, tokens, self.collate1, loss, modules, steps[i],
                         config.stage1_lr or config.lr, lambda: self.compression_accuracy(val))
-        self.train_rows, self.labels = train, self.soft_labels(train)
-        self.encoder = None
-        yield Stage("stage2", range(len(train)), [len(self.student_layout(r).ids) for r in train], self.collate2,
-                    self.loss2, [self.model], config.steps, config.lr, lambda: accuracy(self, val))
 
     def plan(self, train: list[Row]):
         mean = lambda layout: sum(len(layout(r).ids) for r in train[:1000]) / max(1, len(train[:1000]))
@@ -266,4 +279,6 @@ class LatentSFT(Method):
         told = ("learns latents that a frozen decoder can continue from", "learns to read the encoder's latents",
                 "encoder and decoder together")
         stage1 = [(n, int(s), both, t) for n, s, t in zip(names, self.config.stage1_steps.split(","), told)]
+        if self.config.labels == "uniform":
+            stage1 = []
         return [*stage1, ("stage2", self.config.steps, mean(self.student_layout), "the model learns to produce the chain itself")]
