@@ -32,7 +32,7 @@ OBJECTS = ["apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "n
 # {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each list is kept for
 # mini_multiarith (and the questions of mini_svamp) and never seen in training; its words are.
 START = ["{P} has {c} {o}.", "{P} starts with {c} {o}.", "There are {c} {o} in the bag of {P}.",
-         "{P} now has a bag with {c} {o}."]
+         "{P} starts with a bag of {c} {o}."]
 EVENTS = {
     "+": ["{P} buys {c} more {o}.", "{P} finds {c} more.", "A friend gives {P} {c} more {o}.",
           "Then {P} gets {c} more {o}."],
@@ -45,9 +45,9 @@ EVENTS = {
 }
 RELATIONS = {
     "+": ["{Q} has {c} more {o} than {P}.", "{Q} has as many {o} as {P} and {c} more.",
-          "Compared with {P}, {Q} has {c} more {o}.", "{Q} gets as many {o} as {P} and then {c} more."],
+          "Compared with {P}, {Q} has {c} more {o}.", "{Q} finds as many {o} as {P} and {c} more."],
     "-": ["{Q} has {c} fewer {o} than {P}.", "{Q} has as many {o} as {P} but {c} fewer.",
-          "Compared with {P}, {Q} has {c} fewer {o}.", "{Q} gets as many {o} as {P} but then {c} fewer."],
+          "Compared with {P}, {Q} has {c} fewer {o}.", "{Q} finds as many {o} as {P} but {c} fewer."],
     "*": ["{Q} has {c} times as many {o} as {P}.", "{Q} has {c} times the {o} of {P}.",
           "Compared with {P}, {Q} has {c} times as many {o}.", "{Q} gets {c} times as many {o} as {P}."],
     "/": ["{Q} has one in {c} of the {o} of {P}.", "{Q} has as many {o} as {P} divided by {c}.",
@@ -201,8 +201,10 @@ class Problem:
         person = self.rng.choice(list(self.held))
         other = self.rng.choice([o for o in OBJECTS if o != self.thing])
         sentence = self.rng.choice(IRRELEVANT).format(P=person, c=self.rng.randint(2, 20), o=other)
-        # Only before a sentence that names its person, or the pronoun would change its meaning.
-        places = [i for i in range(1, len(self.sentences)) if not re.match("(She|He) ", self.sentences[i])]
+        # What follows names its person, or the pronoun would change its meaning; and behind other objects it names
+        # its own: in "Ava also has 4 pens. Ava loses 9 of them." they would be pens.
+        places = [i for i in range(1, len(self.sentences)) if not re.match("(She|He) ", self.sentences[i])
+                  and (other not in sentence or self.thing in self.sentences[i])]
         self.sentences.insert(self.rng.choice(places), sentence)
 
     def example(self) -> Example:
