@@ -18,19 +18,21 @@ class Row:
     question: list[int]
     chain: list[int]
     answer: list[int]
+    text: str = ""               # the question, for a method whose prompt says more than it
 
     def explicit(self, tok: Tokenizer) -> tuple[list[int], int]:
         """`Q <think> chain </think> answer <eos>`, and where the prompt `Q <think>` ends."""
         return [*self.question, tok.think, *self.chain, tok.end_think, *self.answer], len(self.question) + 1
 
 
-def render_prompt(question: str) -> str:
-    """What the model reads before `<think>`, in training and at inference."""
-    return question.strip()
+def render_prompt(question: str, speed: int | str | None = None) -> str:
+    """What the model reads before `<think>`, in training and at inference. speed: the compression factor that is
+    asked of CoLaR, a number or "auto"."""
+    return question.strip() + (f" Let's think {speed} times faster:" if speed else "")
 
 
-def encode_question(question: str, tok: Tokenizer) -> list[int]:
-    return tok.encode(render_prompt(question))
+def encode_question(question: str, tok: Tokenizer, speed: int | str | None = None) -> list[int]:
+    return tok.encode(render_prompt(question, speed))
 
 
 def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: str = "skip") -> tuple[list[Row], int]:
@@ -38,7 +40,8 @@ def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: 
     `longest` tokens. UserError instead of skipping with too_long="error"."""
     rows, skipped = [], 0
     for number, example in enumerate(examples, 1):
-        row = Row(encode_question(example.question, tok), tok.encode(example.chain), [*tok.encode(example.answer), tok.eos])
+        row = Row(encode_question(example.question, tok), tok.encode(example.chain), [*tok.encode(example.answer), tok.eos],
+                  example.question)
         length = len(row.question) + len(row.chain) + len(row.answer) + 2
         if length <= longest:
             rows.append(row)

@@ -6,7 +6,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 
-METHODS = ("cot_sft", "no_cot", "latent_sft")
+METHODS = ("cot_sft", "no_cot", "latent_sft", "colar")
 
 
 class UserError(Exception):
@@ -80,6 +80,25 @@ class Config:
     ltim: bool = opt(True, "latent token induction mask in stage 1's encoder (off: causal)")
     ltsum: bool = opt(True, "latent token supervision mask in stage 1's decoder (off: causal)")
     latent: str = opt("superposition", "what a latent is", choices=("superposition", "hidden"))
+    # colar
+    speed: str = opt("2", "compression factor asked for at inference: a number, or auto")
+    c_max: int = opt(5, "in training the factor of a step is drawn from 1..c_max")
+    auto: float = opt(0.0, "share of the steps whose prompt says auto instead of the factor")
+    pooling: str = opt("sqrt", "a block of embeddings becomes its sum / √c, or its mean", choices=("sqrt", "mean"))
+    head_width: int = opt(0, "width of the latent head (0: the model's)")
+    latent_loss: str = opt("soft_mse", "of the latent head; mse: a deterministic head", choices=("soft_mse", "nll", "mse"))
+    entropy_weight: float = opt(0.0, "α of soft_mse")
+    latent_weight: float = opt(1.0, "weight of the latent head's loss")
+    compressed_labels: bool = opt(True, "cross-entropy on a block's tokens (off: only on whether the chain goes on)")
+    own_latents: float = opt(0.0, "weight of a second forward pass, on the model's own latents, that supervises the answer")
+    latent_temperature: float = opt(0.0, "of the latents at inference (0: the mean)")
+    sample_end: bool = opt(False, "draw the end of the chain at inference instead of taking the likelier")
+    # colar_rl
+    group: int = opt(8, "G, chains and answers sampled for each question")
+    inner: int = opt(1, "updates on each batch of samples")
+    clip_ratio: float = opt(0.2, "ε of the clipped surrogate")
+    average: bool = opt(True, "average a sample's terms over its length (off: every latent and token counts the same)")
+    log_density: str = opt("mean", "a latent's log-density: its mean over the width, or the sum", choices=("mean", "sum"))
     # decoding
     max_chain: int = opt(64, "longest chain: latents, or chain tokens for explicit CoT")
     max_answer: int = opt(16, "longest answer in tokens")

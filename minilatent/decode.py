@@ -43,11 +43,20 @@ def standardise(hidden: Tensor, embedding: Tensor) -> Tensor:
     return hidden / (hidden.std(-1, keepdim=True) + 1e-6) * embedding.detach().std()
 
 
+def pick(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The likeliest token of each row (b, V), or one drawn from its softmax: the likeliest after Gumbel noise."""
+    if generator is not None:
+        uniform = torch.rand(logits.shape, generator=generator).clamp(1e-10, 1 - 1e-7)
+        logits = logits - torch.log(-torch.log(uniform)).to(logits.device)
+    return logits.argmax(-1)
+
+
 @dataclass
 class Decoded:
     """What came out for B questions; N = the longest chain of the batch."""
     lengths: Tensor                         # (B,) steps of thinking: latents, or chain tokens; markers not counted
     answers: list[str]
+    tokens: Tensor                          # (B, max_answer) the answers, padding behind <eos>
     chain: Tensor | None = None             # (B, N) likeliest token at each step, padding behind lengths
     latents: Tensor | None = None           # (B, N, C) what was fed
     probs: Tensor | None = None             # (B, N, V) the model's distribution at each step
@@ -56,12 +65,16 @@ class Decoded:
 
 @torch.no_grad()
 def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
-           max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False) -> Decoded:
-    """Decode greedily from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding.
+           max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0,
+           sample_end: torch.Generator | None = None, sample_answer: torch.Generator | None = None) -> Decoded:
+    """Decode from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding. Greedily, but:
 
     think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
     max_chain   a chain that long is closed by force
+    min_chain   a chain does not end before it is that long
     keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
+    sample_end, sample_answer   draw the end of the chain, or the answer's tokens, from the model's distribution;
+                generators on the CPU, so that a seed means the same on every device
     """
     B, T, C = prefix.shape
     device = prefix.device
@@ -78,8 +91,8 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     while True:
         logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
         logits[:, tok.never] = float("-inf")
-        token = logits.argmax(-1)                               # (b,)
-        collapse = thinking & (token == tok.end_think)
+        token = torch.where(thinking, pick(logits, sample_end), pick(logits, sample_answer))   # (b,)
+        collapse = thinking & (token == tok.end_think) & (count[rows] >= min_chain)
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows[collapse]] = True
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
@@ -105,7 +118,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         hidden = model(embeds=feed[:, None], cache=cache)[:, 0]                    # (b, C)
 
     answers = [tok.decode(row) for row in tokens.tolist()]
-    out = Decoded(count, answers, closed=closed)
+    out = Decoded(count, answers, tokens, closed=closed)
     if think is not None:
         N = len(steps)
         out.chain = torch.full((B, N), tok.pad, device=device)

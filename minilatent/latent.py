@@ -1,6 +1,6 @@
 """Latents: points in the space of the input embeddings that are no single token's."""
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
@@ -45,6 +45,41 @@ def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator:
         out = torch.where((todo & ~again)[:, None], noisy, out)
         todo = todo & again
     return out
+
+
+def compress(embeds: Tensor, real: Tensor, pooling: str = "sqrt") -> Tensor:
+    """One latent a block of c consecutive token embeddings: their sum / √c, c counting the real ones (CoLaR, eq. 2).
+
+    The sum of c independent vectors of variance v has variance c · v: the sum / √c looks like an embedding to the
+    model that reads it, the mean (pooling="mean", the ablation) is √c too small.
+    embeds (n, c, C), real (n, c) True = a token, False = padding -> (n, C)
+    """
+    count = real.sum(1, keepdim=True)                                              # (n, 1)
+    total = (embeds * real[:, :, None]).sum(1)                                     # (n, C)
+    return total / (count.to(embeds.dtype).sqrt() if pooling == "sqrt" else count)
+
+
+class LatentHead(nn.Module):
+    """From a hidden state to a diagonal Gaussian over the next latent: μ and log σ, (..., C) each (CoLaR, section 3.2).
+    deterministic: μ alone, σ = 0 (the ablation)."""
+
+    def __init__(self, width: int, hidden: int, deterministic: bool = False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
+        self.mu = nn.Linear(hidden, width)
+        self.log_sigma = None if deterministic else nn.Linear(hidden, width)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, 0.0, p.shape[1] ** -0.5, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.body(hidden)
+        mu = self.mu(x)
+        return mu, torch.full_like(mu, float("-inf")) if self.log_sigma is None else self.log_sigma(x)
 
 
 def entropy(probs: Tensor) -> Tensor:

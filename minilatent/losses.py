@@ -1,4 +1,6 @@
 """The losses. Each takes logits at the positions that count, and no others."""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,13 +11,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
+def mean_by(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The mean of the values (n,) of each group, 0 for an empty one, and which have any. group (n,) in
+    0..groups-1 -> (groups,), (groups,)"""
+    total = torch.zeros(groups, device=values.device, dtype=values.dtype).index_add(0, group, values)
+    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(values))
+    return total / count.clamp(min=1), count > 0
+
+
 def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks: int) -> Tensor:
     """Cross-entropy averaged inside each target block, then over the blocks that have labels (v1 of Latent-SFT).
     logits (n, V), labels (n,), block (n,) in 0..blocks-1."""
-    nll = F.cross_entropy(logits.float(), labels, reduction="none")                # (n,)
-    total = torch.zeros(blocks, device=nll.device).index_add(0, block, nll)
-    count = torch.zeros(blocks, device=nll.device).index_add(0, block, torch.ones_like(nll))
-    return (total / count.clamp(min=1)).sum() / (count > 0).sum()
+    means, some = mean_by(F.cross_entropy(logits.float(), labels, reduction="none"), block, blocks)
+    return means.sum() / some.sum()
 
 
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
@@ -26,3 +34,30 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     """
     log_q = logits.float().log_softmax(-1).gather(-1, ids)                         # (n, K)
     return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean()
+
+
+def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
+    """-log N(target; μ, σ) without its constant ½ log 2π, averaged over positions and width, (n, C) each:
+    (e - μ)² / 2σ² + log σ (CoLaR, eq. 5)."""
+    return ((target - mu).pow(2) / (2 * (2 * log_sigma).exp()) + log_sigma).mean()
+
+
+def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
+    """E_ε[(μ + σε - e)²] - α · entropy, in closed form: (μ - e)² + σ² - α · ½ log(2πe σ²), averaged over positions and
+    width (CoLaR, eq. 6; the release draws one ε). With α = 0 nothing holds σ up. A σ of 0 is the plain squared error."""
+    squared = (target - mu).pow(2) + (2 * log_sigma).exp()
+    return (squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e)) if alpha else squared).mean()
+
+
+def advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
+    """GRPO: a reward against its group's, (questions, G) -> (r - mean) / (std + ε) of each row. Equal rewards: 0."""
+    spread = rewards - rewards.mean(1, keepdim=True)
+    return spread / (rewards.std(1, correction=0, keepdim=True) + eps)
+
+
+def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """PPO's min(ρA, clip(ρ, 1 ± clip) A) with ρ = exp(new - old), to be made large, and where the clip took over the
+    gradient. (n,) each."""
+    ratio = (new - old).exp()
+    plain, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
+    return torch.minimum(plain, clipped), clipped < plain

@@ -3,10 +3,26 @@
 A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
 belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and its L_i.
 """
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
+
+
+@dataclass
+class Layout:
+    """A sequence: token ids, what each holds (`kind`), which block it belongs to."""
+    ids: list[int]
+    kind: list[int]
+    block: list[int]
+
+    @classmethod
+    def of(cls, *pieces: tuple[list[int], int, int]) -> "Layout":
+        """From (ids, kind, block) pieces in order."""
+        return cls([i for ids, _, _ in pieces for i in ids], [k for ids, k, _ in pieces for _ in ids],
+                   [b for ids, _, b in pieces for _ in ids])
 
 
 def causal(kind: Tensor) -> Tensor:

@@ -119,25 +119,26 @@ class Trainer:
                 group["lr"] = lr
 
             parts = max(1, min(config.accumulate, len(chosen)))
-            logged: dict[str, float] = {}
-            for part in range(parts):
-                batch = stage.collate(chosen[part::parts])
-                batch = {name: t.to(self.device) for name, t in batch.items()}
-                with self.autocast():
-                    loss, extra = stage.loss(batch, noise, step / steps)
-                self.scaler.scale(loss / parts).backward()
-                for name, value in {"loss": loss.item(), **extra}.items():
-                    logged[name] = logged.get(name, 0.0) + float(value) / parts
-                self.tokens += batch["ids"].numel()
-            self.scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
-            # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.
-            if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
-                raise UserError(f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step {step}; "
-                                f"the last good checkpoint is in {self.state}; try a lower --lr")
-            self.scaler.step(optimizer)
-            self.scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            ready = [stage.collate(chosen[part::parts], random.Random(f"{config.seed} {index} {step}")) for part in range(parts)]
+            for _ in range(stage.inner):
+                logged: dict[str, float] = {}
+                for batch in ready:
+                    batch = {name: t.to(self.device) for name, t in batch.items()}
+                    with self.autocast():
+                        loss, extra = stage.loss(batch, noise, step / steps)
+                    self.scaler.scale(loss / parts).backward()
+                    for name, value in {"loss": loss.item(), **extra}.items():
+                        logged[name] = logged.get(name, 0.0) + float(value) / parts
+                    self.tokens += batch["ids"].numel()
+                self.scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
+                # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.
+                if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
+                    raise UserError(f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step {step}; "
+                                    f"the last good checkpoint is in {self.state}; try a lower --lr")
+                self.scaler.step(optimizer)
+                self.scaler.update()
+                optimizer.zero_grad(set_to_none=True)
 
             done, now = step + 1, time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now

@@ -75,9 +75,9 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
 
 class Spied(CoTSFT):
     """CoT-SFT that notes which rows each step saw."""
-    def collate(self, rows):
+    def collate(self, rows, rng):
         self.seen.append(rows)
-        return super().collate(rows)
+        return super().collate(rows, rng)
 
 
 def spied(tok, tmp_path, n=10, **changes):

@@ -21,7 +21,7 @@ class CoTSFT(Method):
     def thinker(self):
         return explicit_thinker(self.model)
 
-    def collate(self, rows: list[Row]) -> Batch:
+    def collate(self, rows: list[Row], rng=None) -> Batch:
         explicit = [row.explicit(self.tok) for row in rows]
         ids = pad([tokens for tokens, _ in explicit], self.tok.pad)                # (B, T)
         # The label of a position is the next token; positions of the question have none.

@@ -29,7 +29,6 @@ Where we differ, and why:
   - Everything is batched; the release builds masks and embeddings one sample at a time.
 """
 import copy
-from dataclasses import dataclass
 from typing import Iterator
 
 import torch
@@ -42,23 +41,9 @@ from ..evaluate import accuracy
 from ..example import Example, is_correct
 from ..latent import gumbel_noise, mix, superpose
 from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
-from ..masks import (LATENT, PAD, PREFIX, TAIL, TEXT, causal, dual_track_positions, induction_mask,
+from ..masks import (LATENT, PAD, PREFIX, TAIL, TEXT, Layout, causal, dual_track_positions, induction_mask,
                      supervision_mask)
 from .method import Batch, Method, Stage
-
-
-@dataclass
-class Layout:
-    """A sequence: token ids, what each holds (masks.py), which block it belongs to."""
-    ids: list[int]
-    kind: list[int]
-    block: list[int]
-
-    @classmethod
-    def of(cls, *pieces: tuple[list[int], int, int]) -> "Layout":
-        """From (ids, kind, block) pieces in order."""
-        return cls([i for ids, _, _ in pieces for i in ids], [k for ids, k, _ in pieces for _ in ids],
-                   [b for ids, _, b in pieces for _ in ids])
 
 
 class LatentSFT(Method):
@@ -94,19 +79,9 @@ class LatentSFT(Method):
         return Layout.of((row.question + [self.tok.think], PREFIX, 0), ([self.tok.latent] * n, LATENT, 0),
                          ([self.tok.end_think] + ([] if closed_only else row.answer), TAIL, 0))
 
-    def tensors(self, layouts: list[Layout], prefix: str = "") -> Batch:
-        return {prefix + "ids": pad([x.ids for x in layouts], self.tok.pad),       # (B, T) each
-                prefix + "kind": pad([x.kind for x in layouts], PAD),
-                prefix + "block": pad([x.block for x in layouts], PAD)}
-
-    def embed_with(self, ids: Tensor, kind: Tensor, z: Tensor) -> Tensor:
-        """Token embeddings, with the latents z (n, C) in their slots, in reading order. (B, T, C)"""
-        x = self.model.embed(ids)
-        return x.masked_scatter((kind == LATENT)[:, :, None], z.to(x.dtype))
-
     # ------------------------------------------------------------------ stage 1
 
-    def collate1(self, rows: list[Row]) -> Batch:
+    def collate1(self, rows: list[Row], rng=None) -> Batch:
         return {**self.tensors([self.encoder_layout(r) for r in rows]),
                 **self.tensors([self.decoder_layout(r) for r in rows], "decoder_")}
 
@@ -210,7 +185,7 @@ class LatentSFT(Method):
 
     # ------------------------------------------------------------------ stage 2
 
-    def collate2(self, items: list[int]) -> Batch:
+    def collate2(self, items: list[int], rng=None) -> Batch:
         rows = [self.train_rows[i] for i in items]
         batch = self.tensors([self.student_layout(r) for r in rows])
         start = self.labels["start"]

@@ -1,6 +1,7 @@
 """What a method is: modules, the stages that train them, and how it thinks at inference."""
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from ..batch import Row, encode_question, pad
 from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
 from ..example import Example
+from ..masks import LATENT, PAD, Layout
 from ..model import Transformer
 from ..tokenizer import Tokenizer
 
@@ -24,17 +26,19 @@ class Stage:
     name: str
     items: Sequence                                          # what `collate` makes batches of
     lengths: list[int]                                       # tokens per item, to put equal lengths side by side
-    collate: Callable[[list], Batch]
+    collate: Callable[[list, random.Random], Batch]          # items of one step, and that step's random numbers
     loss: Callable[[Batch, torch.Generator, float], tuple[Tensor, dict[str, float]]]   # batch, noise, progress in 0..1
     trained: list[nn.Module]                                 # everything else is frozen
     steps: int
     lr: float
     validate: Callable[[], dict[str, float]]                 # its "accuracy" chooses the best checkpoint
+    inner: int = 1                                           # updates on each batch (RL: on each rollout)
 
 
 class Method(nn.Module):
     """Subclasses: cot_sft, no_cot, latent_sft. A method owns the model and all that is trained beside it."""
     explicit = False             # True: a step of its chain is an ordinary token
+    min_chain = 0                # steps of thinking, at least
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()
@@ -53,12 +57,30 @@ class Method(nn.Module):
         """How it thinks at inference; None: it does not."""
         raise NotImplementedError
 
+    def adopt(self, tensors: dict[str, Tensor], settings: dict) -> None:
+        """What the run named by --init holds beside its model (CoLaR's latent head), and that run's settings."""
+
+    @property
+    def ratio(self) -> int:
+        """Chain tokens that one step of thinking stands for, in `evaluate.py`'s measures."""
+        return 1 if self.explicit else self.config.ratio
+
     def prompt(self, question: str) -> list[int]:
         return [*encode_question(question, self.tok), self.tok.think]
 
     @property
     def device(self) -> torch.device:
         return self.model.embed.weight.device
+
+    def tensors(self, layouts: list[Layout], prefix: str = "") -> Batch:
+        return {prefix + "ids": pad([x.ids for x in layouts], self.tok.pad),       # (B, T) each
+                prefix + "kind": pad([x.kind for x in layouts], PAD),
+                prefix + "block": pad([x.block for x in layouts], PAD)}
+
+    def embed_with(self, ids: Tensor, kind: Tensor, z: Tensor) -> Tensor:
+        """Token embeddings, with the latents z (n, C) in their slots, in reading order. (B, T, C)"""
+        x = self.model.embed(ids)
+        return x.masked_scatter((kind == LATENT)[:, :, None], z.to(x.dtype))
 
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side."""
@@ -73,4 +95,4 @@ class Method(nn.Module):
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), min(max_chain, room),
-                      max_answer, **options)
+                      max_answer, min_chain=self.min_chain, **options)

@@ -19,7 +19,7 @@ class NoCoT(Method):
     def prompt(self, question: str) -> list[int]:
         return [*super().prompt(question), self.tok.end_think]
 
-    def collate(self, rows: list[Row]) -> Batch:
+    def collate(self, rows: list[Row], rng=None) -> Batch:
         prompts = [[*row.question, self.tok.think, self.tok.end_think] for row in rows]
         ids = pad([p + row.answer for p, row in zip(prompts, rows)], self.tok.pad)                      # (B, T)
         labels = pad([[IGNORE] * (len(p) - 1) + row.answer for p, row in zip(prompts, rows)], IGNORE)   # (B, T - 1)

@@ -1,0 +1,166 @@
+"""CoLaR: the chain's embeddings merged in blocks of c, a head that predicts the next merged one, and GRPO on top.
+
+Tan et al., "Think Silently, Think Fast: Dynamic Latent Compression of LLM Reasoning Chains", arXiv 2505.16552.
+
+    z_i    = sum of a block's token embeddings / √c           B_1..B_N: the chain in blocks of c tokens
+    input    Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>          causal
+    L_comp   cross-entropy of the language head; the label before z_i is one token of B_i, drawn at random
+    L_latent of the latent head, N(μ, σ) over the *next* input: at <think> and z_1 .. z_(N-1) of the next z, at z_N
+             of the embedding of </think>; targets divided by the embedding table's std
+
+A training step draws one c from 1..c_max and says it in the prompt, so that one model thinks at every speed. At
+inference the latent head's μ (or a sample) is fed back until the language head's next token is </think>, which is
+read at the latent just fed. The embedding table stays frozen: the targets are made of it.
+
+    python train.py --method colar [--latent_loss nll] [--pooling mean] [--no-compressed_labels] [--own_latents 1]
+    python eval.py --ckpt out/colar --speed 1 2 3 4 5
+    python train.py --method colar_rl --init out/colar        RL on top of an NLL model, see CoLaRRL
+
+Where we differ, and why:
+  - soft-MSE is taken in closed form; the release draws one ε.
+  - The std is computed from the weights; the release writes one number a model into its code.
+  - Greedy end decision: the release draws it, at temperature 1, which ends some chains too early or too late at
+    random; it has to do so in RL, where what is not drawn cannot be learnt. `--sample_end` does the same.
+"""
+import random
+from typing import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..batch import Row, encode_question, pad, segments
+from ..config import UserError
+from ..decode import decode
+from ..evaluate import accuracy
+from ..example import Example, is_correct
+from ..latent import LatentHead, compress
+from ..losses import advantages, clipped_surrogate, cross_entropy, gaussian_nll, mean_by, soft_mse
+from ..masks import LATENT, PREFIX, TAIL, Layout
+from .method import Batch, Method, Stage
+
+
+class CoLaR(Method):
+    min_chain = 1
+
+    def __init__(self, config, tok, model, folder=None):
+        super().__init__(config, tok, model, folder)
+        C = model.config.width
+        self.latent_head = LatentHead(C, config.head_width or C, deterministic=config.latent_loss == "mse")
+        self.latent_head.init_weights(torch.Generator().manual_seed(config.seed))
+        self.register_buffer("scale", model.embed.weight.detach().std())           # () the table is frozen, so is this
+        self.generator = torch.Generator().manual_seed(config.seed)                # of samples at inference
+
+    def adopt(self, tensors, settings) -> None:
+        head = {n[len("latent_head."):]: t for n, t in tensors.items() if n.startswith("latent_head.")}
+        if head:
+            self.latent_head.load_state_dict(head)
+
+    # ------------------------------------------------------------------ inference
+
+    @property
+    def ratio(self) -> int:
+        return 1 if self.config.speed == "auto" else int(self.config.speed)
+
+    def prompt(self, question: str) -> list[int]:
+        return [*encode_question(question, self.tok, self.config.speed), self.tok.think]
+
+    def thinker(self, temperature: float | None = None, generator: torch.Generator | None = None):
+        temperature = self.config.latent_temperature if temperature is None else temperature
+        generator = generator or self.generator
+
+        def think(logits: Tensor, hidden: Tensor) -> Tensor:
+            mu, log_sigma = self.latent_head(hidden)                               # (b, C) each
+            if temperature > 0:
+                mu = mu + temperature * log_sigma.exp() * torch.randn(mu.shape, generator=generator).to(mu)
+            return mu * self.scale
+        return think
+
+    def solve(self, questions, **options):
+        return super().solve(questions, **({"sample_end": self.generator} if self.config.sample_end else {}), **options)
+
+    # ------------------------------------------------------------------ the supervised stage
+
+    def layout(self, row: Row, c: int, said: int | str) -> Layout:
+        """Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>"""
+        return Layout.of((encode_question(row.text, self.tok, said) + [self.tok.think], PREFIX, 0),
+                         ([self.tok.latent] * len(segments(row.chain, c)), LATENT, 0),
+                         ([self.tok.end_think, *row.answer], TAIL, 0))
+
+    def collate(self, rows: list[Row], rng: random.Random) -> Batch:
+        c = rng.randint(1, self.config.c_max)
+        said = "auto" if rng.random() < self.config.auto else c
+        return {**self.tensors([self.layout(r, c, said) for r in rows]),
+                "blocks": pad([s for r in rows for s in segments(r.chain, c)], self.tok.pad)}      # (n, c)
+
+    def loss(self, batch: Batch, noise: torch.Generator, progress: float):
+        config, ids, kind, blocks = self.config, batch["ids"], batch["kind"], batch["blocks"]      # (B, T), (n, c)
+        real = blocks != self.tok.pad
+        z = compress(self.model.embed(blocks), real, config.pooling)               # (n, C)
+        drawn = (torch.rand(len(blocks), generator=noise).to(real.device) * real.sum(1)).long()    # (n,) in 0..count-1
+        ids = ids.masked_scatter(kind == LATENT, blocks.gather(1, drawn[:, None])[:, 0])   # a latent's label
+        x = self.embed_with(ids, kind, z)                                          # (B, T, C)
+        h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]                   # (B, T-1, C), (B, T-1)
+
+        loss = compression = self.compressed_cross_entropy(h, ids[:, 1:], following)
+        foretells = (following == LATENT) | (kind[:, :-1] == LATENT)               # (B, T-1) <think>, z_1 .. z_N
+        mu, log_sigma = self.latent_head(h[foretells])                             # (m, C) each
+        latent = self.latent_loss(mu.float(), log_sigma.float(), (x[:, 1:][foretells] / self.scale).detach().float())
+        loss = loss + config.latent_weight * latent
+        logged = {"comp": compression.item(), "latent": latent.item(), "sigma": log_sigma.exp().mean().item()}
+        if config.own_latents > 0:                                                 # exposed to what it will feed itself
+            mu, log_sigma = self.latent_head(h[following == LATENT])               # (n, C)
+            own = (mu + log_sigma.exp() * torch.randn(mu.shape, generator=noise).to(mu)) * self.scale
+            h = self.model(embeds=self.embed_with(ids, kind, own))[:, :-1]
+            answer = cross_entropy(self.model.logits(h[following == TAIL]), ids[:, 1:][following == TAIL])
+            logged["own"] = answer.item()
+            loss = loss + config.own_latents * answer
+        return loss, logged
+
+    def compressed_cross_entropy(self, h: Tensor, labels: Tensor, following: Tensor) -> Tensor:
+        """L_comp: h (B, T-1, C), and what stands behind each position: its label and its kind (B, T-1)."""
+        if self.config.compressed_labels:
+            counts = (following == LATENT) | (following == TAIL)
+            return cross_entropy(self.model.logits(h[counts]), labels[counts])
+        # The ablation: before a latent the language head learns only that the chain goes on.
+        tail = F.cross_entropy(self.model.logits(h[following == TAIL]).float(), labels[following == TAIL], reduction="sum")
+        goes_on = log_not(self.model.logits(h[following == LATENT]), self.tok.end_think)
+        return (tail - goes_on.sum()) / ((following == TAIL).sum() + len(goes_on))
+
+    def latent_loss(self, mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
+        if self.config.latent_loss == "nll":
+            return gaussian_nll(mu, log_sigma, target)
+        return soft_mse(mu, log_sigma, target, self.config.entropy_weight)
+
+    # ------------------------------------------------------------------ the whole
+
+    def trainable(self) -> list[torch.nn.Module]:
+        """All but the embedding table, and with it a tied language head."""
+        return [child for name, child in self.model.named_children() if name != "embed"] + [self.latent_head]
+
+    def validate(self, val: list[Example]) -> dict[str, float]:
+        """Accuracy at every speed that is trained; their mean chooses the best checkpoint."""
+        found, asked = {}, self.config.speed
+        for c in range(1, self.config.c_max + 1):
+            self.config.speed = str(c)
+            found[c] = accuracy(self, val)
+        self.config.speed = asked
+        mean = sum(r["accuracy"] for r in found.values()) / len(found)
+        return {"accuracy": mean, **{f"accuracy_c{c}": r["accuracy"] for c, r in found.items()},
+                **{f"mean_len_c{c}": r["mean_len"] for c, r in found.items()}}
+
+    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
+        yield Stage("colar", train, [len(r.question) + len(r.chain) for r in train], self.collate, self.loss, self.trainable(),
+                    self.config.steps, self.config.lr, lambda: self.validate(val))
+
+    def plan(self, train: list[Row]):
+        c = 1 + self.config.c_max // 2
+        tokens = sum(len(self.layout(r, c, c).ids) for r in train[:1000]) / max(1, len(train[:1000]))
+        return [("colar", self.config.steps, tokens * (1 + (self.config.own_latents > 0)),
+                 f"compressed chains, a factor from 1 to {self.config.c_max} each step")]
+
+
+def log_not(logits: Tensor, token: int) -> Tensor:
+    """log(1 - softmax(logits)[token]), (..., V) -> (...,)"""
+    others = logits.float().index_fill(-1, torch.tensor(token, device=logits.device), float("-inf"))
+    return others.logsumexp(-1) - logits.float().logsumexp(-1)
