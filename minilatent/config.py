@@ -6,7 +6,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 
-METHODS = ("cot_sft", "no_cot", "latent_sft", "colar")
+METHODS = ("cot_sft", "no_cot", "latent_sft", "colar", "colar_rl")
 
 
 class UserError(Exception):
@@ -111,7 +111,8 @@ PRESETS: dict[str, dict] = {
              "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
-    "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,
+    "smoke": {"colar_rl": {"group": 4, "max_chain": 24},
+              "train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,
               "max_chain": 24},
 }
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import checkpoint, data
 from .batch import Row, encode
@@ -32,8 +33,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def initial_model(config: Config) -> tuple[Transformer, Tokenizer]:
-    """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights."""
+def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
+    """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights. With the settings
+    of a run folder, and what its method trained beside the model."""
     init = config.init
     if not init:
         if not config.data.startswith("mini"):
@@ -46,7 +48,7 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer]:
         model = Transformer(ModelConfig(tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head, n_kv_head=config.n_head,
                                         width=config.width, head_dim=config.width // config.n_head, hidden=config.hidden))
         model.init_weights(torch.Generator().manual_seed(config.seed))
-        return model, tok
+        return model, tok, {}, {}
     path = Path(init) / "config.json"
     if path.exists():
         try:
@@ -54,8 +56,8 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer]:
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if ours:
-            return checkpoint.load_model(init)[:2]
-    return load_pretrained(init)
+            return checkpoint.load_model(init)
+    return (*load_pretrained(init), {}, {})
 
 
 def load_run(folder: str | Path, device: torch.device) -> Method:
@@ -160,14 +162,16 @@ def train(given: dict) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
-    model, tok = initial_model(config)
+    model, tok, settings, beside = initial_model(config)
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
     if not config.resume:
         folder = prepare_folder(config)
         checkpoint.write_config(folder, config, model.config)
         tok.save(folder)
-    method = METHODS[config.method](config, tok, model, folder).to(device)
+    method = METHODS[config.method](config, tok, model, folder)
+    method.adopt(beside, settings)
+    method.to(device)
     print(summary(config, method, rows, val, left_out), flush=True)
     if config.compile:
         model.compile(dynamic=True)
