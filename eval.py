@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from minilatent import data
-from minilatent.analysis import INTERVENTIONS, intervene, report_interventions, results_figure, save_figure
+from minilatent.analysis import INTERVENTIONS, intervene, report_interventions, results_figure, save_figure, speed_figure
 from minilatent.files import write_json
 from minilatent.config import Config, Parser, UserError, add_fields, nearest, run
-from minilatent.evaluate import evaluate, report, training_tokens
+from minilatent.evaluate import evaluate, label, report, training_tokens
+from minilatent.methods import CoLaR
 from minilatent.setup import load_run, pick_device
 
 
@@ -22,6 +23,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--figure", metavar="FILE", help="draw ECR@K and N_eff with their controls (.png, .pdf, .svg)")
     parser.add_argument("--intervene", nargs="*", metavar="NAME", help="also replace the latents and decode the answer "
                         f"from that: {', '.join(INTERVENTIONS)} [noise swap]")
+    parser.add_argument("--speed", nargs="+", metavar="c", help="compression factors to ask CoLaR for: numbers, or auto [the run's]")
+    parser.add_argument("--speed_figure", metavar="FILE", help="draw accuracy against #L over the speeds (.png, .pdf, .svg)")
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
     parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
     add_fields(parser, Config, only=("device", "threads"))
@@ -35,21 +38,31 @@ def main(argv: list[str]) -> None:
 
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
     config, batch = method.config, given.get("batch", 0)
+    speeds = given.get("speed", [config.speed])
+    if "speed" in given and not isinstance(method, CoLaR):
+        raise UserError(f"--speed is CoLaR's: a run of {config.method} has one speed")
+    if bad := [s for s in speeds if s != "auto" and not (s.isdigit() and int(s))]:
+        raise UserError(f"--speed {bad[0]}: a speed is a whole number from 1 on, or auto")
     if "data" not in given and config.data not in data.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
     frequent, results = training_tokens(method), []
     for name in given.get("data", [config.data]):
         examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style)
-        result = evaluate(method, examples, name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
-        if names:
-            result["interventions"] = intervene(method, examples, names, batch)
-        results.append(result)
-        print(f"{name}: accuracy {result['accuracy']:.3f} after {result['seconds']:.1f} s", file=sys.stderr)
-        if "json" in given:                          # after each data set: what is done is safe
-            write_json(Path(given["json"]), results)
+        for config.speed in speeds:
+            result = evaluate(method, examples, name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
+            if isinstance(method, CoLaR):
+                result["speed"] = config.speed if config.speed == "auto" else int(config.speed)
+            if names:
+                result["interventions"] = intervene(method, examples, names, batch)
+            results.append(result)
+            print(f"{label(result)}: accuracy {result['accuracy']:.3f} after {result['seconds']:.1f} s", file=sys.stderr)
+            if "json" in given:                      # after each one: what is done is safe
+                write_json(Path(given["json"]), results)
     print(report(results), *(report_interventions(r) for r in results if names), sep="\n\n")
     if "figure" in given:
         save_figure(results_figure(results), given["figure"])
+    if "speed_figure" in given:
+        save_figure(speed_figure(results), given["speed_figure"])
 
 
 if __name__ == "__main__":

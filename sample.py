@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="sample.py", description=__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="run folder")
     parser.add_argument("--question", help=f"what to solve [{QUESTION}]")
+    parser.add_argument("--speed", help="compression factor to ask CoLaR for: a number, or auto [the run's]")
     parser.add_argument("--top", type=int, metavar="int", help="tokens shown for each step [5]")
     parser.add_argument("--figure", metavar="FILE", help="draw the chain: ranks, probabilities, entropy (.png, .pdf, .svg)")
     parser.add_argument("--masks", metavar="FILE", help="draw Latent-SFT's two masks on a short example")
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(given["threads"])
 
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    method.config.speed = given.get("speed", method.config.speed)
     top = given.get("top", 5)
     if not 1 <= top <= method.model.config.vocab_size:
         raise UserError(f"--top must be between 1 and the vocabulary's {method.model.config.vocab_size}, not {top}")

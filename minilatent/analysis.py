@@ -21,9 +21,10 @@ from .batch import Row, encode_question
 from .files import replace_file
 from .config import UserError
 from .decode import decode
-from .evaluate import fitting, room, solve_batches, table
+from .evaluate import fitting, label, room, solve_batches, table
 from .example import Example, extract_answer, is_correct
 from .latent import entropy
+from .methods import CoLaR
 from .methods.latent_sft import LatentSFT
 from .metrics import partners, wilson
 from .tokenizer import Tokenizer
@@ -133,7 +134,7 @@ def report_interventions(result: dict) -> str:
     rows = [["the model's own", str(result["n"]), percent(result["accuracy"]), "100.0", "-"]]
     rows += [[name, str(r["n"]), percent(r["accuracy"]), percent(r.get("unchanged")), percent(r.get("follows_donor"))]
              for name, r in result["interventions"].items()]
-    return f"latents replaced, {result['data']}\n" + table(["", "n", "acc %", "same answer %", "donor's answer %"], rows)
+    return f"latents replaced, {label(result)}\n" + table(["", "n", "acc %", "same answer %", "donor's answer %"], rows)
 
 
 # ------------------------------------------------------------------ one question's chain
@@ -147,6 +148,8 @@ class Trace:
     chain: list[int]             # (N,) each step's likeliest token
     probs: Tensor                # (N + 1, V); (0, V) for a method that does not think
     explicit: bool
+    nearest: Tensor | None = None   # CoLaR: (N, V) cosines of each latent with the embedding table
+    sigma: Tensor | None = None     # and (N,) the latent head's σ, its mean over the width
 
 
 @torch.no_grad()
@@ -167,8 +170,14 @@ def trace(method, question: str) -> Trace:
     hidden = method.model(embeds=prefix[:, :-1])[0, -n - 1:]                       # (N + 1, C)
     logits = method.model.logits(hidden).float()
     logits[:, method.tok.never] = float("-inf")
-    return Trace(question, out.answers[0], bool(out.closed), out.chain[0, :n].tolist(), logits.softmax(-1).cpu(),
-                 method.explicit)
+    found = Trace(question, out.answers[0], bool(out.closed), out.chain[0, :n].tolist(), logits.softmax(-1).cpu(),
+                  method.explicit)
+    if isinstance(method, CoLaR):
+        table = method.model.embed.weight.clone()
+        table[method.tok.never] = 0
+        found.nearest = torch.nn.functional.cosine_similarity(out.latents[0, :, None], table, dim=-1).cpu()
+        found.sigma = method.latent_head(hidden[:-1])[1].exp().mean(-1).cpu()
+    return found
 
 
 def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
@@ -178,6 +187,8 @@ def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
         lines += [f"chain     {visible(tok.decode(t.chain))}", f"          {len(t.chain)} tokens, {ending(t)}"]
     elif len(t.probs):
         lines += [f"chain     {len(t.chain)} latents, {ending(t)}", "", latent_lines(t, tok, top), ""]
+        if t.nearest is not None:
+            lines += [nearest_lines(t, tok, top), ""]
     return "\n".join([*lines, f"answer    {visible(t.answer.strip()) or '(none)'}"])
 
 
@@ -205,6 +216,16 @@ def latent_lines(t: Trace, tok: Tokenizer, top: int, a_line: int = 5) -> str:
             lines.append(" " * 4 + "-" * 15 + (" collapse" if t.closed else " no collapse: cut off"))
         lines.append(f"{n:4d}  {h:5.2f} {bar:6}  {rows[0]}".rstrip())
         lines += [" " * 21 + row for row in rows[1:]]
+    return "\n".join(lines)
+
+
+def nearest_lines(t: Trace, tok: Tokenizer, top: int) -> str:
+    """A line a latent of CoLaR: its σ, the probability that the chain ends at it, and the tokens nearest to it."""
+    cosine, ids = t.nearest.topk(top, dim=-1)
+    lines = ["latent  σ      end    nearest embeddings, by cosine"]
+    for n, (sigma, end, values, best) in enumerate(zip(t.sigma.tolist(), t.probs[1:, tok.end_think].tolist(), cosine.tolist(), ids.tolist()), 1):
+        cells = "  ".join(f"{clip(tok.name(i), 8):8} {v:5.2f}" for i, v in zip(best, values))
+        lines.append(f"{n:4d}   {sigma:5.3f}  {end:5.3f}  {cells}")
     return "\n".join(lines)
 
 
@@ -340,12 +361,34 @@ def results_figure(results: list[dict]):
     for row, r in zip(axes, results):
         for ax in row:
             ax.set_axis_off()                                                      # until there is something in it
-        row[0].set_title(r["data"], loc="left", fontweight="bold")
+        row[0].set_title(label(r), loc="left", fontweight="bold")
         if r["ecr"]:
             draw_ecr(row[0], r)
         if r["n_multi"]:
             draw_n_eff(row[1], r, "", "N_eff")
             draw_n_eff(row[2], r, "_distinct", "N_eff, by the tokens that differ")
+    return figure
+
+
+@plt.rc_context(STYLE)
+def speed_figure(results: list[dict]):
+    """Accuracy against #L over CoLaR's speeds, a line for each data set, with 95 % intervals."""
+    results = [r for r in results if "speed" in r]
+    if not results:
+        raise UserError("nothing to draw: only CoLaR has speeds")
+    figure, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    for name in dict.fromkeys(r["data"] for r in results):
+        some = [r for r in results if r["data"] == name]
+        x, y = [r["mean_len"] for r in some], [100 * r["accuracy"] for r in some]
+        error = [[100 * abs(r["ci95"][i] - r["accuracy"]) for r in some] for i in (0, 1)]
+        line = ax.errorbar(x, y, error, marker="o", capsize=3, label=name)[0]
+        for r, a, b in zip(some, x, y):
+            ax.annotate(f"×{r['speed']}", (a, b), xytext=(6, 6), textcoords="offset points", fontsize=9.5, color=line.get_color())
+    ax.set(xlabel="#L, steps of thinking", ylabel="accuracy (%)", ylim=(0, 100))
+    ax.set_xlim(0, None)
+    ax.grid(alpha=0.25)
+    ax.legend(loc="lower right")
+    ax.set_title("One checkpoint, many speeds", loc="left", fontweight="bold")
     return figure
 
 

@@ -130,9 +130,17 @@ def resolve(given: dict) -> Config:
     special = {m: preset.pop(m, {}) for m in METHODS}
     config = Config(**{**preset, **special[method], **given})
     for f in dataclasses.fields(Config):
-        choices = f.metadata.get("choices")
-        if choices and getattr(config, f.name) not in choices:
-            raise UserError(f"--{f.name} {getattr(config, f.name)!r} is not one of {', '.join(choices)}")
+        value, choices = getattr(config, f.name), f.metadata.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"--{f.name} {value!r} is not one of {', '.join(choices)}")
+        least = 1 if isinstance(f.default, int) and f.default > 0 else 0           # where the default is 0 it means something
+        if not isinstance(value, (str, bool)) and not least <= value < float("inf"):
+            raise UserError(f"--{f.name} {value} is out of range: {least} or more")
+    if config.speed != "auto" and not (config.speed.isdigit() and int(config.speed)):
+        raise UserError(f"--speed {config.speed} is neither a whole number from 1 on nor auto")
+    steps = config.stage1_steps.split(",")
+    if len(steps) != 3 or not all(s.strip().isdigit() and int(s) for s in steps):
+        raise UserError(f"--stage1_steps {config.stage1_steps}: three whole numbers from 1 on, with commas between them")
     return config
 
 

@@ -227,26 +227,31 @@ def table(head: list[str], rows: list[list[str]]) -> str:
                      for line in lines)
 
 
+def label(result: dict) -> str:
+    """What a result is of: the data set, and CoLaR's speed."""
+    return result["data"] + (f" ×{result['speed']}" if "speed" in result else "")
+
+
 def report(results: list[dict]) -> str:
     """The tables that eval.py prints."""
     show = lambda value, digits=2: "-" if value is None else f"{value:.{digits}f}"
     at = lambda per_k, k: show((per_k or {}).get(k))
-    rows = [[r["data"], str(r["n"]), f"{100 * r['accuracy']:.1f}", "{:.1f}-{:.1f}".format(*(100 * x for x in r["ci95"])),
+    rows = [[label(r), str(r["n"]), f"{100 * r['accuracy']:.1f}", "{:.1f}-{:.1f}".format(*(100 * x for x in r["ci95"])),
              show(r["mean_len"], 1), show(r["acc_per_len"] and 100 * r["acc_per_len"], 1),
              show(r["closed"] and 100 * r["closed"], 1), show(r["entropy"]), show(r["top1"]),
              f"{r['questions_per_second']:.0f}"] for r in results]
     text = table(["data", "n", "acc %", "95 %", "#L", "acc/#L", "closed %", "entropy", "top-1", "q/s"], rows)
     if any(r["ecr"] for r in results):
         ks = [k for k in ("1", "10", "50", "100", "300") if k in results[0]["k_share"]]
-        rows = [[f"{r['data']}{label}", *(at(r[key], k) for k in ks)]
-                for r in results for key, label in (("ecr", ""), ("ecr_control", ", frequent tokens"))]
+        rows = [[f"{label(r)}{what}", *(at(r[key], k) for k in ks)]
+                for r in results for key, what in (("ecr", ""), ("ecr_control", ", frequent tokens"))]
         rows += [["K / V", *(f"{100 * results[0]['k_share'][k]:.1f} %" for k in ks)]]
         text += "\n\n" + table(["ECR", *("@" + k for k in ks)], rows)
     if any(r["n_multi"] for r in results):
         columns = ("n_eff", "n_eff_entropy", "top2", "n_eff_control", "n_eff_one_path")
-        rows = [[r["data"] + label, str(r["n_multi"]), show(r["n_chains"], 1), *(show(r[key + suffix]) for key in columns)]
-                for r in results for suffix, label in (("", ""), ("_distinct", ", tokens that differ"))]
+        rows = [[label(r) + what, str(r["n_multi"]), show(r["n_chains"], 1), *(show(r[key + suffix]) for key in columns)]
+                for r in results for suffix, what in (("", ""), ("_distinct", ", tokens that differ"))]
         text += "\n\n" + table(["N_eff", "questions", "chains", "1/Σw²", "exp H", "top-2", "others' chains", "one chain only"], rows)
     if any(r["skipped"] for r in results):
-        text += "\n\nleft out, too long for the context: " + ", ".join(f"{r['data']} {r['skipped']}" for r in results if r["skipped"])
+        text += "\n\nleft out, too long for the context: " + ", ".join(f"{label(r)} {r['skipped']}" for r in results if r["skipped"])
     return text

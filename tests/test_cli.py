@@ -82,6 +82,11 @@ def test_every_preset_resolves_for_every_method():
     (["--method", "cot_sft", "--steps"], "--steps"),
     (["--method", "cot_sft", "--latent", "soft"], "superposition"),
     (["--method", "cot_sft", "stray"], "stray"),
+    (["--method", "latent_sft", "--ratio", "0"], "--ratio 0"),
+    (["--method", "cot_sft", "--lr", "-1"], "--lr -1"),
+    (["--method", "cot_sft", "--lr", "nan"], "--lr nan"),
+    (["--method", "latent_sft", "--stage1_steps", "3,3"], "--stage1_steps 3,3"),
+    (["--method", "colar", "--speed", "fast"], "--speed fast"),
 ])
 def test_a_wrong_call_gets_one_line_that_names_the_nearest(refused, argv, said):
     assert said in refused(*argv)

@@ -180,6 +180,22 @@ def test_a_run_killed_in_or_right_after_any_stage_resumes_bit_for_bit(tmp_path, 
     same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.parametrize("method", ["colar", "colar_rl"])
+def test_colar_and_its_rl_resume_bit_for_bit(tmp_path, method):
+    """Factors, labels, samples and rewards are drawn anew from (seed, step): nothing of them is in the checkpoint."""
+    args = ["--latent_loss", "nll", "--group", 3, "--inner", 2]
+    if method == "colar_rl":
+        train(tmp_path / "start", "colar", *args)
+        args += ["--init", tmp_path / "start"]
+    train(tmp_path / "whole", method, *args)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, "save", lambda index, done, *_: done == 2)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", method, *args)
+    train(tmp_path / "run", method, *args, "--resume")
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("stage, step", [(0, 1), (0, 3), (1, 1), (3, 3)])
 def test_what_was_done_after_the_last_checkpoint_is_done_again_and_logged_once(tmp_path, stage, step):
     """Killed between two checkpoints, the log is ahead of the weights; before the first, there are none at all."""

@@ -1,0 +1,362 @@
+"""CoLaR and its RL: merged embeddings by a naive loop, losses by closed forms, samples and their probabilities."""
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model
+
+from minilatent import mini
+from minilatent.batch import encode, segments
+from minilatent.config import UserError, resolve
+from minilatent.latent import LatentHead, compress
+from minilatent.losses import advantages, clipped_surrogate, gaussian_nll, mean_by, soft_mse
+from minilatent.masks import LATENT, TAIL
+from minilatent.methods import METHODS
+from minilatent.methods.colar import log_not
+from minilatent.trainer import Trainer
+
+SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "group": 3, "speed": "3"}
+
+
+@pytest.fixture(scope="module")
+def rows(tok):
+    found = encode(mini.load("mini", "train", 9), tok, 512)[0]
+    assert len({len(r.chain) for r in found}) > 1
+    return found
+
+
+def make(tok, name="colar", scale=3.0, **changes):
+    """A model whose </think> is loud: chains end by themselves, sooner or later."""
+    config = resolve({"method": name, **SMALL, **changes})
+    model = tiny_model(tok.vocab_size, scale=scale, context=512, tied=False)
+    with torch.no_grad():
+        model.head.weight[tok.end_think] *= 12
+    return METHODS[name](config, tok, model).train()
+
+
+class Fixed(random.Random):
+    """Draws the factor c, and "auto" never or always."""
+    def __init__(self, c: int, auto: bool = False):
+        super().__init__(0)
+        self.c, self.auto = c, auto
+
+    def randint(self, a, b):
+        assert a <= self.c <= b
+        return self.c
+
+    def random(self):
+        return 0.0 if self.auto else 1.0
+
+
+def run(method, rows, c, seed=0):
+    return method.loss(method.collate(rows, Fixed(c)), torch.Generator().manual_seed(seed), 0.0)
+
+
+# --- merging -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("c", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("pooling", ["sqrt", "mean"])
+def test_compression_is_that_of_a_naive_loop_for_ragged_chains_side_by_side(tok, rows, c, pooling):
+    method = make(tok, c_max=8, pooling=pooling)
+    E = method.model.embed.weight
+    naive = []
+    for row in rows:
+        for s in range(0, len(row.chain), c):
+            block = row.chain[s:s + c]
+            naive.append(sum(E[t] for t in block) / (math.sqrt(len(block)) if pooling == "sqrt" else len(block)))
+    blocks = method.collate(rows, Fixed(c))["blocks"]
+    assert c == 1 or (blocks == tok.pad).any()                       # a shorter last block: what a fixed √c gets wrong
+    torch.testing.assert_close(compress(method.model.embed(blocks), blocks != tok.pad, pooling), torch.stack(naive))
+
+
+def test_the_variance_is_kept_by_the_root_and_not_by_the_mean():
+    x = torch.randn(4000, 5, 64, generator=torch.Generator().manual_seed(0))
+    real = torch.arange(5) < torch.randint(1, 6, (4000, 1), generator=torch.Generator().manual_seed(1))
+    assert compress(x, real).var().item() == pytest.approx(1.0, abs=0.02)
+    for c in (2, 5):
+        mean = compress(x[:, :c], torch.ones(4000, c, dtype=torch.bool), "mean")
+        assert mean.var().item() == pytest.approx(1 / c, abs=0.02)
+
+
+def test_the_sequence_of_a_row_and_its_prompt(tok, rows):
+    method, row = make(tok), rows[0]
+    x = method.layout(row, 3, 3)
+    prompt = tok.encode(row.text + " Let's think 3 times faster:") + [tok.think]
+    n = math.ceil(len(row.chain) / 3)
+    assert x.ids == prompt + [tok.latent] * n + [tok.end_think, *row.answer]
+    assert method.prompt(row.text) == prompt                         # inference reads what training showed
+    auto = make(tok, auto=0.5)
+    assert "auto times faster" in tok.decode(auto.collate(rows, Fixed(2, auto=True))["ids"][0].tolist())
+    drawn = {method.collate(rows, random.Random(i))["blocks"].shape[1] for i in range(60)}
+    assert drawn == {1, 2, 3, 4, 5}
+
+
+# --- the losses ----------------------------------------------------------------------------------------------------
+
+def test_nll_and_soft_mse_are_the_closed_forms_and_those_of_torch_distributions():
+    g = torch.Generator().manual_seed(0)
+    mu, log_sigma, e = (torch.randn(7, 5, generator=g) for _ in range(3))
+    normal = torch.distributions.Normal(mu, log_sigma.exp())
+    nll = -normal.log_prob(e).mean() - 0.5 * math.log(2 * math.pi)
+    assert gaussian_nll(mu, log_sigma, e).item() == pytest.approx(nll.item(), rel=1e-5)
+    drawn = (normal.sample((200_000,)) - e).pow(2).mean()
+    assert soft_mse(mu, log_sigma, e).item() == pytest.approx(drawn.item(), rel=0.01)
+    assert soft_mse(mu, log_sigma, e, 0.3).item() == pytest.approx((soft_mse(mu, log_sigma, e) - 0.3 * normal.entropy().mean()).item(), rel=1e-4)
+    point = torch.full_like(mu, -float("inf"))                       # the deterministic head
+    assert soft_mse(mu, point, e).item() == pytest.approx(F.mse_loss(mu, e).item(), rel=1e-6)
+
+
+def test_at_c_1_compression_is_cot_sfts_cross_entropy_on_the_same_prompt(tok, rows):
+    colar = make(tok)
+    cot = METHODS["cot_sft"](resolve({"method": "cot_sft"}), tok, colar.model)
+    prompted = [type(r)(tok.encode(r.text + " Let's think 1 times faster:"), r.chain, r.answer) for r in rows]
+    expected, _ = cot.loss(cot.collate(prompted), None, 0.0)
+    assert run(colar, rows, 1)[1]["comp"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("switches", [{}, {"latent_loss": "nll"}, {"latent_loss": "mse"}, {"pooling": "mean"},
+                                      {"compressed_labels": False}])
+@pytest.mark.parametrize("c", [2, 5])
+def test_the_loss_is_every_row_by_itself_whatever_the_padding(tok, rows, c, switches):
+    method = make(tok, **switches)
+    E, scale = method.model.embed.weight, method.model.embed.weight.std()
+    rows, batch = rows[:4], method.collate(rows[:4], Fixed(c))
+    u = torch.rand(len(batch["blocks"]), generator=torch.Generator().manual_seed(0)).tolist()
+    comp, latent, n = [], [], 0
+    for row in rows:
+        blocks = segments(row.chain, c)
+        z = [sum(E[t] for t in b) / (len(b) if method.config.pooling == "mean" else len(b) ** 0.5) for b in blocks]
+        labels = [b[int(u[n + i] * len(b))] for i, b in enumerate(blocks)]
+        n += len(blocks)
+        prompt = tok.encode(f"{row.text} Let's think {c} times faster:") + [tok.think]
+        tail = [tok.end_think, *row.answer]
+        x = torch.stack([E[t] for t in prompt] + z + [E[t] for t in tail])
+        h = method.model(embeds=x[None])[0]
+        log_q = method.model.logits(h).log_softmax(-1)
+        for i, y in enumerate(labels + tail, len(prompt) - 1):
+            end = log_q[i, tok.end_think]
+            off = not method.config.compressed_labels and i < len(prompt) + len(z) - 1
+            comp.append((-torch.log1p(-end.exp()) if off else -log_q[i, y]).item())
+        for i in range(len(prompt) - 1, len(prompt) + len(z)):       # <think>, z_1 .. z_N; the last foretells </think>
+            mu, log_sigma = method.latent_head(h[i])
+            e = x[i + 1] / scale
+            latent.append((gaussian_nll if method.config.latent_loss == "nll" else soft_mse)(mu, log_sigma, e).item())
+    loss, logged = run(method, rows, c)
+    assert logged["comp"] == pytest.approx(sum(comp) / len(comp), abs=2e-4)
+    assert logged["latent"] == pytest.approx(sum(latent) / len(latent), rel=1e-4)
+    assert loss.item() == pytest.approx(logged["comp"] + logged["latent"], rel=1e-5)
+
+
+def test_a_label_is_each_token_of_its_block_about_as_often(tok, rows):
+    method, seen = make(tok), []
+    blocks = method.collate(rows[:1], Fixed(2))["blocks"]
+    method.compressed_cross_entropy = lambda h, labels, following: (seen.append(labels[following == LATENT]), h.sum() * 0)[1]
+    for seed in range(200):
+        run(method, rows[:1], 2, seed)
+    labels = torch.stack(seen)                                       # (200, N)
+    first = (labels == blocks[:, 0]).float().mean()
+    assert ((labels == blocks[:, 0]) | (labels == blocks[:, 1])).all() and 0.45 < first < 0.55
+
+
+def test_the_table_stays_frozen_and_all_else_learns(tok, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("minilatent.methods.colar.accuracy", lambda *a: {"accuracy": 0.0, "mean_len": 0.0})
+    (tmp_path / "state").mkdir()
+    method = make(tok, steps=4, own_latents=1.0, latent_loss="nll", warmup=0.0)
+    before = {n: t.clone() for n, t in method.state_dict().items()}
+    Trainer(method.config, method, tmp_path).fit(rows, [])
+    same = {n for n, t in method.state_dict().items() if torch.equal(t, before[n])}
+    assert same == {"model.embed.weight", "scale"}
+
+
+def test_own_latents_supervise_the_answer_through_what_the_head_would_feed(tok, rows):
+    method = make(tok, own_latents=1.0, latent_loss="nll")
+    loss, logged = run(method, rows[:3], 2)
+    assert loss.item() == pytest.approx(logged["comp"] + logged["latent"] + logged["own"], rel=1e-5)
+    grads = torch.autograd.grad(loss - run(make(tok, latent_loss="nll"), rows[:3], 2)[0], method.latent_head.mu.weight)
+    assert grads[0].abs().sum() > 0
+    assert logged["own"] != run(method, rows[:3], 2, seed=1)[1]["own"]           # sampled
+
+
+def test_a_deterministic_head_has_no_sigma():
+    head = LatentHead(8, 12, deterministic=True)
+    mu, log_sigma = head(torch.randn(3, 8))
+    assert head.log_sigma is None and (log_sigma.exp() == 0).all() and mu.shape == (3, 8)
+
+
+# --- decoding: test_decode.py holds it against the naive decoder ----------------------------------------------------
+
+def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
+    method = make(tok).eval()
+    solve = lambda: method.solve([r.text for r in rows])
+    a, b = solve(), solve()
+    assert torch.equal(a.latents, b.latents) and a.lengths.min() >= 1
+    method.config.latent_temperature = 0.5
+    assert not torch.equal(solve().latents[:, 0], a.latents[:, 0])
+    method.config.latent_temperature, method.config.sample_end = 0.0, True
+    lengths = torch.stack([solve().lengths for _ in range(12)])
+    assert (lengths != lengths[0]).any()
+
+
+# --- RL --------------------------------------------------------------------------------------------------------------
+
+def test_advantages_and_the_surrogate_by_hand():
+    A = advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    std = math.sqrt(3) / 4                                           # of 1, 0, 0, 0
+    torch.testing.assert_close(A[0], torch.tensor([0.75, -0.25, -0.25, -0.25]) / std)
+    assert (A[1] == 0).all()                                         # nothing to learn from
+    old = torch.zeros(6)
+    new = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1, 0.9]).log()         # the ratios
+    advantage = torch.tensor([2.0, -2.0, 2.0, -2.0, 1.0, -1.0])
+    gain, clipped = clipped_surrogate(new, old, advantage, 0.2)
+    torch.testing.assert_close(gain, torch.tensor([2.4, -3.0, 1.0, -1.6, 1.1, -0.9]))
+    assert clipped.tolist() == [True, False, False, True, False, False]
+    means, some = mean_by(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([2, 2, 0]), 4)
+    assert means.tolist() == [5.0, 0.0, 2.0, 0.0] and some.tolist() == [True, False, True, False]
+
+
+def test_log_not_is_the_log_of_the_other_tokens_probability():
+    logits = torch.randn(20, 9, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(log_not(logits, 4), (1 - logits.softmax(-1)[:, 4]).log(), rtol=1e-4, atol=1e-5)
+    assert log_not(torch.tensor([[0.0, 40.0]]), 1).item() == pytest.approx(-40.0)       # where 1 - p is 0 in float32
+
+
+def rolled(tok, rows, seed=0, **changes):
+    method = make(tok, "colar_rl", latent_loss="nll", **changes)
+    return method, method.rollout(rows[:3], random.Random(seed))
+
+
+def score(batch, rewards):
+    """As if the samples had earned these rewards: random weights are never right."""
+    rewards = torch.tensor(rewards).view(-1, 3)
+    return {**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1)}
+
+
+REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
+    """Latents, every decision to go on or to end, and the answer: what sampling drew, and nothing else."""
+    method, batch = rolled(tok, rows)
+    found, _ = method.log_probs(batch)
+    E, scale, z, at = method.model.embed.weight, method.scale, batch["z"], 0
+    expected = {"latents": [], "decisions": [], "answer": []}
+    for r in range(9):
+        ids, kind = batch["ids"][r], batch["kind"][r]
+        ids = ids[kind >= 0].tolist()
+        n = int((kind == LATENT).sum())
+        x = torch.stack([E[t] for t in ids])
+        first = ids.index(tok.latent)
+        x[first:first + n] = z[at:at + n]
+        h = method.model(embeds=x[None])[0]
+        logits = method.model.logits(h)
+        logits[:, tok.never] = -float("inf")
+        log_q = logits.log_softmax(-1)
+        for i in range(n):
+            mu, log_sigma = method.latent_head(h[first + i - 1])
+            density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob(z[at + i] / scale).mean()
+            expected["latents"].append((density.item(), r))
+            end = log_q[first + i, tok.end_think].exp()
+            if i < n - 1:
+                expected["decisions"].append(((1 - end).log().item(), r))
+            elif batch["closed"][r]:
+                expected["decisions"].append((end.log().item(), r))
+        for i in range(first + n + 1, len(ids)):
+            expected["answer"].append((log_q[i - 1, ids[i]].item(), r))
+        at += n
+    assert at == len(z)
+    for name, (values, sample) in found.items():
+        assert sample.tolist() == [r for _, r in expected[name]], name
+        torch.testing.assert_close(values, torch.tensor([v for v, _ in expected[name]]), rtol=1e-4, atol=2e-4)
+
+
+def test_both_ways_to_end_a_chain_occur_above(tok, rows):
+    closed = torch.cat([rolled(tok, rows, seed)[1]["closed"] for seed in range(6)])
+    assert closed.any() and not closed.all()
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_the_first_inner_step_is_the_plain_policy_gradient(tok, rows, average):
+    """The ratio is exactly 1, so the surrogate is the advantage and its gradient A · ∇log p."""
+    method, batch = rolled(tok, rows, average=average)
+    batch = score(batch, REWARDS)
+    for name, (values, _) in method.log_probs(batch)[0].items():
+        assert torch.equal(values, batch["old_" + name]), name
+    loss, logged = method.loss(batch, None, 0.0)
+    assert logged["clipped"] == 0.0 and logged["reward"] == pytest.approx(1 / 3) and logged["silent"] == pytest.approx(1 / 3)
+    parameters = [p for m in method.trainable() for p in m.parameters()]
+    surrogate = torch.autograd.grad(loss, parameters, allow_unused=True)
+    plain = 0.0
+    for values, sample in method.log_probs(batch)[0].values():
+        weight = 1 / (9 * torch.bincount(sample, minlength=9)[sample]) if average else torch.full_like(values, 1 / len(values))
+        plain = plain - (weight * batch["advantage"][sample] * values).sum()
+    for a, b in zip(surrogate, torch.autograd.grad(plain, parameters, allow_unused=True)):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_inner_step_meets_the_clip(tok, rows):
+    method, batch = rolled(tok, rows)
+    batch = score(batch, REWARDS)
+    with torch.no_grad():
+        method.latent_head.mu.bias.add_(1.0)
+    assert method.loss(batch, None, 0.0)[1]["clipped"] > 0
+
+
+def test_samples_repeat_with_their_seed_and_differ_inside_a_group(tok, rows):
+    one, again, other = (rolled(tok, rows, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(one["z"], again["z"]) and torch.equal(one["ids"], again["ids"])
+    assert one["z"].shape != other["z"].shape or not torch.equal(one["z"], other["z"])
+    first = torch.stack([one["z"][0], one["z"][int((one["kind"][0] == LATENT).sum())]])
+    assert not torch.equal(first[0], first[1])
+    tail = (one["kind"] == TAIL).sum(1)
+    assert tail.min() >= 2                                           # </think> and at least one token
+
+
+def test_rl_raises_the_reward_of_a_two_armed_bandit():
+    """Two chains, a latent near -1 or near +1; the reward is for +1. The latents' part of the surrogate alone."""
+    g = torch.Generator().manual_seed(0)
+    mu = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.Adam([mu], lr=0.05)
+    reward = lambda z: (z.mean(-1) > 0.3).float()
+    draw = lambda: mu.detach() + torch.randn(64, 8, 4, generator=g)
+    before = reward(draw()).mean()
+    for _ in range(60):
+        z = draw()
+        A = advantages(reward(z)).view(-1)
+        with torch.no_grad():
+            old = torch.distributions.Normal(mu, 1.0).log_prob(z).mean(-1).view(-1)
+        for _ in range(2):
+            new = torch.distributions.Normal(mu, 1.0).log_prob(z).mean(-1).view(-1)
+            loss = -clipped_surrogate(new, old, A, 0.2)[0].mean()
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert before < 0.4 and reward(draw()).mean() > 0.9
+
+
+def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
+    """The reward here is for the shortest chain of a group: the decisions must learn it."""
+    method = make(tok, "colar_rl", latent_loss="nll", group=8)
+    optimizer = torch.optim.Adam([p for m in method.trainable() for p in m.parameters()], lr=1e-2)
+    lengths = []
+    for step in range(25):
+        batch = method.rollout(rows[:2], random.Random(step))
+        n = (batch["kind"] == LATENT).sum(1)
+        lengths.append(n.float().mean().item())
+        rewards = (n == n.view(2, 8).min(1).values.repeat_interleave(8)).float().view(2, 8)
+        loss, _ = method.loss({**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1)}, None, 0.0)
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert sum(lengths[-5:]) / 5 < sum(lengths[:5]) / 5 - 1, lengths
+
+
+def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
+    method = make(tok, "colar_rl", latent_loss="nll")
+    with pytest.raises(UserError, match="starts from a CoLaR run"):
+        method.adopt({}, {})
+    with pytest.raises(UserError, match="has a σ|with a σ"):
+        method.adopt({}, {"method": "colar", "latent_loss": "mse"})
+    head = make(tok, seed=7).latent_head.state_dict()
+    method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
+                 {"method": "colar", "latent_loss": "nll"})
+    assert all(torch.equal(method.latent_head.state_dict()[n], t) for n, t in head.items())
