@@ -265,9 +265,10 @@ def test_the_segment_mixture_holds_each_latents_own_tokens_evenly(tok, rows):
 def test_soft_labels_are_the_encoders_own_latents_row_by_row_whatever_the_batch(tok, rows, tmp_path):
     method = make(tok, folder=tmp_path)
     labels = method.soft_labels(rows)
-    assert len(labels["start"]) == len(rows) + 1 and labels["start"][-1] == len(labels["probs"])
+    own = [list(range(s, s + n)) for s, n in zip(labels["start"].tolist(), labels["count"].tolist())]
+    assert sorted(sum(own, [])) == list(range(len(labels["probs"])))  # each latent is one row's
     for i, row in enumerate(rows):
-        mine = slice(labels["start"][i], labels["start"][i + 1])
+        mine = own[i]
         probs, ids, _ = latents_by_hand(method, row)
         torch.testing.assert_close(labels["probs"][mine].float(), probs, rtol=0, atol=1e-3)     # kept in 16 bits
         assert torch.equal(labels["ids"][mine].long(), ids)
@@ -289,7 +290,8 @@ def test_stage_2_is_every_row_by_itself_whatever_the_padding(tok, rows, weights)
     method = with_labels(make(tok, **weights), rows)
     items, kl, ce, E = [7, 0, 3, 5], [], [], method.model.embed.weight
     for i in items:
-        row, a, b = rows[i], *method.labels["start"][[i, i + 1]].tolist()
+        row, a = rows[i], int(method.labels["start"][i])
+        b = a + int(method.labels["count"][i])
         probs, ids = method.labels["probs"][a:b].float(), method.labels["ids"][a:b].long()
         x = [E[t] for t in row.question + [tok.think]]
         n = len(x)
@@ -343,7 +345,7 @@ def test_a_chain_of_the_batch_is_one_questions_latents(tok, rows):
 
 def test_hidden_latents_have_states_for_labels_and_teach_the_head_not_to_stop(tok, rows):
     method = with_labels(make(tok, latent="hidden"), rows)
-    assert set(method.labels) == {"states", "start"}
+    assert set(method.labels) == {"states", "start", "count"}
     loss, _ = run(method, "2", [0, 1])
     loss.backward()
     assert loss.isfinite() and all(p.grad is None for p in method.encoder.parameters())
@@ -462,3 +464,16 @@ def test_answers_given_latents_are_those_of_the_closed_chain(tok, rows):
             said.append(int(logits.argmax()))
             x = torch.cat([x, E[said[-1:]]])
         assert answer == tok.decode(said)
+
+
+def test_uniform_labels_need_no_encoder(tok, rows, tmp_path, monkeypatch):
+    """`--labels uniform`: stage 2 alone, on the even mixture of each segment's tokens."""
+    method = make(tok, labels="uniform", ratio=3)
+    method.encoder = None
+    stages = list(method.stages(rows, []))
+    assert [s.name for s in stages] == ["stage2"] and [p[0] for p in method.plan(rows)] == ["stage2"]
+    batch, expected = method.collate2([5, 2]), [s for i in (5, 2) for s in segments(rows[i].chain, 3)]
+    assert len(batch["label_probs"]) == len(expected)
+    for p, i, segment in zip(batch["label_probs"], batch["label_ids"], expected):
+        assert i[p > 0].tolist() == segment and p.sum().item() == pytest.approx(1.0)
+    assert run(method, "2", [5, 2])[0].isfinite()

@@ -155,42 +155,47 @@ class LatentSFT(Method):
 
     @torch.no_grad()
     def soft_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """The encoder's latents of all rows, one after the other: `probs` and `ids` (n, k), or `states` (n, C) for
-        the hidden-state ablation; `start` (rows + 1,) where each row's begin. Computed once, kept beside the run."""
+        """The encoder's latents of all rows: `probs` and `ids` (n, k), or `states` (n, C) for the hidden-state
+        ablation; `start` and `count` (rows,) where a row's begin and how many it has. Computed once, kept beside the
+        run."""
         path = self.folder / "state" / "labels.safetensors" if self.folder else None
         if path and path.exists():
             return checkpoint.load_tensors(path)[0]
         self.eval()
-        counts = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + len(rows[i].chain))   # little padding
         labels: dict[str, list[Tensor]] = {}
         for at in range(0, len(rows), self.config.eval_batch):
-            layouts = [self.encoder_layout(r) for r in rows[at:at + self.config.eval_batch]]
+            layouts = [self.encoder_layout(rows[i]) for i in order[at:at + self.config.eval_batch]]
             z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
             found = {"states": z.half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
             for name, tensor in found.items():
                 labels.setdefault(name, []).append(tensor.cpu())
-        stored = {name: torch.cat(parts) for name, parts in labels.items()}
-        stored["start"] = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        stored = {**{name: torch.cat(parts) for name, parts in labels.items()}, **self.places(rows, order)}
         if path:
             checkpoint.save_tensors(path, stored)
         return stored
 
+    def places(self, rows: list[Row], order: list[int]) -> dict[str, Tensor]:
+        """Where each row's latents begin, and how many they are, when the rows stand in this order."""
+        count = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
+        start = torch.empty_like(count)
+        start[order] = count[order].cumsum(0) - count[order]
+        return {"start": start, "count": count}
+
     def uniform_labels(self, rows: list[Row]) -> dict[str, Tensor]:
         """Labels without an encoder (`--labels uniform`): every latent the uniform mixture of its segment's tokens."""
-        counts = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
         ids = pad([s for r in rows for s in segments(r.chain, self.config.ratio)], self.tok.pad)   # (n, r)
         real = ids != self.tok.pad
-        return {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int(),
-                "start": torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])}
+        return {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int(), **self.places(rows, list(range(len(rows))))}
 
     # ------------------------------------------------------------------ stage 2
 
     def collate2(self, items: list[int], rng=None) -> Batch:
         rows = [self.train_rows[i] for i in items]
         batch = self.tensors([self.student_layout(r) for r in rows])
-        start = self.labels["start"]
-        take = torch.cat([torch.arange(start[i], start[i + 1]) for i in items])    # (n,) latents of this batch
-        batch["chain"] = torch.repeat_interleave(torch.arange(len(items)), start[[i + 1 for i in items]] - start[items])
+        start, count = self.labels["start"][items], self.labels["count"][items]
+        take = torch.cat([torch.arange(s, s + n) for s, n in zip(start, count)])   # (n,) latents of this batch
+        batch["chain"] = torch.repeat_interleave(torch.arange(len(items)), count)
         for name in ("probs", "ids", "states"):
             if name in self.labels:
                 label = self.labels[name][take]
