@@ -154,7 +154,7 @@ def trace(method, question: str) -> Trace:
     if not question.strip():
         raise UserError("the question is empty")
     if len(method.prompt(question)) > room(method):
-        raise UserError(f"the question has {len(encode_question(question, method.tok))} tokens: with {method.config.max_chain} "
+        raise UserError(f"the question has {len(encode_question(question, method.tok))} tokens: with {method.decoding()['max_chain']} "
                         f"for the chain and {method.config.max_answer} for the answer it does not fit in the context of "
                         f"{method.model.config.context}")
     method.eval()

@@ -80,6 +80,15 @@ class Config:
     ltim: bool = opt(True, "latent token induction mask in stage 1's encoder (off: causal)")
     ltsum: bool = opt(True, "latent token supervision mask in stage 1's decoder (off: causal)")
     latent: str = opt("superposition", "what a latent is", choices=("superposition", "hidden"))
+    # pause, icot, coconut, codi
+    num_latents: int = opt(6, "latents or pause tokens, always as many (pause, coconut, codi)", least=0)
+    latents_a_step: int = opt(2, "c, latents for each step of the chain; num_latents / c are the curriculum's stages (coconut)", least=1)
+    remove: int = opt(4, "chain tokens that each stage removes from the left (icot)", least=1)
+    smoothing: float = opt(4.0, "λ: o more tokens are removed with P(o) ∝ exp(-λ o) (icot; 0: none)", least=0)
+    curriculum: float = opt(0.5, "share of the steps before the whole chain is gone (icot, coconut)", least=0)
+    first_stage: int = opt(1, "stage to begin with: 1 from a CoT-SFT model, 0 from any other (icot, coconut)", least=0)
+    distill_weight: float = opt(1.0, "weight of the distance between teacher's and student's hidden states (codi)", least=0)
+    last_step: bool = opt(False, "keep the chain's last step, which says the answer, in the teacher's pass (codi)")
     # decoding
     max_chain: int = opt(64, "longest chain: latents, or chain tokens for explicit CoT")
     max_answer: int = opt(16, "longest answer in tokens")
@@ -113,6 +122,8 @@ def resolve(given: dict) -> Config:
         choices = f.metadata.get("choices")
         if choices and getattr(config, f.name) not in choices:
             raise UserError(f"--{f.name} {getattr(config, f.name)!r} is not one of {', '.join(choices)}")
+        if "least" in f.metadata and getattr(config, f.name) < f.metadata["least"]:
+            raise UserError(f"--{f.name} must be at least {f.metadata['least']}, not {getattr(config, f.name)}")
     return config
 
 

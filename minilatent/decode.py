@@ -2,7 +2,8 @@
 
 Every row is in one of two phases. While it thinks, a *thinker* says what is fed next: a token's embedding
 (explicit CoT) or a latent. It leaves the phase by itself, when the model's likeliest token is `</think>`: that is
-fed, and from then on tokens are decoded until `<eos>`. Rows of a batch are in different phases at one time;
+fed, and from then on tokens are decoded until `<eos>`. (Or after a fixed number of steps, or when the model has been
+sure of itself for long enough.) Rows of a batch are in different phases at one time;
 they never see each other.
 
     row 1   Q <think> z z z z </think> 4 2 <eos>
@@ -56,11 +57,12 @@ class Decoded:
 
 @torch.no_grad()
 def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
-           max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False) -> Decoded:
+           max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0) -> Decoded:
     """Decode greedily from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding.
 
     think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
     max_chain   a chain that long is closed by force
+    min_chain   no chain ends before; min_chain = max_chain is a fixed number of steps, whatever the model says
     keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
     """
     B, T, C = prefix.shape
@@ -79,7 +81,10 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
         logits[:, tok.never] = float("-inf")
         token = logits.argmax(-1)                               # (b,)
-        collapse = thinking & (token == tok.end_think)
+        ends = (token == tok.end_think) & (count[rows] >= min_chain)
+        if min_chain == max_chain:                              # that many steps are the chain's end, not a cut
+            ends = count[rows] == max_chain
+        collapse = thinking & ends
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows[collapse]] = True
         token = torch.where(thinking & ~goes_on, tok.end_think, token)

@@ -60,7 +60,8 @@ def solve_all(method, examples: list[Example], **options) -> dict:
 
 def room(method) -> int:
     """The longest prompt, in tokens, whose chain and answer still fit in the context."""
-    return method.model.config.context - method.config.max_chain - method.config.max_answer - 1
+    limits = method.decoding()
+    return method.model.config.context - limits["max_chain"] - limits["max_answer"] - 1
 
 
 def fitting(method, examples: list[Example], too_long: str = "skip") -> list[Example]:
@@ -178,7 +179,7 @@ def pad_chains(chains: list[Chains], value: int) -> tuple[Tensor, Tensor]:
 def judge_latents(method, out: Decoded, examples: list[Example], others: list[Chains | None], ks: tuple[int, ...],
                   frequent: Tensor | None) -> dict[str, Tensor]:
     """What a batch's distributions hold, per question; those of N_eff for the questions that have several chains."""
-    tok, ratio = method.tok, 1 if method.explicit else method.config.ratio
+    tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs                                    # (B,), (B, N, V)
     found = concentration(probs, steps, method.config.k)
     if method.explicit:                            # one token is fed: there is no mixture

@@ -1,12 +1,17 @@
-"""The losses. Each takes logits at the positions that count, and no others."""
+"""The losses. Each takes what it compares at the positions that count, and no others."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32: a sum of exponentials in 16 bits is worth little."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over n labels of -log q[y]. logits (n, V), labels (n,)."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(wide(logits), labels)
 
 
 def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks: int) -> Tensor:
@@ -26,3 +31,11 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     """
     log_q = logits.float().log_softmax(-1).gather(-1, ids)                         # (n, K)
     return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean()
+
+
+def layer_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """CODI's distillation: smooth-L1 between the hidden states of each layer, divided by the standard deviation of
+    the teacher's, averaged over layers. Both (L, B, C); no gradient reaches the teacher."""
+    teacher = wide(teacher.detach())
+    distance = F.smooth_l1_loss(wide(student), teacher, reduction="none").mean((1, 2))     # (L,)
+    return (distance / teacher.std((1, 2))).mean()

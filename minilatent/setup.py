@@ -79,7 +79,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
                     chain_style=config.chain_style)
     if config.val_data:
         examples = data.exclude(examples, val)
-    chained = [e for e in examples if e.steps] if config.method != "no_cot" else examples
+    chained = [e for e in examples if e.steps] if METHODS[config.method].needs_chain else examples
     rows, skipped = encode(chained, tok, longest, config.too_long)
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")

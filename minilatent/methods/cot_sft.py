@@ -17,6 +17,7 @@ from .method import Batch, Method, Stage
 
 class CoTSFT(Method):
     explicit = True
+    ratio = 1
 
     def thinker(self):
         return explicit_thinker(self.model)

@@ -33,8 +33,9 @@ class Stage:
 
 
 class Method(nn.Module):
-    """Subclasses: cot_sft, no_cot, latent_sft. A method owns the model and all that is trained beside it."""
+    """One subclass a method. It owns the model and all that is trained beside it."""
     explicit = False             # True: a step of its chain is an ordinary token
+    needs_chain = True           # False: examples without a chain can be trained on, too
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()
@@ -53,6 +54,15 @@ class Method(nn.Module):
         """How it thinks at inference; None: it does not."""
         raise NotImplementedError
 
+    def decoding(self) -> dict[str, int]:
+        """Options of decode(): how long chain and answer may be."""
+        return {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer}
+
+    @property
+    def ratio(self) -> int:
+        """Chain tokens that a step of thinking stands for, at least."""
+        return self.config.ratio
+
     def prompt(self, question: str) -> list[int]:
         return [*encode_question(question, self.tok), self.tok.think]
 
@@ -61,16 +71,15 @@ class Method(nn.Module):
         return self.model.embed.weight.device
 
     def solve(self, questions: list[str], **options) -> Decoded:
-        """Think and answer, all questions side by side."""
+        """Think and answer, all questions side by side. options: of decode()."""
         prompts = [self.prompt(q) for q in questions]
-        max_chain = options.pop("max_chain", self.config.max_chain)
-        max_answer = options.pop("max_answer", self.config.max_answer)
-        room = self.model.config.context - max(map(len, prompts)) - max_answer - 1
-        if room < 1:
+        options = {**self.decoding(), **options}
+        room = self.model.config.context - max(map(len, prompts)) - options["max_answer"] - 1
+        if room < max(1, options.get("min_chain", 0)):
             worst = max(range(len(prompts)), key=lambda i: len(prompts[i]))
             raise UserError(f"a question of {len(prompts[worst])} tokens leaves no room to think in a context of "
                             f"{self.model.config.context}: {questions[worst][:60]!r}…")
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), min(max_chain, room),
-                      max_answer, **options)
+        options["max_chain"] = min(options["max_chain"], room)
+        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), **options)
