@@ -3,5 +3,6 @@ from .cot_sft import CoTSFT
 from .latent_sft import LatentSFT
 from .method import Method
 from .no_cot import NoCoT
+from .pause import Pause
 
-METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "latent_sft": LatentSFT}
+METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "latent_sft": LatentSFT}
