@@ -1,8 +1,9 @@
 """The methods, by the name that the command line uses. They never import one another."""
 from .cot_sft import CoTSFT
+from .icot import ICoT
 from .latent_sft import LatentSFT
 from .method import Method
 from .no_cot import NoCoT
 from .pause import Pause
 
-METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "latent_sft": LatentSFT}
+METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "latent_sft": LatentSFT}
