@@ -1,4 +1,5 @@
 """The methods, by the name that the command line uses. They never import one another."""
+from .coconut import Coconut
 from .cot_sft import CoTSFT
 from .icot import ICoT
 from .latent_sft import LatentSFT
@@ -6,4 +7,5 @@ from .method import Method
 from .no_cot import NoCoT
 from .pause import Pause
 
-METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "latent_sft": LatentSFT}
+METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "coconut": Coconut,
+                                    "latent_sft": LatentSFT}
