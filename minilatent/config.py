@@ -6,7 +6,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 
-METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "latent_sft")
+METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft")
 
 
 class UserError(Exception):
@@ -101,6 +101,7 @@ PRESETS: dict[str, dict] = {
              "pause": {"steps": 1500, "lr": 5e-4},
              "icot": {"steps": 1500, "lr": 5e-4},
              "coconut": {"steps": 1500, "lr": 5e-4},
+             "codi": {"steps": 1500, "lr": 5e-4},
              "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},

@@ -1,5 +1,6 @@
 """The methods, by the name that the command line uses. They never import one another."""
 from .coconut import Coconut
+from .codi import CODI
 from .cot_sft import CoTSFT
 from .icot import ICoT
 from .latent_sft import LatentSFT
@@ -8,4 +9,4 @@ from .no_cot import NoCoT
 from .pause import Pause
 
 METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "coconut": Coconut,
-                                    "latent_sft": LatentSFT}
+                                    "codi": CODI, "latent_sft": LatentSFT}
