@@ -8,7 +8,7 @@ import torch
 from minilatent import data
 from minilatent.analysis import INTERVENTIONS, intervene, report_interventions, results_figure, save_figure
 from minilatent.files import write_json
-from minilatent.config import Config, Parser, UserError, add_fields, nearest, run
+from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, nearest, run
 from minilatent.evaluate import evaluate, report, training_tokens
 from minilatent.setup import load_run, pick_device
 
@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
                         f"from that: {', '.join(INTERVENTIONS)} [noise swap]")
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
     parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
+    add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads"))
     given = vars(parser.parse_args(argv))
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 
-    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
     config, batch = method.config, given.get("batch", 0)
     if "data" not in given and config.data not in data.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
     for name in given.get("data", [config.data]):
         examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style)
         result = evaluate(method, examples, name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
+        if given.get("soft_thinking"):
+            result["method"] = "soft_thinking"
         if names:
             result["interventions"] = intervene(method, examples, names, batch)
         results.append(result)

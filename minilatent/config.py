@@ -95,6 +95,26 @@ class Config:
     eval_batch: int = opt(256, "questions decoded side by side")
 
 
+@dataclass
+class SoftThinking:
+    """How eval.py and sample.py can decode an explicit CoT model without any training (arXiv 2505.15778)."""
+    soft_thinking: bool = opt(False, "a CoT-SFT model feeds back mixtures of its likeliest tokens instead of words")
+    soft_k: int = opt(10, "tokens in such a mixture", least=1)
+    soft_temperature: float = opt(0.6, "temperature of the mixture's probabilities", least=1e-3)
+    cold_entropy: float = opt(0.1, "a step whose entropy (nats) is below is sure", least=0)
+    cold_steps: int = opt(256, "cold stop: the chain ends after so many sure steps in a row (0: never)", least=0)
+
+    @classmethod
+    def of(cls, given: dict) -> "SoftThinking | None":
+        """From what the user gave; None if it was not asked for."""
+        mine = {f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}
+        if not mine.get("soft_thinking"):
+            if others := sorted(mine.keys() - {"soft_thinking"}):
+                raise UserError(f"--{others[0]} means something with --soft_thinking only")
+            return None
+        return check(cls(**mine))
+
+
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
 PRESETS: dict[str, dict] = {
     "mini": {"cot_sft": {"steps": 1500, "lr": 5e-4},
@@ -121,14 +141,18 @@ def resolve(given: dict) -> Config:
                         f"--method is required: {', '.join(METHODS)}")
     preset = dict(PRESETS[name])
     special = {m: preset.pop(m, {}) for m in METHODS}
-    config = Config(**{**preset, **special[method], **given})
-    for f in dataclasses.fields(Config):
-        choices = f.metadata.get("choices")
-        if choices and getattr(config, f.name) not in choices:
-            raise UserError(f"--{f.name} {getattr(config, f.name)!r} is not one of {', '.join(choices)}")
-        if "least" in f.metadata and getattr(config, f.name) < f.metadata["least"]:
-            raise UserError(f"--{f.name} must be at least {f.metadata['least']}, not {getattr(config, f.name)}")
-    return config
+    return check(Config(**{**preset, **special[method], **given}))
+
+
+def check(settings):
+    """The settings themselves; UserError if one is not among its choices or below its least value."""
+    for f in dataclasses.fields(settings):
+        value, choices = getattr(settings, f.name), f.metadata.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"--{f.name} {value!r} is not one of {', '.join(choices)}")
+        if "least" in f.metadata and not value >= f.metadata["least"]:             # a NaN, too
+            raise UserError(f"--{f.name} must be at least {f.metadata['least']}, not {value}")
+    return settings
 
 
 def nearest(word: str, known) -> str:

@@ -13,7 +13,8 @@ from minilatent.tokenizer import MINI_PATTERN, Tokenizer
 TOK = Tokenizer(MINI_PATTERN, [bytes([i]) for i in range(256)])       # 256 bytes and the five markers
 K, MAX_CHAIN, MAX_ANSWER = 4, 7, 5
 FIXED = ("pause", "coconut", "codi")                                  # methods that always think as many steps
-KINDS = ("explicit", "superposition", "hidden", "no_cot", *FIXED)
+KINDS = ("explicit", "superposition", "soft", "hidden", "no_cot", *FIXED)
+COLD = (3.3, 2)                                                       # of Soft Thinking: entropy, steps in a row
 
 
 def chatty_model(family: str = "mini", seed: int = 0):
@@ -40,6 +41,7 @@ def thinker(kind: str, model):
     if kind in FIXED:
         return fixed(kind, model).thinker()
     return {"explicit": lambda: explicit_thinker(model), "superposition": lambda: superposition_thinker(model, K, TOK.never),
+            "soft": lambda: superposition_thinker(model, K, TOK.never, 0.6),
             "hidden": lambda: hidden_thinker(model), "no_cot": lambda: None}[kind]()
 
 
@@ -53,7 +55,7 @@ def prompts(n: int, seed: int = 0) -> list[list[int]]:
 def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Tensor], list[int], bool]:
     """Chain of likeliest tokens, what was fed at each step, answer tokens, ended by itself."""
     table, x = model.embed.weight, [model.embed.weight[i] for i in prompt]
-    chain, fed, answer, closed = [], [], [], kind == "no_cot"
+    chain, fed, answer, closed, sure = [], [], [], kind == "no_cot", 0
     projection = fixed(kind, model).projection if kind == "codi" else None
 
     def look():
@@ -68,14 +70,18 @@ def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Te
         while True:
             h, logits = look()
             closed = len(chain) == 4 if kind in FIXED else int(logits.argmax()) == TOK.end_think
+            if kind == "soft":
+                p = logits.softmax(0)
+                sure = sure + 1 if -sum(x * x.log() for x in p if x > 0) < COLD[0] else 0
+                closed = closed or sure == COLD[1]
             if closed or len(chain) == MAX_CHAIN:
                 x.append(table[TOK.end_think])
                 break
             if kind == "explicit":
                 z = table[logits.argmax()]
-            elif kind == "superposition":
+            elif kind in ("superposition", "soft"):
                 best = logits.sort(descending=True).indices[:K]
-                weights = logits[best].softmax(0)
+                weights = (logits[best] / (0.6 if kind == "soft" else 1)).softmax(0)
                 z = sum(w * table[i] for w, i in zip(weights, best))
             elif kind == "pause":
                 z = table[TOK.latent]
@@ -96,7 +102,8 @@ def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Te
 def batched(model, kind: str, rows: list[list[int]], **options):
     rows = [r + [TOK.end_think] for r in rows] if kind == "no_cot" else rows
     ids = pad(rows, TOK.pad)
-    options = {"max_chain": MAX_CHAIN, "max_answer": MAX_ANSWER, **(fixed(kind, model).decoding() if kind in FIXED else {}), **options}
+    options = {"max_chain": MAX_CHAIN, "max_answer": MAX_ANSWER, **(fixed(kind, model).decoding() if kind in FIXED else {}),
+               **({"cold": COLD} if kind == "soft" else {}), **options}
     return decode(model, TOK, model.embed(ids), torch.tensor([len(r) for r in rows]), thinker(kind, model), **options)
 
 
@@ -185,3 +192,14 @@ def test_no_chain_ends_before_the_least_number_of_steps_and_a_fixed_number_is_no
     for n in (0, 1, 5):
         out = batched(model, "hidden", rows, min_chain=n, max_chain=n)
         assert out.lengths.tolist() == [n] * 40 and out.closed.all() and out.latents.shape[1] == n
+
+
+def test_a_cold_stop_ends_a_chain_after_n_sure_steps_in_a_row_and_no_other():
+    model, rows = chatty_model().double(), prompts(64)
+    free, cold = batched(model, "soft", rows, cold=None), batched(model, "soft", rows)
+    assert cold.closed.sum() > free.closed.sum() and (cold.lengths < free.lengths).sum() > 5
+    same = cold.lengths == free.lengths
+    assert same.sum() > 5 and [a for a, x in zip(cold.answers, same) if x] == [a for a, x in zip(free.answers, same) if x]
+    later = batched(model, "soft", rows, cold=(COLD[0], 3))
+    assert ((cold.lengths <= later.lengths) & (later.lengths <= free.lengths)).all()
+    assert batched(model, "soft", rows, cold=(1e9, 1)).lengths.tolist() == [0] * 64

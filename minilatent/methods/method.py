@@ -54,8 +54,8 @@ class Method(nn.Module):
         """How it thinks at inference; None: it does not."""
         raise NotImplementedError
 
-    def decoding(self) -> dict[str, int]:
-        """Options of decode(): how long chain and answer may be."""
+    def decoding(self) -> dict:
+        """Options of decode(): how long chain and answer may be, and how a chain ends."""
         return {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer}
 
     @property
