@@ -103,9 +103,10 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
         if out.latents is None:
             raise UserError(f"{method.config.method} does not think: it has no latents to replace")
         some = [examples[i] for i in chosen]
-        questions, said = [e.question for e in some], [extract_answer(a) for a in out.answers]
-        known = {answer: i for i, answer in enumerate(dict.fromkeys([e.answer for e in some] + said))}
-        right = torch.tensor([known[e.answer] for e in some])                      # (B,) answers as numbers
+        questions, gold = [e.question for e in some], [extract_answer(e.answer, e.answer) for e in some]
+        said = [extract_answer(a, e.answer) for a, e in zip(out.answers, some)]
+        known = {answer: i for i, answer in enumerate(dict.fromkeys(gold + said))}
+        right = torch.tensor([known[answer] for answer in gold])                   # (B,) answers as numbers
         told = torch.tensor([known[answer] if answer is not None else -1 for answer in said])
         donor = partners(out.lengths.cpu(), (right[:, None] != told) & (told >= 0))
         for name in names:
@@ -116,9 +117,10 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
                 if name == "swap" and d < 0:
                     continue
                 found[name]["right"].append(is_correct(answer, some[i].answer))
-                found[name]["unchanged"].append(extract_answer(answer) == said[i])
+                answer = extract_answer(answer, some[i].answer)
+                found[name]["unchanged"].append(answer == said[i])
                 if name == "swap":
-                    found[name]["follows_donor"].append(extract_answer(answer) == said[d])
+                    found[name]["follows_donor"].append(answer == said[d])
     results = {}
     for name, flags in found.items():
         n, right = len(flags["right"]), sum(flags["right"])
