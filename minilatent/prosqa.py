@@ -3,17 +3,18 @@
     Ava gives to Ben. Leo gives to Mia. Ben gives to Fay. .. What Ava has gets to one of Gus and Mia?
     steps   Ava gives to Ben. / Ben gives to Fay. / Fay gives to Gus.            answer Gus
 
-A problem is a directed graph, told edge by edge in random order. Two tracks of the same length (3 to 6 edges) and of the
-same shape lead from two starts to two ends; one start is asked about, and both ends are offered. What else is there serves
-only against shortcuts:
+A problem is a directed graph, told edge by edge in random order. Two tracks of the same length (3 to 6 edges) and shape
+lead from two starts to two ends; one start is asked about, and both ends are offered. The rest is against shortcuts:
 
-    start ──> · ──┬──> · ──> · ──┬──> end        twin: on both tracks, half of the time: two shortest ways, all known
-       source ──> │    └─> twin ─┘               source: gives to both tracks, so that an end's ancestors are not one start's
-      other ──> · ┴──> · ──> · ──────> end'      sink: gets from both, so that the tracks hang together
+    Ava ──> · ──┬──> · ──┬──> · ──> Gus        the track that is asked about; in half of the problems someone on each
+                └──> · ──┘                     track has a twin: two shortest ways, both known
+    Leo ──> · ─────> · ─────> · ──> Mia        the other track
+    source ──> one of each track               an end can be reached from others than its start
+    one of each track ──> sink                 the tracks hang together: only directions tell them apart
 
-Both ends look alike (nobody gets from them, and both are as far from a start), so that nothing but following the edges in
-their direction tells which is right: without it, one is right in half of the cases. The names are mini's, and so are all
-the words: mini-base can read them.
+Both ends look alike: nobody gets from them, both are as far from a start, and neither their place in the text nor how often
+they and their givers occur tells more than a coin. Only following the edges does (without regard to their direction, the
+nearer end is right in 78 % of cases). The names are mini's, and so are all the words: mini-base can read them.
 """
 import random
 
@@ -40,12 +41,11 @@ def track(names: list[str], hops: int, twin: int | None) -> tuple[list[str], lis
 
 
 def shortest_ways(edges: list[Edge], start: str, end: str) -> list[tuple[Edge, ...]]:
-    """All shortest ways from start to end, as edges; those whose edges come first in the list come first. () if there is
-    none; at most MAX_CHAINS."""
-    ways, reached = [((), start)], {start}
+    """All shortest ways from start to end in a graph without cycles, as edges; those whose edges come first in the list
+    come first; at most MAX_CHAINS, [] if there is none."""
+    ways = [((), start)]
     while ways and not any(at == end for _, at in ways):
-        ways = [((*way, edge), edge[1]) for way, at in ways for edge in edges if edge[0] == at and edge[1] not in reached]
-        reached |= {at for _, at in ways}
+        ways = [((*way, edge), edge[1]) for way, at in ways for edge in edges if edge[0] == at]
     return [way for way, at in ways if at == end][:MAX_CHAINS]
 
 

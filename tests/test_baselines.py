@@ -74,6 +74,17 @@ def test_every_stage_has_its_steps_and_begins_with_an_optimizer_that_remembers_n
     assert saved == expected                                          # save_every 1: each step, in order
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_a_method_owns_is_trained(tmp_path, monkeypatch, name):
+    """An optimizer without the projection would leave it as it was drawn."""
+    begin, real = {}, Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, *a: (begin.update({n: t.clone() for n, t in self.method.state_dict().items()}),
+                                                          real(self, *a))[1])
+    train(tmp_path / "run", name, *STEPS)
+    end, _ = checkpoint.load_tensors(tmp_path / "run" / "model.safetensors")
+    assert begin.keys() == end.keys() and not [n for n in end if torch.equal(begin[n], end[n])]
+
+
 @pytest.mark.parametrize("name", ["icot", "coconut", "codi"])
 def test_a_run_that_is_killed_in_the_middle_resumes_in_its_stage_bit_for_bit(tmp_path, name):
     train(tmp_path / "whole", name, *STEPS)

@@ -3,7 +3,7 @@
 Hao et al., "Training Large Language Models to Reason in a Continuous Latent Space", arXiv 2412.06769;
 facebookresearch/coconut. The curriculum puts c latents in place of each of the chain's first steps:
 
-    stage 0   Q <think> step_1 step_2 .. step_M </think> answer <eos>      CoT-SFT: --first_stage 0, or a model that can it
+    stage 0   Q <think> step_1 step_2 .. step_M </think> answer <eos>      CoT-SFT: --first_stage 0, or a model that has learned it
     stage s   Q <think> z_1 .. z_{s·c} step_{s+1} .. step_M </think> answer <eos>      s = 1 .. S
     the last  Q <think> z_1 .. z_{S·c} </think> answer <eos>                           S · c = num_latents
 

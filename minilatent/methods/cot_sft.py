@@ -11,8 +11,8 @@ or at a *cold stop*: the entropy of the full distribution was low for many steps
 
     python eval.py --ckpt out/cot_sft --soft_thinking [--soft_k 10] [--soft_temperature 0.6] [--cold_steps 256]
 
-Where we differ: the answer is decoded greedily, as everywhere here; the paper samples it. Our steps are few: on mini a cold
-stop needs a small --cold_steps (a model is sure of most tokens of an equation, so it comes too early rather than too late).
+Where we differ: the answer is decoded greedily, as everywhere here; the paper samples it. The default cold stop never comes on
+mini, whose chains are short; a quicker one comes too early, because a model is sure of most tokens of an equation.
 """
 from typing import Iterator
 

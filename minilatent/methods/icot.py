@@ -2,7 +2,7 @@
 
 Deng, Choi, Shieber, "From Explicit CoT to Implicit CoT: Learning to Internalize CoT Step by Step", arXiv 2405.14838.
 
-    stage 0   Q <think> c_1 c_2 .. c_T </think> answer <eos>        CoT-SFT: --first_stage 0, or a model that can it
+    stage 0   Q <think> c_1 c_2 .. c_T </think> answer <eos>        CoT-SFT: --first_stage 0, or a model that has learned it
     stage s   Q <think> c_{r+1} .. c_T </think> answer <eos>        r = s · remove + o
     the last  Q <think> </think> answer <eos>                       nothing is left: #L = 0
 
