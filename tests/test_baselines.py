@@ -85,6 +85,14 @@ def test_all_that_a_method_owns_is_trained(tmp_path, monkeypatch, name):
     assert begin.keys() == end.keys() and not [n for n in end if torch.equal(begin[n], end[n])]
 
 
+def test_the_tokens_that_are_logged_are_those_of_both_passes(tok, tmp_path, monkeypatch):
+    """Budgets are compared by them: a teacher's pass that is not counted would be a gift."""
+    seen, real = [], METHODS["codi"].collate
+    monkeypatch.setattr(METHODS["codi"], "collate", lambda self, rows: (seen.append(real(self, rows)), seen[-1])[1])
+    train(tmp_path / "run", "codi", *STEPS)
+    assert metrics(tmp_path / "run")[-1]["tokens"] == sum(b["ids"].numel() + b["teacher_ids"].numel() for b in seen)
+
+
 @pytest.mark.parametrize("name", ["icot", "coconut", "codi"])
 def test_a_run_that_is_killed_in_the_middle_resumes_in_its_stage_bit_for_bit(tmp_path, name):
     train(tmp_path / "whole", name, *STEPS)
