@@ -1,7 +1,8 @@
 """mini_prosqa: is there a way from one person to another? Coconut's ProsQA (arXiv 2412.06769) in small, no download.
 
-    Ava gives to Ben. Leo gives to Mia. Ben gives to Fay. .. What Ava has gets to one of Gus and Mia?
-    steps   Ava gives to Ben. / Ben gives to Fay. / Fay gives to Gus.            answer Gus
+    Fay gives Gus coins. Leo gives Mia coins. Ava gives Ben coins. Ben gives Fay coins. ..
+    After a week one of Mia and Gus has the coins that Ava has now?
+    steps   Ava gives Ben coins. / Ben gives Fay coins. / Fay gives Gus coins.            answer Gus
 
 A problem is a directed graph, told edge by edge in random order. Two tracks of the same length (3 to 6 edges) and shape
 lead from two starts to two ends; one start is asked about, and both ends are offered. The rest is against shortcuts:
@@ -50,7 +51,7 @@ def shortest_ways(edges: list[Edge], start: str, end: str) -> list[tuple[Edge, .
 
 
 def sentence(edge: Edge) -> str:
-    return f"{edge[0]} gives to {edge[1]}."
+    return f"{edge[0]} gives {edge[1]} coins."           # both names before a space: one token each, the same everywhere
 
 
 def make(rng: random.Random) -> Example:
@@ -65,9 +66,9 @@ def make(rng: random.Random) -> Example:
     rng.shuffle(edges)
     ways = shortest_ways(edges, one[0], one[-1])
     offered = rng.sample([one[-1], two[-1]], 2)
-    question = " ".join(map(sentence, edges)) + f" What {one[0]} has gets to one of {offered[0]} and {offered[1]}?"
+    asked = f"After a week one of {offered[0]} and {offered[1]} has the coins that {one[0]} has now?"
     chains = tuple(tuple(map(sentence, way)) for way in ways)
-    return Example(question, chains[0], one[-1], chains)
+    return Example(" ".join([*map(sentence, edges), asked]), chains[0], one[-1], chains)
 
 
 def load(name: str = "mini_prosqa", split: str = "train", limit: int | None = None, seed: int = 0,

@@ -25,10 +25,10 @@ def read(question: str) -> tuple[dict[str, set[str]], str, list[str]]:
     told, asked = question.rsplit(". ", 1)
     gives: dict[str, set[str]] = {}
     for one in told.split(". "):
-        giver, getter = re.fullmatch(r"(\w+) gives to (\w+)", one).groups()
+        giver, getter = re.fullmatch(r"(\w+) gives (\w+) coins", one).groups()
         assert getter not in gives.setdefault(giver, set())           # no sentence twice
         gives[giver].add(getter)
-    start, *offered = re.fullmatch(r"What (\w+) has gets to one of (\w+) and (\w+)\?", asked).groups()
+    *offered, start = re.fullmatch(r"After a week one of (\w+) and (\w+) has the coins that (\w+) has now\?", asked).groups()
     return gives, start, offered
 
 
@@ -47,9 +47,9 @@ def test_a_second_reader_finds_the_same_shortest_ways_and_the_answer_in_the_text
         assert e.answer in offered and not any(walks(gives, start, wrong, n) for n in range(24))
         n = len(e.steps)
         assert not any(walks(gives, start, e.answer, shorter) for shorter in range(n))
-        expected = {tuple(f"{a} gives to {b}." for a, b in zip(w, w[1:])) for w in walks(gives, start, e.answer, n)}
+        expected = {tuple(f"{a} gives {b} coins." for a, b in zip(w, w[1:])) for w in walks(gives, start, e.answer, n)}
         assert set(e.chains) == expected and len(e.chains) == len(expected) <= prosqa.MAX_CHAINS
-        assert e.steps == e.chains[0] and set(e.steps) <= set(re.findall(r"\w+ gives to \w+\.", e.question))
+        assert e.steps == e.chains[0] and set(e.steps) <= set(re.findall(r"\w+ gives \w+ coins\.", e.question))
 
 
 def test_all_numbers_of_steps_occur_and_half_of_the_problems_have_two_ways():
