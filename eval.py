@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from minilatent import data
-from minilatent.analysis import INTERVENTIONS, intervene, report_interventions, results_figure, save_figure, speed_figure
+from minilatent.analysis import INTERVENTIONS, intervene, report_interventions
+from minilatent.figures import results_figure, save_figure, speed_figure
 from minilatent.files import write_json
-from minilatent.config import Config, Parser, UserError, add_fields, nearest, run
+from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, nearest, run
 from minilatent.evaluate import evaluate, label, report, training_tokens
 from minilatent.methods import CoLaR
 from minilatent.setup import load_run, pick_device
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--speed_figure", metavar="FILE", help="draw accuracy against #L over the speeds (.png, .pdf, .svg)")
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
     parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
+    add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads"))
     given = vars(parser.parse_args(argv))
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> None:
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 
-    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
     config, batch = method.config, given.get("batch", 0)
     speeds = given.get("speed", [config.speed])
     if "speed" in given and not isinstance(method, CoLaR):
@@ -52,6 +54,8 @@ def main(argv: list[str]) -> None:
             result = evaluate(method, examples, name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
             if isinstance(method, CoLaR):
                 result["speed"] = config.speed if config.speed == "auto" else int(config.speed)
+            if given.get("soft_thinking"):
+                result["method"] = "soft_thinking"
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
             results.append(result)

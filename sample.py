@@ -3,8 +3,9 @@ import argparse
 
 import torch
 
-from minilatent.analysis import chain_figure, describe, masks_figure, save_figure, trace
-from minilatent.config import Config, Parser, UserError, add_fields, run
+from minilatent.analysis import describe, trace
+from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, run
+from minilatent.figures import chain_figure, masks_figure, save_figure
 from minilatent.setup import load_run, pick_device
 
 QUESTION = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
@@ -19,12 +20,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--top", type=int, metavar="int", help="tokens shown for each step [5]")
     parser.add_argument("--figure", metavar="FILE", help="draw the chain: ranks, probabilities, entropy (.png, .pdf, .svg)")
     parser.add_argument("--masks", metavar="FILE", help="draw Latent-SFT's two masks on a short example")
+    add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads"))
     given = vars(parser.parse_args(argv))
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 
-    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
     method.config.speed = given.get("speed", method.config.speed)
     top = given.get("top", 5)
     if not 1 <= top <= method.model.config.vocab_size:

@@ -1,5 +1,5 @@
 """Examples -> token rows -> padded tensors. The one place that renders a prompt."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Iterable
 
 import torch
@@ -18,6 +18,7 @@ class Row:
     question: list[int]
     chain: list[int]
     answer: list[int]
+    ends: list[int] = field(default_factory=list)      # chain tokens up to the end of each step
     text: str = ""               # the question, for a method whose prompt says more than it
 
     def explicit(self, tok: Tokenizer) -> tuple[list[int], int]:
@@ -40,8 +41,9 @@ def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: 
     `longest` tokens. UserError instead of skipping with too_long="error"."""
     rows, skipped = [], 0
     for number, example in enumerate(examples, 1):
-        row = Row(encode_question(example.question, tok), tok.encode(example.chain), [*tok.encode(example.answer), tok.eos],
-                  example.question)
+        chain = tok.encode(example.chain)
+        ends = [len(tok.encode(" ".join(example.steps[:i]))) for i in range(1, len(example.steps))] + [len(chain)]
+        row = Row(encode_question(example.question, tok), chain, [*tok.encode(example.answer), tok.eos], ends, example.question)
         length = len(row.question) + len(row.chain) + len(row.answer) + 2
         if length <= longest:
             rows.append(row)
@@ -53,9 +55,16 @@ def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: 
     return rows, skipped
 
 
-def pad(rows: list[list[int]], value: int) -> Tensor:
-    """(B, longest) ids, padded on the right."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], True, value)
+def pad(rows: list[list[int]], value: int, side: str = "right") -> Tensor:
+    """(B, longest) ids, padded on one side."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], True, value, side)
+
+
+def cut(ids: Tensor, start: Tensor, count: Tensor, value: int) -> Tensor:
+    """ids (B, T) without the count[b] tokens from start[b] on: what follows moves up, `value` fills the end."""
+    column = torch.arange(ids.shape[1], device=ids.device)
+    source = column + torch.where(column >= start[:, None], count[:, None], 0)     # (B, T)
+    return torch.where(source < ids.shape[1], ids.gather(1, source.clamp(max=ids.shape[1] - 1)), value)
 
 
 def segments(chain: list[int], ratio: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 
-METHODS = ("cot_sft", "no_cot", "latent_sft", "colar", "colar_rl")
+METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "colar", "colar_rl")
 
 
 class UserError(Exception):
@@ -28,7 +28,7 @@ class Config:
     seed: int = opt(0, "of the data's order, the noise and (with --init none) the weights")
     resume: bool = opt(False, "go on with the run in --out")
     # data
-    data: str = opt("mini", "mini | gsm8k | gsm8k_aug | a file")
+    data: str = opt("mini", "mini | mini_prosqa | gsm8k | gsm8k_aug | a file")
     val_data: str = opt("", "file to validate on (default: the validation split of --data)")
     train_size: int = opt(60_000, "examples to train on, at most")
     val_size: int = opt(256, "examples to validate on, at most")
@@ -99,15 +99,48 @@ class Config:
     clip_ratio: float = opt(0.2, "ε of the clipped surrogate")
     average: bool = opt(True, "average a sample's terms over its length (off: every latent and token counts the same)")
     log_density: str = opt("mean", "a latent's log-density: its mean over the width, or the sum", choices=("mean", "sum"))
+    # pause, icot, coconut, codi
+    num_latents: int = opt(6, "latents or pause tokens, always as many (pause, coconut, codi)", least=0)
+    latents_a_step: int = opt(2, "c, latents for each step of the chain; num_latents / c are the curriculum's stages (coconut)", least=1)
+    remove: int = opt(4, "chain tokens that each stage removes from the left (icot)", least=1)
+    smoothing: float = opt(4.0, "λ: o more tokens are removed with P(o) ∝ exp(-λ o) (icot; 0: none)", least=0)
+    curriculum: float = opt(0.5, "share of the steps before the whole chain is gone (icot, coconut)", least=0)
+    first_stage: int = opt(1, "stage to begin with: 1 from a CoT-SFT model, 0 from any other (icot, coconut)", least=0)
+    distill_weight: float = opt(1.0, "weight of the distance between teacher's and student's hidden states (codi)", least=0)
+    last_step: bool = opt(False, "keep the chain's last step, which says the answer, in the teacher's pass (codi)")
     # decoding
     max_chain: int = opt(64, "longest chain: latents, or chain tokens for explicit CoT")
     max_answer: int = opt(16, "longest answer in tokens")
     eval_batch: int = opt(256, "questions decoded side by side")
 
 
+@dataclass
+class SoftThinking:
+    """How eval.py and sample.py can decode an explicit CoT model without any training (arXiv 2505.15778)."""
+    soft_thinking: bool = opt(False, "a CoT-SFT model feeds back mixtures of its likeliest tokens instead of words")
+    soft_k: int = opt(10, "tokens in such a mixture", least=1)
+    soft_temperature: float = opt(0.6, "temperature of the mixture's probabilities", least=1e-3)
+    cold_entropy: float = opt(0.1, "a step whose entropy (nats) is below is sure", least=0)
+    cold_steps: int = opt(256, "cold stop: the chain ends after so many sure steps in a row (0: never)", least=0)
+
+    @classmethod
+    def of(cls, given: dict) -> "SoftThinking | None":
+        """From what the user gave; None if it was not asked for."""
+        mine = {f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}
+        if not mine.get("soft_thinking"):
+            if others := sorted(mine.keys() - {"soft_thinking"}):
+                raise UserError(f"--{others[0]} means something with --soft_thinking only")
+            return None
+        return check(cls(**mine))
+
+
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
 PRESETS: dict[str, dict] = {
     "mini": {"cot_sft": {"steps": 1500, "lr": 5e-4},
+             "pause": {"steps": 1500, "lr": 5e-4},
+             "icot": {"steps": 1500, "lr": 5e-4},
+             "coconut": {"steps": 1500, "lr": 5e-4},
+             "codi": {"steps": 1500, "lr": 5e-4},
              "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
@@ -128,20 +161,26 @@ def resolve(given: dict) -> Config:
                         f"--method is required: {', '.join(METHODS)}")
     preset = dict(PRESETS[name])
     special = {m: preset.pop(m, {}) for m in METHODS}
-    config = Config(**{**preset, **special[method], **given})
-    for f in dataclasses.fields(Config):
-        value, choices = getattr(config, f.name), f.metadata.get("choices")
-        if choices and value not in choices:
-            raise UserError(f"--{f.name} {value!r} is not one of {', '.join(choices)}")
-        least = 1 if isinstance(f.default, int) and f.default > 0 else 0           # where the default is 0 it means something
-        if not isinstance(value, (str, bool)) and not least <= value < float("inf"):
-            raise UserError(f"--{f.name} {value} is out of range: {least} or more")
+    config = check(Config(**{**preset, **special[method], **given}))
     if config.speed != "auto" and not (config.speed.isdigit() and int(config.speed)):
         raise UserError(f"--speed {config.speed} is neither a whole number from 1 on nor auto")
     steps = config.stage1_steps.split(",")
     if len(steps) != 3 or not all(s.strip().isdigit() and int(s) for s in steps):
         raise UserError(f"--stage1_steps {config.stage1_steps}: three whole numbers from 1 on, with commas between them")
     return config
+
+
+def check(settings):
+    """The settings themselves; UserError if one is not among its choices or out of its range."""
+    for f in dataclasses.fields(settings):
+        value, choices = getattr(settings, f.name), f.metadata.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"--{f.name} {value!r} is not one of {', '.join(choices)}")
+        # A number whose default is 0 means something by it; of the others a count is 1 or more.
+        least = f.metadata.get("least", 1 if isinstance(f.default, int) and f.default > 0 else 0)
+        if not isinstance(value, (str, bool)) and not least <= value < float("inf"):     # a NaN, too
+            raise UserError(f"--{f.name} {value} is out of range: {least} or more")
+    return settings
 
 
 def nearest(word: str, known) -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from . import mini
+from . import mini, prosqa
 from .config import UserError
 from .example import Example, normalise
 
@@ -25,7 +25,8 @@ HUB = {  # name: repository, configuration, where the same data is as a file
     "gsm8k": ("openai/gsm8k", "main", GSM8K),
     "gsm8k_aug": ("whynlp/gsm8k-aug", None, GSM8K_AUG),
 }
-NAMES = (*mini.TEST_SETS, *HUB)
+GENERATED = {**{name: mini.load for name in mini.TEST_SETS}, "mini_prosqa": prosqa.load}
+NAMES = (*GENERATED, *HUB)
 SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 _MARK = re.compile(r"<<[^<>]*>>")
 
@@ -59,10 +60,10 @@ def load(
             raise UserError(f"{option} must be one of {', '.join(known)}, not {value!r}")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}")
-    if data in mini.TEST_SETS:
+    if data in GENERATED:
         if chain_style != "equations":
-            raise UserError(f"{data} has equation chains only: leave out --chain_style {chain_style}")
-        return mini.load(data, split, limit, seed, chain_order)
+            raise UserError(f"{data} has its own chains only: leave out --chain_style {chain_style}")
+        return GENERATED[data](data, split, limit, seed, chain_order)
     if chain_order != "text":
         raise UserError(f"--chain_order {chain_order} needs mini: the problems' graphs are not known in {data}")
     if data in HUB:

@@ -2,7 +2,8 @@
 
 Every row is in one of two phases. While it thinks, a *thinker* says what is fed next: a token's embedding
 (explicit CoT) or a latent. It leaves the phase by itself, when the model's likeliest token is `</think>`: that is
-fed, and from then on tokens are decoded until `<eos>`. Rows of a batch are in different phases at one time;
+fed, and from then on tokens are decoded until `<eos>`. (Or after a fixed number of steps, or when the model has been
+sure of itself for long enough.) Rows of a batch are in different phases at one time;
 they never see each other.
 
     row 1   Q <think> z z z z </think> 4 2 <eos>
@@ -14,7 +15,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from .latent import superpose
+from .latent import entropy, superpose
 from .model import KVCache, Transformer
 from .tokenizer import Tokenizer
 
@@ -27,9 +28,10 @@ def explicit_thinker(model: Transformer) -> Thinker:
     return lambda logits, hidden: model.embed(logits.argmax(-1))
 
 
-def superposition_thinker(model: Transformer, k: int, never: list[int]) -> Thinker:
-    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT)."""
-    return lambda logits, hidden: superpose(logits, model.embed.weight, k, never)[0]
+def superposition_thinker(model: Transformer, k: int, never: list[int], temperature: float = 1.0) -> Thinker:
+    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT; Soft Thinking of a model that was trained on
+    words)."""
+    return lambda logits, hidden: superpose(logits / temperature, model.embed.weight, k, never)[0]
 
 
 def hidden_thinker(model: Transformer) -> Thinker:
@@ -66,12 +68,15 @@ class Decoded:
 @torch.no_grad()
 def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
            max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0,
-           sample_end: torch.Generator | None = None, sample_answer: torch.Generator | None = None) -> Decoded:
-    """Decode from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding. Greedily, but:
+           cold: tuple[float, int] | None = None, sample_end: torch.Generator | None = None,
+           sample_answer: torch.Generator | None = None) -> Decoded:
+    """Decode from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding. Greedily, but for
+    sample_end and sample_answer.
 
     think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
     max_chain   a chain that long is closed by force
-    min_chain   a chain does not end before it is that long
+    min_chain   no chain ends before; min_chain = max_chain is a fixed number of steps, whatever the model says
+    cold        (τ, n): a chain ends, too, when the entropy was below τ for n steps in a row (Soft Thinking's cold stop)
     keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
     sample_end, sample_answer   draw the end of the chain, or the answer's tokens, from the model's distribution;
                 generators on the CPU, so that a seed means the same on every device
@@ -84,6 +89,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     thinking = torch.full((B,), think is not None, device=device)
     count = torch.zeros(B, dtype=torch.long, device=device)     # steps of thinking, per question
     written = torch.zeros(B, dtype=torch.long, device=device)   # answer tokens, per question
+    sure = torch.zeros(B, dtype=torch.long, device=device)      # steps in a row of an entropy below cold[0], per question
     closed = torch.zeros(B, dtype=torch.bool, device=device)
     tokens = torch.full((B, max_answer), tok.pad, device=device)
     steps = []                                                  # of thinking: (rows, token, fed, probs)
@@ -92,7 +98,13 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
         logits[:, tok.never] = float("-inf")
         token = torch.where(thinking, pick(logits, sample_end), pick(logits, sample_answer))   # (b,)
-        collapse = thinking & (token == tok.end_think) & (count[rows] >= min_chain)
+        ends = (token == tok.end_think) & (count[rows] >= min_chain)
+        if min_chain == max_chain:                              # that many steps are the chain's end, not a cut
+            ends = count[rows] == max_chain
+        if cold:
+            sure[rows] = torch.where(entropy(logits.softmax(-1)) < cold[0], sure[rows] + 1, 0)
+            ends = ends | (sure[rows] >= cold[1])
+        collapse = thinking & ends
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows[collapse]] = True
         token = torch.where(thinking & ~goes_on, tok.end_think, token)

@@ -60,7 +60,8 @@ def solve_all(method, examples: list[Example], **options) -> dict:
 
 def room(method) -> int:
     """The longest prompt, in tokens, whose chain and answer still fit in the context."""
-    return method.model.config.context - method.config.max_chain - method.config.max_answer - 1
+    limits = method.decoding()
+    return method.model.config.context - limits["max_chain"] - limits["max_answer"] - 1
 
 
 def fitting(method, examples: list[Example], too_long: str = "skip") -> list[Example]:

@@ -15,7 +15,7 @@ class Example:
 
     question  the problem's text
     steps     the chain in order, one string a step: "<<16-3=13>>", or a sentence; () where the data has no chain
-    answer    a number as text, in the form of `normalise`: "18", "-3", "0.5"
+    answer    a number as text, in the form of `normalise`: "18", "-3", "0.5"; or a word (mini_prosqa)
     chains    every valid order of the steps where the problem's graph is known (mini), else ()
     """
 
@@ -46,13 +46,16 @@ _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
 _MAX_DIGITS = 100  # a longer number is noise; without a limit, "1e999999999" would fill the memory
 
 
-def extract_answer(text: str | None) -> str | None:
-    r"""The answer that a text gives, in the form of `normalise`, or None if there is no number in it.
+def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | None:
+    r"""The answer that a text gives, in the form of `normalise`, or None if there is no number in it. Where the wanted
+    answer is a word, the text's words: without case, punctuation and further spaces, None if there is none.
 
     The last \boxed{x} counts, else the last "#### x", else the last "answer is x" (or "answer: x"), else the last
     number of the text. A mark with no number after it, as in a text that was cut off, is passed over.
     Percent signs, currencies and units are dropped: "50%" is "50". Never raises, whatever the text.
     """
+    if _is_word(wanted):
+        return " ".join(re.findall(r"\w+", text.casefold())) or None if isinstance(text, str) else None
     text = _plain(text) if isinstance(text, str) else ""
     for marked in (_boxed(text), text.split("####")[1:], _ANSWER_IS.split(text)[1:]):
         for part in reversed(marked):
@@ -80,10 +83,15 @@ def normalise(value: str | int | float | None) -> str | None:
 
 
 def is_correct(prediction: str | None, answer: str | int | float) -> bool:
-    """Whether a text gives this answer, compared exactly: no tolerance. False for anything without a number."""
-    wanted = normalise(answer)
+    """Whether a text gives this answer, compared exactly: no tolerance. For a number, False for anything without one;
+    for a word, False for anything with another."""
+    wanted = extract_answer(answer, answer) if _is_word(answer) else normalise(answer)
     # `normalise` gives each number one text, so equal texts are equal fractions.
-    return wanted is not None and extract_answer(prediction) == wanted
+    return wanted is not None and extract_answer(prediction, answer) == wanted
+
+
+def _is_word(answer: str | int | float) -> bool:
+    return isinstance(answer, str) and re.search(r"\d", answer) is None and re.search(r"\w", answer) is not None
 
 
 def _plain(text: str) -> str:

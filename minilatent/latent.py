@@ -1,6 +1,11 @@
 """Latents: points in the space of the input embeddings that are no single token's."""
+from typing import Callable
+
 import torch
 from torch import Tensor, nn
+
+from .masks import PAD, causal
+from .model import GrowingCache, Transformer
 
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
@@ -80,6 +85,36 @@ class LatentHead(nn.Module):
         x = self.body(hidden)
         mu = self.mu(x)
         return mu, torch.full_like(mu, float("-inf")) if self.log_sigma is None else self.log_sigma(x)
+
+
+def think_through(model: Transformer, ids: Tensor, latent: int, pad: int, feed: Callable[[Tensor], Tensor],
+                  states: list[Tensor] | None = None) -> Tensor:
+    """Hidden states (B, T, C) of rows that think in latents, each made from the one before: the latent in slot t is
+    feed(hidden state at t - 1). So it takes one pass after the other, and the gradient goes back through all of them.
+
+        ids    .  .  Q  Q  <think>  L  L  L  </think>  4  2  <eos>     padded on the left up to the latents, so that
+               Q  Q  Q  Q  <think>  L  L  L  </think>  7  <eos>  .     their slots are the same columns in every row
+        pass   1  1  1  1  1        2  3  4  5         5  5  5
+
+    ids (B, T) with `latent` in the slots and `pad` on both sides. Nobody sees padding, and positions do not count it.
+    states gets every block's output over what follows the latents.
+    """
+    real = ids != pad
+    mask = causal(torch.where(real, 0, PAD))                                       # (B, T, T)
+    positions = (real.cumsum(1) - 1).clamp(min=0)                                  # (B, T)
+    slots = (ids[0] == latent).nonzero()[:, 0].tolist()
+    cache = GrowingCache(len(ids), ids.device)
+
+    def run(start: int, end: int, **x) -> Tensor:
+        return model(**x, mask=mask[:, start:end, :end], positions=positions[:, start:end], cache=cache)
+
+    if not slots:
+        return run(0, ids.shape[1], ids=ids, states=states)
+    hidden = [run(0, slots[0], ids=ids[:, :slots[0]])]                             # the question sees no latent
+    for t in slots:
+        hidden.append(run(t, t + 1, embeds=feed(hidden[-1][:, -1:])))              # (B, 1, C)
+    hidden.append(run(t + 1, ids.shape[1], ids=ids[:, t + 1:], states=states))
+    return torch.cat(hidden, dim=1)
 
 
 def entropy(probs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The losses. Each takes logits at the positions that count, and no others."""
+"""The losses. Each takes what it compares at the positions that count, and no others."""
 import math
 
 import torch
@@ -6,9 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32: a sum of exponentials in 16 bits is worth little."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over n labels of -log q[y]. logits (n, V), labels (n,)."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(wide(logits), labels)
 
 
 def mean_by(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -22,7 +27,7 @@ def mean_by(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]
 def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks: int) -> Tensor:
     """Cross-entropy averaged inside each target block, then over the blocks that have labels (v1 of Latent-SFT).
     logits (n, V), labels (n,), block (n,) in 0..blocks-1."""
-    means, some = mean_by(F.cross_entropy(logits.float(), labels, reduction="none"), block, blocks)
+    means, some = mean_by(F.cross_entropy(wide(logits), labels, reduction="none"), block, blocks)
     return means.sum() / some.sum()
 
 
@@ -61,3 +66,11 @@ def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) 
     ratio = (new - old).exp()
     plain, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
     return torch.minimum(plain, clipped), clipped < plain
+
+
+def layer_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """CODI's distillation: smooth-L1 between the hidden states of each layer, divided by the standard deviation of
+    the teacher's, averaged over layers. Both (L, B, C); no gradient reaches the teacher."""
+    teacher = wide(teacher.detach())
+    distance = F.smooth_l1_loss(wide(student), teacher, reduction="none").mean((1, 2))     # (L,)
+    return (distance / teacher.std((1, 2))).mean()

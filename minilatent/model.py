@@ -82,6 +82,7 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, device=None, dtype=None):
+        self.capacity = capacity
         shape = (config.n_layer, rows, config.n_kv_head, capacity, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
@@ -97,6 +98,24 @@ class KVCache:
     def keep(self, rows: Tensor) -> None:
         """Drop every row that is not in `rows` (indices): finished rows need no more computing."""
         self.k, self.v, self.lengths = self.k[:, rows], self.v[:, rows], self.lengths[rows]
+
+
+class GrowingCache:
+    """Keys and values that grow by concatenation instead of being written in place, so that gradients flow through
+    them: for training through one latent after another. Every row has the same length; the caller's mask and
+    positions say what of it is padding."""
+    capacity = float("inf")
+
+    def __init__(self, rows: int, device=None):
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Append k, v (B, G, T, D); return all so far, (B, G, end, D)."""
+        if layer in self.layers:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.layers[layer], (k, v)))
+        self.layers[layer] = k, v
+        return k, v
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -185,8 +204,8 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor | None = None, embeds: Tensor | None = None, mask: Tensor | None = None,
-                positions: Tensor | None = None, cache: KVCache | None = None,
-                new: Tensor | None = None) -> Tensor:
+                positions: Tensor | None = None, cache: KVCache | GrowingCache | None = None,
+                new: Tensor | None = None, states: list[Tensor] | None = None) -> Tensor:
         """Hidden states after the final norm, (B, T, C).
 
         ids        (B, T) token ids, or
@@ -197,6 +216,7 @@ class Transformer(nn.Module):
         cache      keys and values of earlier positions; the T new ones are appended
         new        (B,) how many of the T positions are real in each row when they are padded on the right;
                    default T. Only these stay in the cache.
+        states     a list that gets every block's output, (B, T, C) each, the first block's first
         """
         x = self.embed(ids) if embeds is None else embeds                          # (B, T, C)
         B, T, _ = x.shape
@@ -205,8 +225,8 @@ class Transformer(nn.Module):
         if cache is not None:
             slots = cache.lengths[:, None] + step                                  # (B, T)
             end = int(cache.lengths.max()) + T
-            if end > cache.k.shape[3]:
-                raise ValueError(f"the cache holds {cache.k.shape[3]} positions, {end} are needed")
+            if end > cache.capacity:
+                raise ValueError(f"the cache holds {cache.capacity} positions, {end} are needed")
             if mask is None:
                 mask = torch.arange(end, device=x.device) <= slots[:, :, None]     # (B, T, S)
             if positions is None:
@@ -225,6 +245,8 @@ class Transformer(nn.Module):
             rope = rope_angles(positions, self.config)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, rope, cache, layer, slots, end)
+            if states is not None:
+                states.append(x)
         if cache is not None:
             cache.lengths = cache.lengths + (T if new is None else new)
         return self.norm(x)

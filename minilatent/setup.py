@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checkpoint, data
 from .batch import Row, encode
-from .config import Config, UserError, resolve
+from .config import Config, SoftThinking, UserError, resolve
 from .evaluate import solve_all
 from .example import Example
 from .methods import METHODS, Method
@@ -60,8 +60,8 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     return (*load_pretrained(init), {}, {})
 
 
-def load_run(folder: str | Path, device: torch.device) -> Method:
-    """The method of a run folder with its trained weights, ready to solve."""
+def load_run(folder: str | Path, device: torch.device, soft: SoftThinking | None = None) -> Method:
+    """The method of a run folder with its trained weights, ready to solve; a CoT model by Soft Thinking if wanted."""
     model, tok, settings, rest = checkpoint.load_model(folder)
     known = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in settings.items() if k in known})
@@ -70,6 +70,10 @@ def load_run(folder: str | Path, device: torch.device) -> Method:
     method = METHODS[config.method](config, tok, model)
     checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest},
                          Path(folder) / "model.safetensors")
+    if soft:
+        if not method.explicit:
+            raise UserError(f"--soft_thinking needs a model that thinks in words: {folder} holds a run of {config.method}")
+        method.soft, config.k = soft, soft.soft_k
     return method.to(device).eval()
 
 
@@ -81,7 +85,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
                     chain_style=config.chain_style)
     if config.val_data:
         examples = data.exclude(examples, val)
-    chained = [e for e in examples if e.steps] if config.method != "no_cot" else examples
+    chained = [e for e in examples if e.steps] if METHODS[config.method].needs_chain else examples
     rows, skipped = encode(chained, tok, longest, config.too_long)
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")

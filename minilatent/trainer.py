@@ -129,7 +129,7 @@ class Trainer:
                     self.scaler.scale(loss / parts).backward()
                     for name, value in {"loss": loss.item(), **extra}.items():
                         logged[name] = logged.get(name, 0.0) + float(value) / parts
-                    self.tokens += batch["ids"].numel()
+                    self.tokens += sum(t.numel() for n, t in batch.items() if n in ("ids", "decoder_ids", "teacher_ids"))   # all passes
                 self.scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
                 # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.

@@ -1,15 +1,21 @@
 """Batched, cached decoding against a decoder that does one question at a time and a full forward pass a step."""
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
 from minilatent.batch import pad
+from minilatent.config import Config
 from minilatent.decode import decode, explicit_thinker, hidden_thinker, superposition_thinker
+from minilatent.methods import METHODS
 from minilatent.tokenizer import MINI_PATTERN, Tokenizer
 
 TOK = Tokenizer(MINI_PATTERN, [bytes([i]) for i in range(256)])       # 256 bytes and the five markers
 K, MAX_CHAIN, MAX_ANSWER = 4, 7, 5
-KINDS = ("explicit", "superposition", "hidden", "no_cot")
+FIXED = ("pause", "coconut", "codi")                                  # methods that always think as many steps
+OWN = (*FIXED, "colar")                                                # methods that bring what they think with
+KINDS = ("explicit", "superposition", "soft", "hidden", "no_cot", *OWN)
+COLD = (3.3, 2)                                                       # of Soft Thinking: entropy, steps in a row
 
 
 def chatty_model(family: str = "mini", seed: int = 0):
@@ -28,8 +34,15 @@ def chatty_model(family: str = "mini", seed: int = 0):
     return model
 
 
+def method(kind: str, model):
+    return METHODS[kind](Config(method=kind, num_latents=4, max_chain=MAX_CHAIN, max_answer=MAX_ANSWER), TOK, model).to(model.embed.weight).eval()
+
+
 def thinker(kind: str, model):
+    if kind in OWN:
+        return method(kind, model).thinker()
     return {"explicit": lambda: explicit_thinker(model), "superposition": lambda: superposition_thinker(model, K, TOK.never),
+            "soft": lambda: superposition_thinker(model, K, TOK.never, 0.6),
             "hidden": lambda: hidden_thinker(model), "no_cot": lambda: None}[kind]()
 
 
@@ -43,7 +56,9 @@ def prompts(n: int, seed: int = 0) -> list[list[int]]:
 def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Tensor], list[int], bool]:
     """Chain of likeliest tokens, what was fed at each step, answer tokens, ended by itself."""
     table, x = model.embed.weight, [model.embed.weight[i] for i in prompt]
-    chain, fed, answer, closed = [], [], [], kind == "no_cot"
+    chain, fed, answer, closed, sure = [], [], [], kind == "no_cot", 0
+    projection = method(kind, model).projection if kind == "codi" else None
+    head = method(kind, model).latent_head if kind == "colar" else None
 
     def look():
         h = model(embeds=torch.stack(x)[None])[0, -1]
@@ -56,16 +71,30 @@ def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Te
     else:
         while True:
             h, logits = look()
-            closed = int(logits.argmax()) == TOK.end_think
+            closed = len(chain) == 4 if kind in FIXED else int(logits.argmax()) == TOK.end_think
+            closed = closed and (kind != "colar" or len(chain) > 0)              # at least one latent
+            if kind == "soft":
+                p = logits.softmax(0)
+                sure = sure + 1 if -sum(x * x.log() for x in p if x > 0) < COLD[0] else 0
+                closed = closed or sure == COLD[1]
             if closed or len(chain) == MAX_CHAIN:
                 x.append(table[TOK.end_think])
                 break
             if kind == "explicit":
                 z = table[logits.argmax()]
-            elif kind == "superposition":
+            elif kind in ("superposition", "soft"):
                 best = logits.sort(descending=True).indices[:K]
-                weights = logits[best].softmax(0)
+                weights = (logits[best] / (0.6 if kind == "soft" else 1)).softmax(0)
                 z = sum(w * table[i] for w, i in zip(weights, best))
+            elif kind == "pause":
+                z = table[TOK.latent]
+            elif kind == "coconut":
+                z = h
+            elif kind == "codi":
+                inner = F.gelu(h @ projection[0].weight.T + projection[0].bias) @ projection[2].weight.T + projection[2].bias
+                z = (inner - inner.mean()) / (inner.var(correction=0) + 1e-5).sqrt() * projection[3].weight + projection[3].bias
+            elif kind == "colar":
+                z = head(h)[0] * table.std()
             else:
                 z = (h - h.mean()) / (h.std() + 1e-6) * table.std()
             chain.append(int(logits.argmax())), fed.append(z), x.append(z)
@@ -78,8 +107,9 @@ def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Te
 def batched(model, kind: str, rows: list[list[int]], **options):
     rows = [r + [TOK.end_think] for r in rows] if kind == "no_cot" else rows
     ids = pad(rows, TOK.pad)
-    return decode(model, TOK, model.embed(ids), torch.tensor([len(r) for r in rows]), thinker(kind, model),
-                  MAX_CHAIN, MAX_ANSWER, **options)
+    options = {"max_chain": MAX_CHAIN, "max_answer": MAX_ANSWER, **(method(kind, model).decoding() if kind in OWN else {}),
+               **({"cold": COLD} if kind == "soft" else {}), **options}
+    return decode(model, TOK, model.embed(ids), torch.tensor([len(r) for r in rows]), thinker(kind, model), **options)
 
 
 @pytest.mark.parametrize("family", ["mini", "gpt2", "qwen"])
@@ -96,8 +126,11 @@ def test_a_batch_gives_what_one_question_at_a_time_gives_exactly_in_float64(kind
     assert len({len(answer) for _, _, answer, _ in expected}) > 1              # and answers of several lengths
     if kind == "no_cot":
         return
-    assert len(set(out.lengths.tolist())) > 3
-    assert out.closed.tolist() == [closed for *_, closed in expected] and 0 < out.closed.sum() < len(rows)
+    assert out.closed.tolist() == [closed for *_, closed in expected]
+    if kind in FIXED:
+        assert out.lengths.tolist() == [4] * len(rows) and out.closed.all()    # whatever the model says: </think> is loud
+    else:
+        assert len(set(out.lengths.tolist())) > 3 and 0 < out.closed.sum() < len(rows)
     assert out.chain.shape[1] == out.latents.shape[1] == out.lengths.max()
     for b, (chain, fed, _, _) in enumerate(expected):
         assert out.chain[b].tolist() == chain + [TOK.pad] * (out.chain.shape[1] - len(chain))
@@ -151,3 +184,27 @@ def test_markers_are_never_counted_and_a_chain_that_does_not_end_is_closed_by_fo
     assert out.lengths.tolist() == [MAX_CHAIN] * 3 and not out.closed.any() and out.answers == ["A" * MAX_ANSWER] * 3
     out = batched(hasty, "superposition", prompts(3))
     assert out.lengths.tolist() == [0] * 3 and out.closed.all() and out.answers == [""] * 3
+
+
+def test_no_chain_ends_before_the_least_number_of_steps_and_a_fixed_number_is_no_cut():
+    """A thinker that is closed by force is `not closed`; one whose steps are fixed has ended as it should."""
+    model, rows = chatty_model().double(), prompts(40)
+    free, least = batched(model, "hidden", rows), batched(model, "hidden", rows, min_chain=3)
+    assert (free.lengths < 3).any() and (least.lengths >= 3).all() and (least.lengths > 3).any()
+    late = free.lengths >= 3
+    assert torch.equal(free.lengths[late], least.lengths[late])
+    assert [a for a, x in zip(free.answers, late) if x] == [a for a, x in zip(least.answers, late) if x]
+    for n in (0, 1, 5):
+        out = batched(model, "hidden", rows, min_chain=n, max_chain=n)
+        assert out.lengths.tolist() == [n] * 40 and out.closed.all() and out.latents.shape[1] == n
+
+
+def test_a_cold_stop_ends_a_chain_after_n_sure_steps_in_a_row_and_no_other():
+    model, rows = chatty_model().double(), prompts(64)
+    free, cold = batched(model, "soft", rows, cold=None), batched(model, "soft", rows)
+    assert cold.closed.sum() > free.closed.sum() and (cold.lengths < free.lengths).sum() > 5
+    same = cold.lengths == free.lengths
+    assert same.sum() > 5 and [a for a, x in zip(cold.answers, same) if x] == [a for a, x in zip(free.answers, same) if x]
+    later = batched(model, "soft", rows, cold=(COLD[0], 3))
+    assert ((cold.lengths <= later.lengths) & (later.lengths <= free.lengths)).all()
+    assert batched(model, "soft", rows, cold=(1e9, 1)).lengths.tolist() == [0] * 64

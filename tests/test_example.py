@@ -61,8 +61,8 @@ def test_marks_come_before_bare_numbers_and_the_last_mark_counts(text, expected)
     ("0.333", "1/3", False), ("18.001", "18", False),
     ("10000000000000000000001", "10000000000000000000000", False),  # the same float, not the same number
     ("0.1", "0.10000000000000001", False),
-    (None, "18", False), ("", "18", False), ("eighteen", "18", False), ("eighteen", "eighteen", False),
-    ("1/0", "1/0", False), ("nan", "nan", False), (None, None, False),
+    (None, "18", False), ("", "18", False), ("eighteen", "18", False), ("eighteen", "eighteen", True),  # a word is compared as a word
+    ("1/0", "1/0", False), ("nan", float("nan"), False), (None, None, False),
 ])
 def test_an_answer_is_right_only_if_the_numbers_are_equal(prediction, answer, verdict):
     assert is_correct(prediction, answer) is verdict

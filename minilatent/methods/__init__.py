@@ -1,9 +1,14 @@
 """The methods, by the name that the command line uses. They never import one another."""
+from .coconut import Coconut
+from .codi import CODI
 from .colar import CoLaR, CoLaRRL
 from .cot_sft import CoTSFT
+from .icot import ICoT
 from .latent_sft import LatentSFT
 from .method import Method
 from .no_cot import NoCoT
+from .pause import Pause
 
-METHODS: dict[str, type[Method]] = {"cot_sft": CoTSFT, "no_cot": NoCoT, "latent_sft": LatentSFT, "colar": CoLaR,
-                                   "colar_rl": CoLaRRL}
+METHODS: dict[str, type[Method]] = {
+    "cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "coconut": Coconut, "codi": CODI,
+    "latent_sft": LatentSFT, "colar": CoLaR, "colar_rl": CoLaRRL}

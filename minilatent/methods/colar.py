@@ -41,8 +41,6 @@ from .method import Batch, Method, Stage
 
 
 class CoLaR(Method):
-    min_chain = 1
-
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
         C = model.config.width
@@ -76,8 +74,8 @@ class CoLaR(Method):
             return mu * self.scale
         return think
 
-    def solve(self, questions, **options):
-        return super().solve(questions, **({"sample_end": self.generator} if self.config.sample_end else {}), **options)
+    def decoding(self):
+        return {**super().decoding(), "min_chain": 1, "sample_end": self.generator if self.config.sample_end else None}
 
     # ------------------------------------------------------------------ the supervised stage
 
@@ -200,8 +198,8 @@ class CoLaRRL(CoLaR):
         prompts = [p for r in rows for p in [self.prompt(r.text)] * G]
         ids = pad(prompts, tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        out = decode(self.model, tok, self.model.embed(ids), lengths, self.thinker(1.0, generator), config.max_chain,
-                     config.max_answer, min_chain=self.min_chain, sample_end=generator, sample_answer=generator)
+        out = decode(self.model, tok, self.model.embed(ids), lengths, self.thinker(1.0, generator),
+                     **{**self.decoding(), "sample_end": generator, "sample_answer": generator})
         gold = [tok.decode(r.answer) for r in rows for _ in range(G)]
         rewards = torch.tensor([float(is_correct(a, g)) for a, g in zip(out.answers, gold)]).view(-1, G)
         said = [[t for t in row if t != tok.pad] for row in out.tokens.tolist()]

@@ -36,9 +36,9 @@ class Stage:
 
 
 class Method(nn.Module):
-    """Subclasses: cot_sft, no_cot, latent_sft. A method owns the model and all that is trained beside it."""
+    """One subclass a method. It owns the model and all that is trained beside it."""
     explicit = False             # True: a step of its chain is an ordinary token
-    min_chain = 0                # steps of thinking, at least
+    needs_chain = True           # False: examples without a chain can be trained on, too
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()
@@ -60,10 +60,14 @@ class Method(nn.Module):
     def adopt(self, tensors: dict[str, Tensor], settings: dict) -> None:
         """What the run named by --init holds beside its model (CoLaR's latent head), and that run's settings."""
 
+    def decoding(self) -> dict:
+        """Options of decode(): how long chain and answer may be, and how a chain ends."""
+        return {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer}
+
     @property
     def ratio(self) -> int:
-        """Chain tokens that one step of thinking stands for, in `evaluate.py`'s measures."""
-        return 1 if self.explicit else self.config.ratio
+        """Chain tokens that a step of thinking stands for, at least."""
+        return self.config.ratio
 
     def prompt(self, question: str) -> list[int]:
         return [*encode_question(question, self.tok), self.tok.think]
@@ -83,16 +87,15 @@ class Method(nn.Module):
         return x.masked_scatter((kind == LATENT)[:, :, None], z.to(x.dtype))
 
     def solve(self, questions: list[str], **options) -> Decoded:
-        """Think and answer, all questions side by side."""
+        """Think and answer, all questions side by side. options: of decode()."""
         prompts = [self.prompt(q) for q in questions]
-        max_chain = options.pop("max_chain", self.config.max_chain)
-        max_answer = options.pop("max_answer", self.config.max_answer)
-        room = self.model.config.context - max(map(len, prompts)) - max_answer - 1
-        if room < 1:
+        options = {**self.decoding(), **options}
+        room = self.model.config.context - max(map(len, prompts)) - options["max_answer"] - 1
+        if room < max(1, options.get("min_chain", 0)):
             worst = max(range(len(prompts)), key=lambda i: len(prompts[i]))
             raise UserError(f"a question of {len(prompts[worst])} tokens leaves no room to think in a context of "
                             f"{self.model.config.context}: {questions[worst][:60]!r}…")
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), min(max_chain, room),
-                      max_answer, min_chain=self.min_chain, **options)
+        options["max_chain"] = min(options["max_chain"], room)
+        return decode(self.model, self.tok, self.model.embed(ids), lengths, self.thinker(), **options)

@@ -13,6 +13,8 @@ from .method import Batch, Method, Stage
 
 
 class NoCoT(Method):
+    needs_chain = False
+
     def thinker(self):
         return None
 
