@@ -39,6 +39,7 @@ class ModelConfig:
     qk_norm: bool = False         # RMSNorm on each head's q and k (Qwen3)
     tied: bool = True             # the language head is the input embedding
     rope_theta: float = 10_000.0
+    rope_scaling: dict | None = None   # how the angles were slowed down for a longer context: see rope_frequencies
     norm_eps: float = 1e-5
     attention: str = "sdpa"       # sdpa | naive (the same, written out)
 
@@ -59,11 +60,29 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
 ATTENTION = {"sdpa": attention, "naive": naive_attention}
 
 
-def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · θ^(-2i/D), each (B or 1, 1, T, D): the two halves of a head share their angles."""
-    i = torch.arange(0, config.head_dim, 2, device=positions.device).float()
+def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
+    """θ^(-2i/D), the angle a position for each pair of a head's dimensions, (D/2,).
+
+    `rope_scaling` says how a longer context was reached than the one pretrained on: {"rope_type": "linear"} slows
+    every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times within the
+    original context, slows by `factor` those that turn less than low_freq_factor times, and blends in between.
+    """
+    i = torch.arange(0, config.head_dim, 2, device=device).float()
     frequency = config.rope_theta ** (-i / config.head_dim)                       # (D/2,)
-    angle = positions[:, None, :, None].float() * frequency                       # (B, 1, T, D/2)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    slow = frequency / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return slow
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    return torch.lerp(slow, frequency, ((turns - low) / (high - low)).clamp(0, 1))
+
+
+def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · frequency, each (B or 1, 1, T, D): the two halves of a head share their angles."""
+    angle = positions[:, None, :, None].float() * rope_frequencies(config, positions.device)   # (B, 1, T, D/2)
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 

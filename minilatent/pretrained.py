@@ -50,6 +50,8 @@ LLAMA_NAMES = {
     "lm_head":                             "head",
 }
 NAMES = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES, "qwen2": LLAMA_NAMES, "qwen3": LLAMA_NAMES}
+ROPE_KEYS = {"default": (), "linear": ("factor",),
+             "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")   # old buffers
 
 # Keys of config.json and the only values with which `model.py` computes what they ask for. A missing key is fine.
@@ -60,7 +62,7 @@ ONLY = {
     "add_cross_attention": (False,),
     "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False,),
-    "rope_type": ("default",),
+    "rope_type": ("default", "linear", "llama3"),
     "partial_rotary_factor": (1,),
     "quantization_config": (),
 }
@@ -129,17 +131,23 @@ def model_config(path: Path) -> tuple[ModelConfig, str]:
                 n_kv_head=hf.get("num_key_value_heads") or H, width=C, head_dim=hf.get("head_dim") or C // H,
                 hidden=hf["intermediate_size"], context=hf["max_position_embeddings"], bias=bias,
                 qkv_bias=bias or family == "qwen2", qk_norm=family == "qwen3",
-                tied=hf.get("tie_word_embeddings", False), rope_theta=rope["rope_theta"],
+                tied=hf.get("tie_word_embeddings", False), rope_theta=rope["rope_theta"], rope_scaling=rope_scaling(rope),
                 norm_eps=hf.get("rms_norm_eps", 1e-6))
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
         if field.type is int and not (isinstance(value, int) and value > 0):
             raise UserError(f"{path} is damaged: {field.name} would be {value!r}")
     return config, family
+
+
+def rope_scaling(rope: dict) -> dict | None:
+    """What of Hugging Face's rope parameters `model.rope_frequencies` needs. KeyError if it is not there."""
+    kind = rope["rope_type"]
+    return {"rope_type": kind} | {key: float(rope[key]) for key in ROPE_KEYS[kind]} if ROPE_KEYS[kind] else None
 
 
 def weight_files(folder: Path) -> list[Path]:
