@@ -38,6 +38,7 @@ class Config:
                            choices=("text", "random"))
     max_tokens: int = opt(0, "longest training example; longer ones are skipped and counted (default: the model's context)")
     too_long: str = opt("skip", "examples over --max_tokens: skip them, or stop with an error", choices=("skip", "error"))
+    chat: bool = opt(True, "ask a chat model in the format that its folder names, if we know it (chatml, llama3)")
     # model, with --init none
     n_layer: int = opt(5, "layers")
     n_head: int = opt(4, "attention heads")

@@ -18,7 +18,7 @@ from .model import ModelConfig, Transformer
 from .tokenizer import Tokenizer
 
 HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-             "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt"]
+             "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"]
 
 # Their module -> ours; {} is the layer. GPT-2 keeps q, k, v in one matrix, and its matrices (in, out).
 GPT2_NAMES = {
@@ -96,9 +96,10 @@ def find_folder(name: str) -> Path:
                         ) from None
 
 
-def model_config(path: Path) -> tuple[ModelConfig, str]:
-    """A Hugging Face config.json as ours, and its family. UserError names what we cannot compute."""
-    hf = read_json(path)
+def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
+    """A Hugging Face config.json as ours, and its family. UserError names what we cannot compute.
+    hf: what the file holds, where it is not written yet."""
+    hf = read_json(path) if hf is None else hf
     family = hf.get("model_type") if isinstance(hf, dict) else None
     if family not in NAMES:
         raise UserError(f"{path}: model_type {family!r} is not implemented; there is {', '.join(NAMES)}")
@@ -180,6 +181,22 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
 
 
+def tensor_places(config: ModelConfig, family: str, known) -> dict[str, list[str]]:
+    """Their tensor -> our parameters: three for a fused q, k, v. Only those whose name is in `known`."""
+    places = {}
+    for theirs, ours in NAMES[family].items():
+        for layer in range(config.n_layer if "{}" in theirs else 1):
+            for kind in ("weight", "bias"):
+                names = [f"{name}.{kind}".replace("{}", str(layer)) for name in ours.split()]
+                if names[0] in known:
+                    places[f"{theirs}.{kind}".replace("{}", str(layer))] = names
+    return places
+
+
+def is_transposed(family: str, theirs: str) -> bool:
+    return family == "gpt2" and ".c_" in theirs and theirs.endswith("weight")
+
+
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     """The model of a folder. Memory holds one copy of it: the modules are made without weights, then given theirs."""
     config, family = model_config(folder / "config.json")
@@ -188,20 +205,14 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if config.tied:
         shapes["head.weight"] = shapes["embed.weight"]      # some files hold it all the same
-    places = {}                                             # their tensor -> our parameters: three for a fused q, k, v
-    for theirs, ours in NAMES[family].items():
-        for layer in range(config.n_layer if "{}" in theirs else 1):
-            for kind in ("weight", "bias"):
-                names = [f"{name}.{kind}".replace("{}", str(layer)) for name in ours.split()]
-                if names[0] in shapes:
-                    places[f"{theirs}.{kind}".replace("{}", str(layer))] = names
+    places = tensor_places(config, family, shapes)
 
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
         for theirs, tensor in read_tensors(path):
             if theirs not in places:
                 raise UserError(f"{path} has a tensor '{theirs}' that this model does not have, or has it twice")
-            ours, transposed = places.pop(theirs), family == "gpt2" and ".c_" in theirs
+            ours, transposed = places.pop(theirs), is_transposed(family, theirs)
             rows = [shapes[name][0] for name in ours]
             shape = (sum(rows), *shapes[ours[0]][1:])[::-1 if transposed else 1]
             if tensor.shape != shape or not tensor.is_floating_point():

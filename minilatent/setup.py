@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, data
-from .batch import Row, encode
+from .batch import Row, encode, encode_question
 from .config import Config, UserError, resolve
 from .evaluate import solve_all
 from .example import Example
@@ -84,7 +84,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")
     left_out = f"left out: {len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"
-    fits = [e for e in val if len(tok.encode(e.question)) + len(tok.encode(e.chain)) + 40 <= longest]
+    fits = [e for e in val if len(encode_question(e.question, tok)) + len(tok.encode(e.chain)) + 40 <= longest]
     return rows, fits, left_out if len(rows) < len(examples) else ""
 
 
@@ -161,6 +161,8 @@ def train(given: dict) -> None:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     model, tok = initial_model(config)
+    if not config.chat:
+        tok.chat = ""                        # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
     if not config.resume:
