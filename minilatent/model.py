@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -183,6 +184,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.grad_checkpoint = False             # in training, keep one activation a block and compute the others anew
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
             self.embed_position = nn.Embedding(config.context, config.width)
@@ -243,7 +245,10 @@ class Transformer(nn.Module):
         else:
             rope = rope_angles(positions, self.config)
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask, rope, cache, layer, slots, end)
+            if self.grad_checkpoint and self.training and cache is None:
+                x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)
+            else:
+                x = block(x, mask, rope, cache, layer, slots, end)
         if cache is not None:
             cache.lengths = cache.lengths + (T if new is None else new)
         return self.norm(x)

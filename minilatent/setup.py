@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, data
+from . import checkpoint, data, lora
 from .batch import Row, encode, encode_question
 from .config import Config, UserError, resolve
 from .evaluate import solve_all
 from .example import Example
+from .hf_tokenizer import read_json
 from .methods import METHODS, Method
 from .model import ModelConfig, Transformer
 from .pretrained import load_pretrained
@@ -54,21 +55,39 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer]:
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if ours:
-            return checkpoint.load_model(init)[:2]
+            run = load_run(init, torch.device("cpu"))
+            return run.model, run.tok
     return load_pretrained(init)
 
 
 def load_run(folder: str | Path, device: torch.device) -> Method:
-    """The method of a run folder with its trained weights, ready to solve."""
-    model, tok, settings, rest = checkpoint.load_model(folder)
+    """The method of a run folder with its trained weights, ready to solve. Adapters are merged into their base."""
+    settings, _ = checkpoint.read_config(folder)
     known = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in settings.items() if k in known})
     if config.method not in METHODS:
         raise UserError(f"{folder} holds a run of '{config.method}', which this version does not know")
-    method = METHODS[config.method](config, tok, model)
-    checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest},
-                         Path(folder) / "model.safetensors")
+    path = Path(folder) / "model.safetensors"
+    if config.lora_rank:
+        tok, (tensors, _) = Tokenizer.load(folder), checkpoint.load_tensors(path)
+        method = METHODS[config.method](config, tok, adapter_base(folder, config, tok))
+        lora.load_own(method, tensors, path)
+        lora.merge(method.model)
+    else:
+        model, tok, _, rest = checkpoint.load_model(folder)
+        method = METHODS[config.method](config, tok, model)
+        checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest}, path)
     return method.to(device).eval()
+
+
+def adapter_base(folder: str | Path, config: Config, tok: Tokenizer) -> Transformer:
+    """The base model of a run that saved adapters only, with untrained adapters in it."""
+    base = read_json(Path(folder) / "config.json").get("base") or {}
+    model, _ = initial_model(dataclasses.replace(config, init=base.get("init", config.init)))
+    if checkpoint.checksum(model.state_dict(), "") != base.get("checksum"):
+        raise UserError(f"{folder} holds adapters of {base.get('init')}, which is another model now")
+    lora.add_lora(model, config, list(tok.markers.values()))
+    return model
 
 
 def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], list[Example], str]:
@@ -138,7 +157,10 @@ def summary(config: Config, method: Method, rows: list[Row], val: list[Example],
     lengths = [len(r.explicit(method.tok)[0]) for r in rows]
     waste = padding(lengths, batches(lengths, config.batch_size, f"{config.seed} 0 0"))
     rate = seconds_per_token(method, rows)
-    lines = [f"{config.method} on {config.data}: {method.model.num_parameters() / 1e6:.2f} M parameters, {len(rows)} training "
+    size = f"{method.model.num_parameters() / 1e6:.2f} M parameters"
+    if config.lora_rank:
+        size += f" ({sum(t.numel() for t in lora.own_state(method).values()) / 1e6:.2f} M trained)"
+    lines = [f"{config.method} on {config.data}: {size}, {len(rows)} training "
              f"examples ({sum(lengths) / 1e6:.1f} M tokens, {waste:.1%} padding), {len(val)} to validate on, "
              f"{method.device}, {config.dtype}"]
     lines += [left_out] if left_out else []
@@ -167,8 +189,14 @@ def train(given: dict) -> None:
     rows, val, left_out = load_data(config, tok, longest)
     if not config.resume:
         folder = prepare_folder(config)
-        checkpoint.write_config(folder, config, model.config)
+        init = config.init or str(BASE)
+        base = {"init": str(Path(init).resolve()) if Path(init).is_dir() else init,
+                "checksum": checkpoint.checksum(model.state_dict(), "")} if config.lora_rank else None
+        checkpoint.write_config(folder, config, model.config, base)
         tok.save(folder)
+    if config.lora_rank:
+        lora.add_lora(model, config, list(tok.markers.values()))
+    model.grad_checkpoint = config.grad_checkpoint
     method = METHODS[config.method](config, tok, model, folder).to(device)
     print(summary(config, method, rows, val, left_out), flush=True)
     if config.compile:

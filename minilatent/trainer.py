@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .config import Config, UserError
 from .files import replace_file
+from .lora import frozen, load_own, own_state
 from .methods.method import Method, Stage
 
 
@@ -76,7 +77,7 @@ class Trainer:
                     self.load_best(stage)
         finally:
             signal.signal(signal.SIGINT, before)
-        final = {n: t for n, t in self.method.state_dict().items() if not n.startswith("encoder.")}
+        final = {n: t for n, t in own_state(self.method).items() if not n.startswith("encoder.")}
         checkpoint.save_tensors(self.folder / "model.safetensors", final, {"method": self.config.method})
 
     def on_interrupt(self, *_):
@@ -90,9 +91,9 @@ class Trainer:
         every = config.eval_every or max(1, -(-steps // 4))
         for p in method.parameters():
             p.requires_grad_(False)
-        named = {}                               # the trained parameters; a tied head is there once
+        named, base = {}, frozen(method)         # the trained parameters; a tied head is there once
         for name, p in method.named_parameters():
-            if any(p is q for module in stage.trained for q in module.parameters()):
+            if name not in base and any(p is q for module in stage.trained for q in module.parameters()):
                 named[name] = p.requires_grad_(True)
         optimizer = torch.optim.AdamW(
             [{"params": [p for p in named.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -114,6 +115,7 @@ class Trainer:
                 cut = batches(stage.lengths, config.batch_size, f"{config.seed} {index} {epoch}")
             chosen = [stage.items[i] for i in cut[step % per_epoch]]
             noise = torch.Generator().manual_seed(hash((config.seed, index, step)) % 2 ** 63)
+            torch.manual_seed(noise.initial_seed())            # dropout's
             lr = learning_rate(step, steps, stage.lr, config.warmup, config.min_lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -152,7 +154,7 @@ class Trainer:
                 self.log(index, stage, done, **{f"val_{name}": value for name, value in scores.items()})
                 if scores["accuracy"] >= best:   # of equals the later one, which has seen more
                     best = scores["accuracy"]
-                    checkpoint.save_tensors(self.best_file(stage), method.state_dict(), {"step": done, "accuracy": best})
+                    checkpoint.save_tensors(self.best_file(stage), own_state(method), {"step": done, "accuracy": best})
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
             if done % config.save_every == 0 or done == steps or self.interrupted:
@@ -170,11 +172,11 @@ class Trainer:
 
     def load_best(self, stage: Stage) -> None:
         tensors, _ = checkpoint.load_tensors(self.best_file(stage))
-        checkpoint.load_into(self.method, tensors, self.best_file(stage))
+        load_own(self.method, tensors, self.best_file(stage))
 
     def save(self, stage: int, step: int, best: float, optimizer, named) -> None:
         """Weights, both moments of AdamW, and where we are, in one file: no crash can leave half of it."""
-        tensors = {f"method.{n}": t for n, t in self.method.state_dict().items()}
+        tensors = {f"method.{n}": t for n, t in own_state(self.method).items()}
         for name, p in named.items():
             for key, value in optimizer.state[p].items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -185,7 +187,7 @@ class Trainer:
     def load_optimizer(self, optimizer, named) -> None:
         tensors, meta = checkpoint.load_tensors(self.state / "resume.safetensors")
         weights = {n[len("method."):]: t for n, t in tensors.items() if n.startswith("method.")}
-        checkpoint.load_into(self.method, weights, self.state / "resume.safetensors")
+        load_own(self.method, weights, self.state / "resume.safetensors")
         for name, p in named.items():
             optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" and
                                   not p.is_cuda else p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
