@@ -28,7 +28,7 @@ class Config:
     seed: int = opt(0, "of the data's order, the noise and (with --init none) the weights")
     resume: bool = opt(False, "go on with the run in --out")
     # data
-    data: str = opt("mini", "mini | gsm8k | gsm8k_aug | a file")
+    data: str = opt("mini", "mini | gsm8k | gsm8k_aug | math | a file")
     val_data: str = opt("", "file to validate on (default: the validation split of --data)")
     train_size: int = opt(60_000, "examples to train on, at most")
     val_size: int = opt(256, "examples to validate on, at most")

@@ -369,7 +369,7 @@ def test_smollm2_gives_the_logits_of_transformers_on_100_questions_of_gsm8k():
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model, tok = load_pretrained(folder)
-    lines = Path(shared, "data", "gsm8k_test.jsonl").read_text().splitlines()[:100]
+    lines = Path(shared, "gsm8k_test.jsonl").read_text().splitlines()[:100]
     rows = sorted((tok.encode(json.loads(line)["question"]) for line in lines), key=len)
     worst, size = 0.0, 0.0
     for at in range(0, 100, 20):

@@ -418,7 +418,7 @@ def test_a_real_tokenizer_gives_the_same_ids_on_all_texts_of_the_data_and_after_
     hf = pytest.importorskip("tokenizers").Tokenizer
     tok = Tokenizer.from_hf(folder)
     (tmp_path / "tokenizer.json").write_text(json.dumps(write(tok)))
-    lines = [line for path in sorted(Path(shared, "data").glob("*_*")) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for path in sorted(Path(shared).glob("*_*")) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(lines) > 12_000
     ids = [tok.encode(line) for line in lines]
     for source in (folder, tmp_path):
