@@ -1,12 +1,17 @@
-"""The losses. Each takes logits at the positions that count, and no others."""
+"""The losses. Each takes logits at the positions that count, and no others.
+
+A mean is one over the labels of all processes that train together: see parallel.weight.
+"""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .parallel import weight
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over n labels of -log q[y]. logits (n, V), labels (n,)."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels) * weight(len(labels))
 
 
 def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks: int) -> Tensor:
@@ -15,7 +20,8 @@ def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks
     nll = F.cross_entropy(logits.float(), labels, reduction="none")                # (n,)
     total = torch.zeros(blocks, device=nll.device).index_add(0, block, nll)
     count = torch.zeros(blocks, device=nll.device).index_add(0, block, torch.ones_like(nll))
-    return (total / count.clamp(min=1)).sum() / (count > 0).sum()
+    n = (count > 0).sum()
+    return (total / count.clamp(min=1)).sum() / n * weight(n)
 
 
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
@@ -25,4 +31,4 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     counts nothing.
     """
     log_q = logits.float().log_softmax(-1).gather(-1, ids)                         # (n, K)
-    return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean()
+    return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean() * weight(len(ids))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, data, lora
+from . import checkpoint, data, lora, parallel
 from .batch import Row, encode, encode_question
 from .config import Config, UserError, resolve
-from .evaluate import solve_all
+from .evaluate import accuracy
 from .example import Example
 from .hf_tokenizer import read_json
 from .methods import METHODS, Method
+from .metrics import wilson
 from .model import ModelConfig, Transformer
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, mini_tokenizer
@@ -181,34 +182,44 @@ def train(given: dict) -> None:
             return
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
+    device = pick_device(parallel.start(config.device))
+    first = parallel.rank() == 0             # of several processes: it alone writes and speaks
     model, tok = initial_model(config)
     if not config.chat:
         tok.chat = ""                        # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
-    if not config.resume:
+    if not config.resume and not first:
+        folder = Path(config.out or f"out/{config.method}")
+    elif not config.resume:
         folder = prepare_folder(config)
         init = config.init or str(BASE)
         base = {"init": str(Path(init).resolve()) if Path(init).is_dir() else init,
                 "checksum": checkpoint.checksum(model.state_dict(), "")} if config.lora_rank else None
         checkpoint.write_config(folder, config, model.config, base)
         tok.save(folder)
+    parallel.wait()
     if config.lora_rank:
         lora.add_lora(model, config, list(tok.markers.values()))
     model.grad_checkpoint = config.grad_checkpoint
     method = METHODS[config.method](config, tok, model, folder).to(device)
-    print(summary(config, method, rows, val, left_out), flush=True)
+    if first:
+        print(summary(config, method, rows, val, left_out), flush=True)
     if config.compile:
         model.compile(dynamic=True)
     trainer = Trainer(config, method, folder)
     if config.resume:
         trainer.resume()
     trainer.fit(rows, val)
-    print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
+    if first:
+        print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
     if config.data in data.NAMES:            # a file has no test split of its own: eval.py takes one
-        result = solve_all(method, data.load(config.data, "test", limit=config.test_size))
-        low, high = result["ci95"]
-        print(f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {result['n']}), "
-              f"#L {result['mean_len']:.1f}")
-    print(f"next: python eval.py --ckpt {folder}    python sample.py --ckpt {folder}")
+        test = data.load(config.data, "test", limit=config.test_size)
+        result = accuracy(method, test)
+        low, high = wilson(round(result["accuracy"] * len(test)), len(test))
+        if first:
+            print(f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)}), "
+                  f"#L {result['mean_len']:.1f}")
+    if first:
+        print(f"next: python eval.py --ckpt {folder}    python sample.py --ckpt {folder}")
+    parallel.finish()

@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "minilatent"
 # A module imports only what stands before it. A new module needs a place here. (evaluate judges by decoding, and a
 # method validates by it: so it stands between them.)
-ORDER = ["config", "files", "example", "mini", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks", "latent", "losses",
+ORDER = ["config", "files", "parallel", "example", "mini", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks", "latent", "losses",
          "decode", "metrics", "evaluate", "checkpoint", "lora", "pretrained", "methods.method", "methods.cot_sft", "methods.no_cot",
          "methods.pause", "methods.icot", "methods.coconut", "methods.codi", "methods.latent_sft", "methods.colar",
          "methods", "trainer", "setup", "analysis", "export", "rebuild_base"]

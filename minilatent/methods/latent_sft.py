@@ -35,7 +35,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from .. import checkpoint
+from .. import checkpoint, parallel
 from ..batch import IGNORE, Row, encode, pad, segments
 from ..decode import decode, hidden_thinker, standardise, superposition_thinker
 from ..evaluate import accuracy
@@ -157,14 +157,14 @@ class LatentSFT(Method):
         """Is the answer right when the decoder runs freely from the encoder's latents of the *gold* chain? That
         measures compression, not reasoning: the gold chain holds the answer."""
         self.eval()
-        right = 0
+        right, val = 0, parallel.shard(val)
         for at in range(0, len(val), self.config.eval_batch):
             examples = val[at:at + self.config.eval_batch]
             rows, _ = encode(examples, self.tok, self.model.config.context, "error")
             z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in rows]), "ids", "kind"))[0]
             out = self.answer_given(rows, z)
             right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, examples))
-        return {"accuracy": right / max(len(val), 1)}
+        return parallel.average({"accuracy": right / max(len(val), 1)}, len(val))
 
     def answer_given(self, rows: list[Row], z: Tensor):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
@@ -187,16 +187,19 @@ class LatentSFT(Method):
             return checkpoint.load_tensors(path)[0]
         self.eval()
         counts = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
-        labels: dict[str, list[Tensor]] = {}
-        for at in range(0, len(rows), self.config.eval_batch):
-            layouts = [self.encoder_layout(r) for r in rows[at:at + self.config.eval_batch]]
+        start = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        model, n, batch = self.model.config, int(start[-1]), self.config.eval_batch
+        k = min(self.config.k, model.vocab_size - len(self.tok.never))
+        stored = {"states": torch.zeros(n, model.width, dtype=torch.half)} if self.hidden else {
+            "probs": torch.zeros(n, k, dtype=torch.half), "ids": torch.zeros(n, k, dtype=torch.int)}
+        for at in parallel.shard(range(0, len(rows), batch)):      # the other batches are other processes'
+            layouts = [self.encoder_layout(r) for r in rows[at:at + batch]]
             z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
             found = {"states": z.half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
             for name, tensor in found.items():
-                labels.setdefault(name, []).append(tensor.cpu())
-        stored = {name: torch.cat(parts) for name, parts in labels.items()}
-        stored["start"] = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-        if path:
+                stored[name][start[at]:start[at] + len(tensor)] = tensor.cpu()
+        stored = {name: parallel.total(tensor) for name, tensor in stored.items()} | {"start": start}
+        if path and parallel.rank() == 0:
             checkpoint.save_tensors(path, stored)
         return stored
 
@@ -243,7 +246,7 @@ class LatentSFT(Method):
             W = self.model.embed.weight
             latent = ((standardise(ahead, W) - z) / W.detach().std()).pow(2).mean()
             p_end = logits.float().softmax(-1)[:, self.tok.end_think]
-            latent = latent - torch.log1p(-p_end.clamp(max=1 - 1e-6)).mean()
+            latent = (latent - torch.log1p(-p_end.clamp(max=1 - 1e-6)).mean()) * parallel.weight(len(ahead))
         else:
             latent = sparse_kl(logits, probs, top)
         loss = config.kl_weight * latent + config.ce_weight * ce                   # L_auto
