@@ -93,7 +93,7 @@ class Config:
     eval_batch: int = opt(256, "questions decoded side by side")
 
 
-LORA = {"lora_rank": 64, "lora_alpha": 128.0, "lora_dropout": 0.1}       # Latent-SFT's release
+LORA = {"lora_rank": 64, "lora_alpha": 128.0, "lora_dropout": 0.1, "grad_checkpoint": True}      # Latent-SFT's release
 
 
 def on_gpu(init: str, **more) -> dict:

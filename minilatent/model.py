@@ -46,14 +46,22 @@ class ModelConfig:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, D), k and v (B, H, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
+    if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
+        k, v = repeat_heads(k, q), repeat_heads(v, q)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
+
+
+def repeat_heads(x: Tensor, q: Tensor) -> Tensor:
+    """(B, G, S, D) -> (B, H, S, D): H / G neighbouring heads share one key and value."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`attention` as the textbook has it: softmax(q kᵀ / √D) v."""
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    k, v = repeat_heads(k, q), repeat_heads(v, q)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                     # (B, H, T, S)
     return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v               # (B, H, T, D)
 
@@ -148,8 +156,6 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.write(layer, k, v, slots, end)                           # (B, G, S, D)
-        if (repeat := self.config.n_head // self.config.n_kv_head) > 1:           # a group of heads shares k, v
-            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         y = ATTENTION[self.config.attention](q, k, v, mask)                       # (B, H, T, D)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))                        # (B, T, C)
 
@@ -228,7 +234,7 @@ class Transformer(nn.Module):
             end = int(cache.lengths.max()) + T
             if end > cache.k.shape[3]:
                 raise ValueError(f"the cache holds {cache.k.shape[3]} positions, {end} are needed")
-            if mask is None:
+            if mask is None and end > T:         # else the cache was empty: the fast path
                 mask = torch.arange(end, device=x.device) <= slots[:, :, None]     # (B, T, S)
             if positions is None:
                 positions = slots

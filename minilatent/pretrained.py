@@ -168,12 +168,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of one file, one by one, under the names of the tables."""
+    """The weights of one file, one by one, under the names of the tables. Opened anew for each: the pages of a mapped
+    file that were read stay in memory until it is closed."""
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():
-                short = re.sub(r"^(transformer|model)\.", "", name)      # a model saved without its head has no prefix
-                if not NOT_WEIGHTS.fullmatch(short):
+            names = list(file.keys())
+        for name in names:
+            short = re.sub(r"^(transformer|model)\.", "", name)          # a model saved without its head has no prefix
+            if not NOT_WEIGHTS.fullmatch(short):
+                with safe_open(path, "pt") as file:
                     yield short, file.get_tensor(name)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minilatent"
 ORDER = ["config", "files", "parallel", "example", "mini", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks", "latent", "losses",
          "decode", "metrics", "evaluate", "checkpoint", "lora", "pretrained", "methods.method", "methods.cot_sft", "methods.no_cot",
          "methods.pause", "methods.icot", "methods.coconut", "methods.codi", "methods.latent_sft", "methods.colar",
-         "methods", "trainer", "setup", "analysis", "export", "rebuild_base"]
+         "methods", "trainer", "setup", "analysis", "export", "benchmark", "rebuild_base"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

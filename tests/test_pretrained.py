@@ -59,7 +59,7 @@ def make(folder: Path, family: str, **save):
 def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({
         "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_letters())}, "merges": []},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}))
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}))
 
 
 def random_ids(*shape) -> torch.Tensor:
