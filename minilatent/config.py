@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -189,11 +190,15 @@ def parse_args(argv: list[str]) -> dict:
 def run(main) -> typing.NoReturn:
     """Call a script's main(argv) with the exit codes that others rely on: 0, 2 for a wrong call or bad input with
     one line on stderr, 130 after Ctrl-C."""
+    code = 0
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2)
+        code = 2
     except KeyboardInterrupt:
-        raise SystemExit(130)
-    raise SystemExit(0)
+        code = 130
+    if "TORCHELASTIC_RUN_ID" in os.environ:      # under torchrun: gloo's threads can abort an interpreter on its way out
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
