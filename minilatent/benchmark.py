@@ -96,6 +96,7 @@ def benchmark(folder: str, texts: list[str], device: torch.device, dtype: torch.
 
     model, _ = load_pretrained(folder, dtype)
     other = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)      # the markers' rows for both
     model, other = model.to(device), other.to(device)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     encoded = sorted((tok.encode(t) for t in texts if t), key=len)[len(texts) // 2:][:rows]
