@@ -1,4 +1,5 @@
 """Examples -> token rows -> padded tensors. The one place that renders a prompt."""
+import re
 from dataclasses import dataclass, field
 from typing import Iterable
 
@@ -26,14 +27,31 @@ class Row:
         return [*self.question, tok.think, *self.chain, tok.end_think, *self.answer], len(self.question) + 1
 
 
-def render_prompt(question: str, speed: int | str | None = None) -> str:
-    """What the model reads before `<think>`, in training and at inference. speed: the compression factor that is
-    asked of CoLaR, a number or "auto"."""
-    return question.strip() + (f" Let's think {speed} times faster:" if speed else "")
+# How a chat model is asked (hf_tokenizer.CHAT_TOKENS says which is a model's): one message, no system prompt. Each
+# stands for what the family's own template makes of it; {} is the question.
+CHATS = {
+    "": "{}",
+    "chatml": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+}
 
 
 def encode_question(question: str, tok: Tokenizer, speed: int | str | None = None) -> list[int]:
-    return tok.encode(render_prompt(question, speed))
+    """What the model reads before `<think>`, in training and at inference. speed: the compression factor that is asked
+    of CoLaR, a number or "auto"; it belongs to the user's message. The template is cut at its special tokens before
+    the message is put in, so that one that is written out in the question stays text."""
+    message = question.strip() + (f" Let's think {speed} times faster:" if speed else "")
+    ids = [] if tok.bos is None else [tok.bos]
+    for piece in re.split(r"(<\|\w+\|>)", CHATS[tok.chat]):
+        ids += [tok.special[piece]] if piece in tok.special else tok.encode(piece.replace("{}", message))
+    return ids
+
+
+def chat_template(tok: Tokenizer) -> str:
+    """`encode_question` and `<think>` as a Jinja template, for transformers' apply_chat_template."""
+    bos = [name for name, i in tok.special.items() if i == tok.bos]
+    own = {i: name for name, i in tok.special.items()}
+    return "".join(bos) + CHATS[tok.chat].replace("{}", "{{ messages[-1]['content'] | trim }}") + own.get(tok.think, "<think>")
 
 
 def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: str = "skip") -> tuple[list[Row], int]:

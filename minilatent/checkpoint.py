@@ -1,8 +1,8 @@
 """Files that survive: safetensors + JSON, written to a temporary name and renamed, with a checksum inside.
 
 A run folder:
-    config.json                    method, settings, model configuration
-    model.safetensors              the final model
+    config.json                    method, settings, model configuration; with LoRA, the base model and its checksum
+    model.safetensors              the final model; with LoRA, the adapters alone
     minilatent_tokenizer.json      the tokenizer
     metrics.jsonl                  one line per logged step and validation
     state/                         what resuming needs: resume.safetensors, one best-STAGE.safetensors per stage
@@ -76,9 +76,10 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
     module.load_state_dict(tensors)
 
 
-def write_config(folder: Path, config: Config, model: ModelConfig) -> None:
+def write_config(folder: Path, config: Config, model: ModelConfig, base: dict | None = None) -> None:
+    """base: of a run that saves adapters only, the model that they belong to."""
     write_json(folder / "config.json", {"minilatent": 1, "method": config.method, "model": dataclasses.asdict(model),
-                                        "config": dataclasses.asdict(config)})
+                                        "config": dataclasses.asdict(config), **({"base": base} if base else {})})
 
 
 def read_config(folder: Path) -> tuple[dict, ModelConfig]:

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Config:
     seed: int = opt(0, "of the data's order, the noise and (with --init none) the weights")
     resume: bool = opt(False, "go on with the run in --out")
     # data
-    data: str = opt("mini", "mini | mini_prosqa | gsm8k | gsm8k_aug | a file")
+    data: str = opt("mini", "mini | mini_prosqa | gsm8k | gsm8k_aug | math | a file")
     val_data: str = opt("", "file to validate on (default: the validation split of --data)")
     train_size: int = opt(60_000, "examples to train on, at most")
     val_size: int = opt(256, "examples to validate on, at most")
@@ -38,11 +39,17 @@ class Config:
                            choices=("text", "random"))
     max_tokens: int = opt(0, "longest training example; longer ones are skipped and counted (default: the model's context)")
     too_long: str = opt("skip", "examples over --max_tokens: skip them, or stop with an error", choices=("skip", "error"))
+    chat: bool = opt(True, "ask a chat model in the format that its folder names, if we know it (chatml, llama3)")
     # model, with --init none
     n_layer: int = opt(5, "layers")
     n_head: int = opt(4, "attention heads")
     width: int = opt(128, "width of the residual stream")
     hidden: int = opt(352, "width of the MLP's inner layer")
+    # adapters: train these instead of all weights
+    lora_rank: int = opt(0, "rank of LoRA's adapters (0: none, all weights are trained)")
+    lora_alpha: float = opt(0.0, "α: the adapters count α / rank (default: 2 · rank)")
+    lora_dropout: float = opt(0.0, "dropout in front of the adapters")
+    lora_targets: str = opt("q,k,v,o,up,gate,down", "which matrices get one")
     # optimisation
     steps: int = opt(1000, "optimizer steps of the method's main stage")
     max_steps: int = opt(0, "stop every stage after this many steps (0: no limit)")
@@ -61,6 +68,7 @@ class Config:
     device: str = opt("auto", "auto | cpu | cuda | cuda:N")
     dtype: str = opt("float32", "float32 | bfloat16 | float16: the forward pass's precision",
                      choices=("float32", "bfloat16", "float16"))
+    grad_checkpoint: bool = opt(False, "keep one activation a layer and compute the rest anew going back: less memory, a third slower")
     threads: int = opt(0, "CPU threads (0: PyTorch's choice)")
     compile: bool = opt(False, "torch.compile the model")
     # latent_sft
@@ -134,6 +142,23 @@ class SoftThinking:
         return check(cls(**mine))
 
 
+LORA = {"lora_rank": 64, "lora_alpha": 128.0, "lora_dropout": 0.1, "grad_checkpoint": True}      # Latent-SFT's release
+
+
+def on_gpu(init: str, **more) -> dict:
+    """The papers' settings for a pretrained model on one GPU; README has the memory. GSM8K-Aug; Latent-SFT's learning
+    rate, schedule and epochs (10 a phase of stage 1, 70 of stage 2), CoLaR's batch of 256 and at most 50 epochs (an
+    epoch of the 385,620 examples is 1,507 steps), its factors up to 5 and a latent head as wide as the model, and its
+    RL's learning rate and groups of 8. Our choice: for the others 10 epochs; for RL 3,000 steps of 32 questions, which
+    are as many rows a pass as elsewhere, and no dropout, which would change the probabilities that it compares."""
+    return {"init": init, "data": "gsm8k_aug", "train_size": 400_000, "val_size": 500, "test_size": 1319, "dtype": "bfloat16",
+            "batch_size": 256, "accumulate": 4, "lr": 3e-4, "warmup": 0.05, "weight_decay": 0.01, "beta2": 0.999,
+            "steps": 15_000, "eval_every": 1500, "save_every": 500, "stage1_steps": "15000,15000,15000", "pull": 0.0,
+            "pull_end": 0.0, "eval_batch": 128, **more, "latent_sft": {"steps": 105_000},
+            "colar": {"steps": 75_000, "lr": 1e-4, "c_max": 5, "head_width": 0},
+            "colar_rl": {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250, "lora_dropout": 0.0}}
+
+
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
 PRESETS: dict[str, dict] = {
     "mini": {"cot_sft": {"steps": 1500, "lr": 5e-4},
@@ -144,6 +169,11 @@ PRESETS: dict[str, dict] = {
              "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
+    "smollm2-135m": on_gpu("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "gpt2": on_gpu("gpt2"),
+    "qwen2.5-0.5b": on_gpu("Qwen/Qwen2.5-0.5B-Instruct", **LORA),
+    "qwen3-0.6b": on_gpu("Qwen/Qwen3-0.6B", **LORA),
+    "llama-3.2-1b": on_gpu("meta-llama/Llama-3.2-1B-Instruct", **LORA),
     "smoke": {"colar_rl": {"group": 4, "max_chain": 24},
               "train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,
               "max_chain": 24},
@@ -231,11 +261,15 @@ def parse_args(argv: list[str]) -> dict:
 def run(main) -> typing.NoReturn:
     """Call a script's main(argv) with the exit codes that others rely on: 0, 2 for a wrong call or bad input with
     one line on stderr, 130 after Ctrl-C."""
+    code = 0
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2)
+        code = 2
     except KeyboardInterrupt:
-        raise SystemExit(130)
-    raise SystemExit(0)
+        code = 130
+    if "TORCHELASTIC_RUN_ID" in os.environ:      # under torchrun: gloo's threads can abort an interpreter on its way out
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)

@@ -1,9 +1,9 @@
 """Data sets by name or by file, as lists of `Example`.
 
-Names: the mini family (generated here, no download), and gsm8k and gsm8k_aug from the Hugging Face hub.
+Names: the mini family (generated here, no download), and those of SOURCES, through `datasets`, which caches them.
 Files: GSM8K's jsonl (Cobbe et al. 2021); GSM8K-Aug's text, `question||<<16-3=13>> ... #### 18` (Deng et al.
 2023); jsonl with question, steps and answer; jsonl with input and target, as PAL packs GSM-Hard, SVAMP and
-MultiArith (Gao et al. 2022).
+MultiArith (Gao et al. 2022); jsonl with problem and solution or answer, as MATH and AIME come (Hendrycks et al. 2021).
 """
 
 import difflib
@@ -13,20 +13,40 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from . import mini, prosqa
 from .config import UserError
-from .example import Example, normalise
+from .example import Example, last_boxed, normalise
 
-GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/train.jsonl"
-GSM8K_AUG = ("https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # kept in Git LFS
-             "e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/train.txt")
-HUB = {  # name: repository, configuration, where the same data is as a file
-    "gsm8k": ("openai/gsm8k", "main", GSM8K),
-    "gsm8k_aug": ("whynlp/gsm8k-aug", None, GSM8K_AUG),
+
+class Source(NamedTuple):
+    """Where a named data set is. `file` holds the same data, in a format that --data reads; "": no such file."""
+
+    repo: str  # on the Hugging Face hub, or the address of a jsonl file
+    splits: dict[str, str]  # ours -> theirs; without val, a part of train is held out
+    config: str | None = None
+    file: str = ""
+
+
+# Addresses with a commit in them are pinned. The hub's repositories are not: pass `revision` for a run to repeat.
+_GSM = "https://raw.githubusercontent.com/openai/grade-school-math/5d331b448c28db43ef0d513bb1224e1a4b10950a/grade_school_math/data/"
+_AUG = ("https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # kept in Git LFS
+        "e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/")
+_PAL = "https://raw.githubusercontent.com/reasoning-machines/pal/f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
+_TEST = {"test": "train"}  # a file alone is called train by `datasets`
+SOURCES = {
+    "gsm8k": Source("openai/gsm8k", {"train": "train", "test": "test"}, "main", _GSM + "train.jsonl"),
+    "gsm8k_aug": Source("whynlp/gsm8k-aug", {"train": "train", "val": "validation", "test": "test"}, None, _AUG + "train.txt"),
+    "gsm_hard": Source(_PAL + "gsmhardv2.jsonl", _TEST),
+    "svamp": Source(_PAL + "svamp.jsonl", _TEST),
+    "multiarith": Source(_PAL + "mawpsmultiarith.jsonl", _TEST),
+    "math": Source("DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"),
+    "math500": Source("HuggingFaceH4/MATH-500", {"test": "test"}),
+    "aime24": Source("HuggingFaceH4/aime_2024", _TEST),
 }
 GENERATED = {**{name: mini.load for name in mini.TEST_SETS}, "mini_prosqa": prosqa.load}
-NAMES = (*GENERATED, *HUB)
+NAMES = (*GENERATED, *SOURCES)
 SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 _MARK = re.compile(r"<<[^<>]*>>")
 
@@ -66,7 +86,7 @@ def load(
         return GENERATED[data](data, split, limit, seed, chain_order)
     if chain_order != "text":
         raise UserError(f"--chain_order {chain_order} needs mini: the problems' graphs are not known in {data}")
-    if data in HUB:
+    if data in SOURCES:
         examples = _from_hub(data, split, chain_style, revision)
     elif Path(data).exists() or "/" in data or "." in data:
         examples = _divide(_with_chains(_read(Path(data)), chain_style, data), split)
@@ -144,7 +164,9 @@ def _parse(line: str) -> Record:
 
 
 def _record(row: dict) -> Record:
-    """The record of a row of a file or of the hub, with an answer that is a number."""
+    """The record of a row of a file or of the hub, with an answer that is a number, or for MATH's rows LaTeX."""
+    if "problem" in row and "question" not in row:
+        return _math_record(row)
     asked, replied = ("input", "target") if "input" in row and "question" not in row else ("question", "answer")
     for field in (asked, replied):
         if row.get(field) is None:
@@ -165,6 +187,20 @@ def _record(row: dict) -> Record:
     return question.strip(), solution, number
 
 
+def _math_record(row: dict) -> Record:
+    r"""The record of {problem, answer and/or solution}: the answer is the one given, or the solution's last \boxed{}.
+
+    What is no plain number or fraction is LaTeX in dollars, by which `is_correct` knows it: "5\pi" is not 5.
+    """
+    question, solution = row["problem"], row.get("solution") or ""
+    answer = row.get("answer") if row.get("answer") is not None else last_boxed(str(solution))
+    answer = "" if answer is None else str(answer).strip().strip("$").strip()
+    if not isinstance(question, str) or not question.strip() or not isinstance(solution, str) or not answer:
+        raise UserError("lacks a 'problem', or an 'answer' or 'solution' with an answer in \\boxed{}")
+    plain = re.fullmatch(r"-?[\d,]*\.?\d+|-?\d+/\d+|-?\\[dt]?frac\{-?\d+\}\{\d+\}", answer.replace(r"\!", ""))
+    return question.strip(), solution, (plain and normalise(answer)) or f"${answer}$"
+
+
 def _with_chains(records: Iterable[Record], style: str, source: str) -> list[Example]:
     """Examples with their solutions cut into steps."""
     examples, solved = [], False
@@ -173,7 +209,7 @@ def _with_chains(records: Iterable[Record], style: str, source: str) -> list[Exa
             steps = _MARK.findall(solution)
         else:
             steps = [line.strip() for line in _MARK.sub("", solution).splitlines() if line.strip()]
-        solved = solved or bool(solution.strip())
+        solved = solved or bool(solution.strip()) and "\\boxed" not in solution  # MATH's have sentences only
         examples.append(Example(question, tuple(steps), answer))
     # No chain at all means the wrong style was asked for, except where there are no solutions to cut (SVAMP).
     if examples and (solved or style == "text") and not any(example.steps for example in examples):
@@ -183,19 +219,29 @@ def _with_chains(records: Iterable[Record], style: str, source: str) -> list[Exa
 
 
 def _from_hub(name: str, split: str, style: str, revision: str | None) -> list[Example]:
-    """A split of a hub data set. GSM8K has none for validation: a part of train is held out, never of test."""
-    repo, config, url = HUB[name]
+    """A split of a named data set. Where there is none for validation, a part of train is held out, never of test."""
+    source = SOURCES[name]
+    theirs = source.splits.get(split) or (split == "val" and source.splits.get("train"))
+    if not theirs:
+        raise UserError(f"{name} is a test set, it has no {split} split: python eval.py --data {name}")
 
-    def fetch(hub_split: str) -> list[Example]:
+    def fetch(their_split: str) -> list[Example]:
+        is_file = source.repo.startswith("https://")
         try:
             from datasets import load_dataset  # slow to import, and only these names need it
 
-            rows = load_dataset(repo, config, split=hub_split, revision=revision)
+            if is_file:
+                rows = load_dataset("json", data_files=source.repo, split=their_split)
+            else:
+                rows = load_dataset(source.repo, source.config, split=their_split, revision=revision)
         except Exception as e:  # no network, no such revision, a full disk: the way out is the same
             reason = (str(e) or type(e).__name__).splitlines()[0]
+            file = source.repo if is_file else source.file
+            do = f"download {file}" if file else (
+                f"where there is one, save it: datasets.load_dataset({source.repo!r}, split={their_split!r}).to_json('{name}.jsonl');")
             raise UserError(
-                f"cannot get {repo} from the Hugging Face hub ({reason}); without it, download {url} "
-                f"and pass --data path/to/{Path(url).name}, or use --data mini, which needs no download"
+                f"cannot get {name} from {source.repo} ({reason}); without a network, {do} "
+                f"and pass --data path/to/{Path(file or name + '.jsonl').name}, or use --data mini, which needs no download"
             ) from None
         records, bad = [], 0
         for row in rows:
@@ -204,11 +250,10 @@ def _from_hub(name: str, split: str, style: str, revision: str | None) -> list[E
             except UserError:  # nobody can mend a row of the hub: leave it out, but say so
                 bad += 1
         if bad:
-            print(f"{repo}, {hub_split}: {bad} rows left out, without question or numeric answer", file=sys.stderr)
-        return _with_chains(records, style, repo)
+            print(f"{source.repo}, {their_split}: {bad} rows left out, without question or answer", file=sys.stderr)
+        return _with_chains(records, style, source.repo)
 
-    if name == "gsm8k":
-        return fetch("test") if split == "test" else _divide(fetch("train"), split)
-    if split == "train":
-        return exclude(fetch("train"), fetch("validation"))
-    return fetch("validation" if split == "val" else "test")
+    examples = fetch(theirs)
+    if split == "train" and "val" in source.splits:
+        return exclude(examples, fetch(source.splits["val"]))
+    return examples if split in source.splits and split != "train" else _divide(examples, split)

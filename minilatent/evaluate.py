@@ -7,7 +7,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from . import data
+from . import data, parallel
 from .batch import pad
 from .config import UserError
 from .decode import Decoded
@@ -23,8 +23,8 @@ QUANTILES = 21                # of N_eff over the questions: 0, 5, .. 100 %
 
 def accuracy(method, examples: list[Example]) -> dict[str, float]:
     """Greedy free-running decoding of every question; accuracy in 0..1 and the mean length of reasoning."""
-    results = solve_all(method, examples)
-    return {"accuracy": results["accuracy"], "mean_len": results["mean_len"]}
+    results = solve_all(method, parallel.shard(examples))
+    return parallel.average({"accuracy": results["accuracy"], "mean_len": results["mean_len"]}, results["n"])
 
 
 def solve_batches(method, examples: list[Example], batch: int = 0, **options) -> Iterator[tuple[list[int], Decoded, float]]:

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from .config import UserError
+
 
 @dataclass(frozen=True)
 class Example:
@@ -15,7 +17,8 @@ class Example:
 
     question  the problem's text
     steps     the chain in order, one string a step: "<<16-3=13>>", or a sentence; () where the data has no chain
-    answer    a number as text, in the form of `normalise`: "18", "-3", "0.5"; or a word (mini_prosqa)
+    answer    a number as text, in the form of `normalise`: "18", "-3", "0.5"; or a word (mini_prosqa); MATH's others as
+              LaTeX: "$5\\pi$"
     chains    every valid order of the steps where the problem's graph is known (mini), else ()
     """
 
@@ -84,7 +87,10 @@ def normalise(value: str | int | float | None) -> str | None:
 
 def is_correct(prediction: str | None, answer: str | int | float) -> bool:
     """Whether a text gives this answer, compared exactly: no tolerance. For a number, False for anything without one;
-    for a word, False for anything with another."""
+    for a word, False for anything with another. An answer in dollars is LaTeX (MATH's fractions, roots, intervals,
+    sets) and judged by `latex_equal`."""
+    if isinstance(answer, str) and len(answer) > 2 and answer[0] == answer[-1] == "$":
+        return latex_equal(prediction, answer)
     wanted = extract_answer(answer, answer) if _is_word(answer) else normalise(answer)
     # `normalise` gives each number one text, so equal texts are equal fractions.
     return wanted is not None and extract_answer(prediction, answer) == wanted
@@ -92,6 +98,27 @@ def is_correct(prediction: str | None, answer: str | int | float) -> bool:
 
 def _is_word(answer: str | int | float) -> bool:
     return isinstance(answer, str) and re.search(r"\d", answer) is None and re.search(r"\w", answer) is not None
+
+
+def latex_equal(prediction: str | None, answer: str) -> bool:
+    r"""Whether a text gives the same value as "$answer$", by the library math-verify, an optional extra. What the text
+    gives may be in \boxed{}, in dollars, or bare. UserError without the library."""
+    if not isinstance(prediction, str) or not prediction.strip():
+        return False
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise UserError("answers in LaTeX need a library to judge them: pip install 'math-verify[antlr4_13_2]'") from None
+    prediction = prediction.strip()
+    if "$" not in prediction and "\\boxed" not in prediction:
+        prediction = f"${prediction}$"
+    return prediction == answer or verify(parse(answer), parse(prediction))
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last \boxed{} of a solution holds, or None."""
+    found = _boxed(text)
+    return found[-1] if found else None
 
 
 def _plain(text: str) -> str:

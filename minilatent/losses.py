@@ -1,9 +1,14 @@
-"""The losses. Each takes what it compares at the positions that count, and no others."""
+"""The losses. Each takes what it compares at the positions that count, and no others.
+
+A mean is one over the labels of all processes that train together: see parallel.weight.
+"""
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .parallel import std, weight
 
 
 def wide(x: Tensor) -> Tensor:
@@ -13,7 +18,12 @@ def wide(x: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over n labels of -log q[y]. logits (n, V), labels (n,)."""
-    return F.cross_entropy(wide(logits), labels)
+    return F.cross_entropy(wide(logits), labels) * weight(len(labels))
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of all values, (n, ..) of n labels; 0 of none."""
+    return values.sum() / max(values.numel(), 1) * weight(len(values))
 
 
 def mean_by(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -28,7 +38,7 @@ def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks
     """Cross-entropy averaged inside each target block, then over the blocks that have labels (v1 of Latent-SFT).
     logits (n, V), labels (n,), block (n,) in 0..blocks-1."""
     means, some = mean_by(F.cross_entropy(wide(logits), labels, reduction="none"), block, blocks)
-    return means.sum() / some.sum()
+    return means.sum() / some.sum() * weight(some.sum())
 
 
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
@@ -38,20 +48,20 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     counts nothing.
     """
     log_q = logits.float().log_softmax(-1).gather(-1, ids)                         # (n, K)
-    return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean()
+    return mean((torch.special.xlogy(probs, probs) - probs * log_q).sum(-1))
 
 
 def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
     """-log N(target; μ, σ) without its constant ½ log 2π, averaged over positions and width, (n, C) each:
     (e - μ)² / 2σ² + log σ (CoLaR, eq. 5)."""
-    return ((target - mu).pow(2) / (2 * (2 * log_sigma).exp()) + log_sigma).mean()
+    return mean((target - mu).pow(2) / (2 * (2 * log_sigma).exp()) + log_sigma)
 
 
 def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
     """E_ε[(μ + σε - e)²] - α · entropy, in closed form: (μ - e)² + σ² - α · ½ log(2πe σ²), averaged over positions and
     width (CoLaR, eq. 6; the release draws one ε). With α = 0 nothing holds σ up. A σ of 0 is the plain squared error."""
     squared = (target - mu).pow(2) + (2 * log_sigma).exp()
-    return (squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e)) if alpha else squared).mean()
+    return mean(squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e)) if alpha else squared)
 
 
 def advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
@@ -73,4 +83,4 @@ def layer_distance(student: Tensor, teacher: Tensor) -> Tensor:
     the teacher's, averaged over layers. Both (L, B, C); no gradient reaches the teacher."""
     teacher = wide(teacher.detach())
     distance = F.smooth_l1_loss(wide(student), teacher, reduction="none").mean((1, 2))     # (L,)
-    return (distance / teacher.std((1, 2))).mean()
+    return (distance / std(teacher)).mean() * weight(teacher.shape[1])

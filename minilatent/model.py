@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -39,19 +40,28 @@ class ModelConfig:
     qk_norm: bool = False         # RMSNorm on each head's q and k (Qwen3)
     tied: bool = True             # the language head is the input embedding
     rope_theta: float = 10_000.0
+    rope_scaling: dict | None = None   # how the angles were slowed down for a longer context: see rope_frequencies
     norm_eps: float = 1e-5
     attention: str = "sdpa"       # sdpa | naive (the same, written out)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, D), k and v (B, H, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
+    if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
+        k, v = repeat_heads(k, q), repeat_heads(v, q)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
+
+
+def repeat_heads(x: Tensor, q: Tensor) -> Tensor:
+    """(B, G, S, D) -> (B, H, S, D): H / G neighbouring heads share one key and value."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`attention` as the textbook has it: softmax(q kᵀ / √D) v."""
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    k, v = repeat_heads(k, q), repeat_heads(v, q)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                     # (B, H, T, S)
     return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v               # (B, H, T, D)
 
@@ -59,11 +69,29 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
 ATTENTION = {"sdpa": attention, "naive": naive_attention}
 
 
-def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · θ^(-2i/D), each (B or 1, 1, T, D): the two halves of a head share their angles."""
-    i = torch.arange(0, config.head_dim, 2, device=positions.device).float()
+def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
+    """θ^(-2i/D), the angle a position for each pair of a head's dimensions, (D/2,).
+
+    `rope_scaling` says how a longer context was reached than the one pretrained on: {"rope_type": "linear"} slows
+    every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times within the
+    original context, slows by `factor` those that turn less than low_freq_factor times, and blends in between.
+    """
+    i = torch.arange(0, config.head_dim, 2, device=device).float()
     frequency = config.rope_theta ** (-i / config.head_dim)                       # (D/2,)
-    angle = positions[:, None, :, None].float() * frequency                       # (B, 1, T, D/2)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    slow = frequency / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return slow
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    return torch.lerp(slow, frequency, ((turns - low) / (high - low)).clamp(0, 1))
+
+
+def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · frequency, each (B or 1, 1, T, D): the two halves of a head share their angles."""
+    angle = positions[:, None, :, None].float() * rope_frequencies(config, positions.device)   # (B, 1, T, D/2)
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 
@@ -147,8 +175,6 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.write(layer, k, v, slots, end)                           # (B, G, S, D)
-        if (repeat := self.config.n_head // self.config.n_kv_head) > 1:           # a group of heads shares k, v
-            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         y = ATTENTION[self.config.attention](q, k, v, mask)                       # (B, H, T, D)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))                        # (B, T, C)
 
@@ -183,6 +209,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.grad_checkpoint = False             # in training, keep one activation a block and compute the others anew
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
             self.embed_position = nn.Embedding(config.context, config.width)
@@ -227,7 +254,7 @@ class Transformer(nn.Module):
             end = int(cache.lengths.max()) + T
             if end > cache.capacity:
                 raise ValueError(f"the cache holds {cache.capacity} positions, {end} are needed")
-            if mask is None:
+            if mask is None and end > T:         # else the cache was empty: the fast path
                 mask = torch.arange(end, device=x.device) <= slots[:, :, None]     # (B, T, S)
             if positions is None:
                 positions = slots
@@ -244,7 +271,10 @@ class Transformer(nn.Module):
         else:
             rope = rope_angles(positions, self.config)
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask, rope, cache, layer, slots, end)
+            if self.grad_checkpoint and self.training and cache is None:
+                x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)
+            else:
+                x = block(x, mask, rope, cache, layer, slots, end)
             if states is not None:
                 states.append(x)
         if cache is not None:

@@ -18,7 +18,7 @@ from .model import ModelConfig, Transformer
 from .tokenizer import Tokenizer
 
 HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-             "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt"]
+             "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"]
 
 # Their module -> ours; {} is the layer. GPT-2 keeps q, k, v in one matrix, and its matrices (in, out).
 GPT2_NAMES = {
@@ -50,6 +50,8 @@ LLAMA_NAMES = {
     "lm_head":                             "head",
 }
 NAMES = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES, "qwen2": LLAMA_NAMES, "qwen3": LLAMA_NAMES}
+ROPE_KEYS = {"default": (), "linear": ("factor",),
+             "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")   # old buffers
 
 # Keys of config.json and the only values with which `model.py` computes what they ask for. A missing key is fine.
@@ -60,7 +62,7 @@ ONLY = {
     "add_cross_attention": (False,),
     "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False,),
-    "rope_type": ("default",),
+    "rope_type": ("default", "linear", "llama3"),
     "partial_rotary_factor": (1,),
     "quantization_config": (),
 }
@@ -94,9 +96,10 @@ def find_folder(name: str) -> Path:
                         ) from None
 
 
-def model_config(path: Path) -> tuple[ModelConfig, str]:
-    """A Hugging Face config.json as ours, and its family. UserError names what we cannot compute."""
-    hf = read_json(path)
+def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
+    """A Hugging Face config.json as ours, and its family. UserError names what we cannot compute.
+    hf: what the file holds, where it is not written yet."""
+    hf = read_json(path) if hf is None else hf
     family = hf.get("model_type") if isinstance(hf, dict) else None
     if family not in NAMES:
         raise UserError(f"{path}: model_type {family!r} is not implemented; there is {', '.join(NAMES)}")
@@ -129,17 +132,23 @@ def model_config(path: Path) -> tuple[ModelConfig, str]:
                 n_kv_head=hf.get("num_key_value_heads") or H, width=C, head_dim=hf.get("head_dim") or C // H,
                 hidden=hf["intermediate_size"], context=hf["max_position_embeddings"], bias=bias,
                 qkv_bias=bias or family == "qwen2", qk_norm=family == "qwen3",
-                tied=hf.get("tie_word_embeddings", False), rope_theta=rope["rope_theta"],
+                tied=hf.get("tie_word_embeddings", False), rope_theta=rope["rope_theta"], rope_scaling=rope_scaling(rope),
                 norm_eps=hf.get("rms_norm_eps", 1e-6))
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
         if field.type is int and not (isinstance(value, int) and value > 0):
             raise UserError(f"{path} is damaged: {field.name} would be {value!r}")
     return config, family
+
+
+def rope_scaling(rope: dict) -> dict | None:
+    """What of Hugging Face's rope parameters `model.rope_frequencies` needs. KeyError if it is not there."""
+    kind = rope["rope_type"]
+    return {"rope_type": kind} | {key: float(rope[key]) for key in ROPE_KEYS[kind]} if ROPE_KEYS[kind] else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -159,17 +168,36 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of one file, one by one, under the names of the tables."""
+    """The weights of one file, one by one, under the names of the tables. Opened anew for each: the pages of a mapped
+    file that were read stay in memory until it is closed."""
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():
-                short = re.sub(r"^(transformer|model)\.", "", name)      # a model saved without its head has no prefix
-                if not NOT_WEIGHTS.fullmatch(short):
+            names = list(file.keys())
+        for name in names:
+            short = re.sub(r"^(transformer|model)\.", "", name)          # a model saved without its head has no prefix
+            if not NOT_WEIGHTS.fullmatch(short):
+                with safe_open(path, "pt") as file:
                     yield short, file.get_tensor(name)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def tensor_places(config: ModelConfig, family: str, known) -> dict[str, list[str]]:
+    """Their tensor -> our parameters: three for a fused q, k, v. Only those whose name is in `known`."""
+    places = {}
+    for theirs, ours in NAMES[family].items():
+        for layer in range(config.n_layer if "{}" in theirs else 1):
+            for kind in ("weight", "bias"):
+                names = [f"{name}.{kind}".replace("{}", str(layer)) for name in ours.split()]
+                if names[0] in known:
+                    places[f"{theirs}.{kind}".replace("{}", str(layer))] = names
+    return places
+
+
+def is_transposed(family: str, theirs: str) -> bool:
+    return family == "gpt2" and ".c_" in theirs and theirs.endswith("weight")
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -180,20 +208,14 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if config.tied:
         shapes["head.weight"] = shapes["embed.weight"]      # some files hold it all the same
-    places = {}                                             # their tensor -> our parameters: three for a fused q, k, v
-    for theirs, ours in NAMES[family].items():
-        for layer in range(config.n_layer if "{}" in theirs else 1):
-            for kind in ("weight", "bias"):
-                names = [f"{name}.{kind}".replace("{}", str(layer)) for name in ours.split()]
-                if names[0] in shapes:
-                    places[f"{theirs}.{kind}".replace("{}", str(layer))] = names
+    places = tensor_places(config, family, shapes)
 
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
         for theirs, tensor in read_tensors(path):
             if theirs not in places:
                 raise UserError(f"{path} has a tensor '{theirs}' that this model does not have, or has it twice")
-            ours, transposed = places.pop(theirs), family == "gpt2" and ".c_" in theirs
+            ours, transposed = places.pop(theirs), is_transposed(family, theirs)
             rows = [shapes[name][0] for name in ours]
             shape = (sum(rows), *shapes[ours[0]][1:])[::-1 if transposed else 1]
             if tensor.shape != shape or not tensor.is_floating_point():

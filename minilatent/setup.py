@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoint, data
-from .batch import Row, encode
+from . import checkpoint, data, lora, parallel
+from .batch import Row, encode, encode_question
 from .config import Config, SoftThinking, UserError, resolve
-from .evaluate import solve_all
+from .evaluate import accuracy
 from .example import Example
+from .hf_tokenizer import read_json
 from .methods import METHODS, Method
+from .metrics import wilson
 from .model import ModelConfig, Transformer
 from .pretrained import load_pretrained
 from .tokenizer import Tokenizer, mini_tokenizer
@@ -56,25 +58,45 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if ours:
-            return checkpoint.load_model(init)
+            run = load_run(init, torch.device("cpu"))
+            beside = {name: t for name, t in run.state_dict().items() if not name.startswith("model.")}
+            return run.model, run.tok, dataclasses.asdict(run.config), beside
     return (*load_pretrained(init), {}, {})
 
 
 def load_run(folder: str | Path, device: torch.device, soft: SoftThinking | None = None) -> Method:
-    """The method of a run folder with its trained weights, ready to solve; a CoT model by Soft Thinking if wanted."""
-    model, tok, settings, rest = checkpoint.load_model(folder)
+    """The method of a run folder with its trained weights, ready to solve; a CoT model by Soft Thinking if wanted.
+    Adapters are merged into their base."""
+    settings, _ = checkpoint.read_config(folder)
     known = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in settings.items() if k in known})
     if config.method not in METHODS:
         raise UserError(f"{folder} holds a run of '{config.method}', which this version does not know")
-    method = METHODS[config.method](config, tok, model)
-    checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest},
-                         Path(folder) / "model.safetensors")
+    path = Path(folder) / "model.safetensors"
+    if config.lora_rank:
+        tok, (tensors, _) = Tokenizer.load(folder), checkpoint.load_tensors(path)
+        method = METHODS[config.method](config, tok, adapter_base(folder, config, tok))
+        lora.load_own(method, tensors, path)
+        lora.merge(method.model)
+    else:
+        model, tok, _, rest = checkpoint.load_model(folder)
+        method = METHODS[config.method](config, tok, model)
+        checkpoint.load_into(method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest}, path)
     if soft:
         if not method.explicit:
             raise UserError(f"--soft_thinking needs a model that thinks in words: {folder} holds a run of {config.method}")
         method.soft, config.k = soft, soft.soft_k
     return method.to(device).eval()
+
+
+def adapter_base(folder: str | Path, config: Config, tok: Tokenizer) -> Transformer:
+    """The base model of a run that saved adapters only, with untrained adapters in it."""
+    base = read_json(Path(folder) / "config.json").get("base") or {}
+    model, *_ = initial_model(dataclasses.replace(config, init=base.get("init", config.init)))
+    if checkpoint.checksum(model.state_dict(), "") != base.get("checksum"):
+        raise UserError(f"{folder} holds adapters of {base.get('init')}, which is another model now")
+    lora.add_lora(model, config, list(tok.markers.values()))
+    return model
 
 
 def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], list[Example], str]:
@@ -90,7 +112,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")
     left_out = f"left out: {len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"
-    fits = [e for e in val if len(tok.encode(e.question)) + len(tok.encode(e.chain)) + 40 <= longest]
+    fits = [e for e in val if len(encode_question(e.question, tok)) + len(tok.encode(e.chain)) + 40 <= longest]
     return rows, fits, left_out if len(rows) < len(examples) else ""
 
 
@@ -144,7 +166,10 @@ def summary(config: Config, method: Method, rows: list[Row], val: list[Example],
     lengths = [len(r.explicit(method.tok)[0]) for r in rows]
     waste = padding(lengths, batches(lengths, config.batch_size, f"{config.seed} 0 0"))
     rate = seconds_per_token(method, rows)
-    lines = [f"{config.method} on {config.data}: {method.model.num_parameters() / 1e6:.2f} M parameters, {len(rows)} training "
+    size = f"{method.model.num_parameters() / 1e6:.2f} M parameters"
+    if config.lora_rank:
+        size += f" ({sum(t.numel() for t in lora.own_state(method).values()) / 1e6:.2f} M trained)"
+    lines = [f"{config.method} on {config.data}: {size}, {len(rows)} training "
              f"examples ({sum(lengths) / 1e6:.1f} M tokens, {waste:.1%} padding), {len(val)} to validate on, "
              f"{method.device}, {config.dtype}"]
     lines += [left_out] if left_out else []
@@ -165,28 +190,46 @@ def train(given: dict) -> None:
             return
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
+    device = pick_device(parallel.start(config.device))
+    first = parallel.rank() == 0             # of several processes: it alone writes and speaks
     model, tok, settings, beside = initial_model(config)
+    if not config.chat:
+        tok.chat = ""                        # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
-    if not config.resume:
+    if not config.resume and not first:
+        folder = Path(config.out or f"out/{config.method}")
+    elif not config.resume:
         folder = prepare_folder(config)
-        checkpoint.write_config(folder, config, model.config)
+        init = config.init or str(BASE)
+        base = {"init": str(Path(init).resolve()) if Path(init).is_dir() else init,
+                "checksum": checkpoint.checksum(model.state_dict(), "")} if config.lora_rank else None
+        checkpoint.write_config(folder, config, model.config, base)
         tok.save(folder)
+    parallel.wait()
+    if config.lora_rank:
+        lora.add_lora(model, config, list(tok.markers.values()))
+    model.grad_checkpoint = config.grad_checkpoint
     method = METHODS[config.method](config, tok, model, folder)
     method.adopt(beside, settings)
     method.to(device)
-    print(summary(config, method, rows, val, left_out), flush=True)
+    if first:
+        print(summary(config, method, rows, val, left_out), flush=True)
     if config.compile:
         model.compile(dynamic=True)
     trainer = Trainer(config, method, folder)
     if config.resume:
         trainer.resume()
     trainer.fit(rows, val)
-    print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
+    if first:
+        print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
     if config.data in data.NAMES:            # a file has no test split of its own: eval.py takes one
-        result = solve_all(method, data.load(config.data, "test", limit=config.test_size))
-        low, high = result["ci95"]
-        print(f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {result['n']}), "
-              f"#L {result['mean_len']:.1f}")
-    print(f"next: python eval.py --ckpt {folder}    python sample.py --ckpt {folder}")
+        test = data.load(config.data, "test", limit=config.test_size)
+        result = accuracy(method, test)
+        low, high = wilson(round(result["accuracy"] * len(test)), len(test))
+        if first:
+            print(f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)}), "
+                  f"#L {result['mean_len']:.1f}")
+    if first:
+        print(f"next: python eval.py --ckpt {folder}    python sample.py --ckpt {folder}")
+    parallel.finish()

@@ -31,10 +31,13 @@ class Tokenizer:
     """
 
     def __init__(self, pattern: str, ranks: list[bytes], ids: list[int] | None = None,
-                 markers: dict[str, int] | None = None, size: int | None = None, normalizer: str | None = None):
+                 markers: dict[str, int] | None = None, size: int | None = None, normalizer: str | None = None,
+                 special: dict[str, int] | None = None, bos: int | None = None, chat: str = ""):
         """ranks: byte strings in the order of their merges (the 256 bytes first). ids[rank]: the model's token id,
         default the rank; -1: it has none, and drops this byte. markers: those that the model has already, with
-        their ids. size: the model's vocabulary. normalizer: the Unicode form that text is brought to (NFC, ...)."""
+        their ids. size: the model's vocabulary. normalizer: the Unicode form that text is brought to (NFC, ...).
+        special: the model's other special tokens. bos: the one that every text begins with, chat: the template that
+        questions are rendered in; both are for `batch.encode_question`, `encode` adds nothing."""
         if not set(ranks).issuperset(bytes([i]) for i in range(256)) or len(set(ranks)) != len(ranks):
             raise ValueError("a byte is missing or a token is there twice")
         if ids is not None and len(ids) != len(ranks):
@@ -52,7 +55,8 @@ class Tokenizer:
         self.base_size = int(self.to_id.max()) + 1 if size is None else size
         self.vocab_size = max(base, self.base_size, *(i + 1 for i in self.markers.values()))
         self.think, self.end_think, self.latent, self.pad, self.eos = (self.markers[m] for m in MARKERS)
-        self.names = {i: m for m, i in self.markers.items()}
+        self.special, self.bos, self.chat = dict(special or {}), bos, chat
+        self.names = {i: m for m, i in [*self.special.items(), *self.markers.items()]}
         self.to_rank = {int(i): rank for rank, i in enumerate(self.to_id) if i >= 0}
         self.never = sorted({self.latent, self.pad})      # can enter no superposition, are never decoded
 
@@ -65,7 +69,7 @@ class Tokenizer:
         return ids[ids >= 0].tolist()
 
     def decode(self, ids) -> str:
-        """Markers are left out."""
+        """Markers and special tokens are left out."""
         return b"".join(self.ranks[self.to_rank[int(i)]] for i in ids if int(i) in self.to_rank).decode("utf-8", "replace")
 
     def name(self, i: int) -> str:
@@ -79,7 +83,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         ranks = [base64.b64encode(token).decode() for token in self.ranks]
         data = {"pattern": self.pattern, "markers": self.markers, "size": self.base_size, "ids": self.to_id.tolist(),
-                "ranks": ranks, "normalizer": self.normalizer}
+                "ranks": ranks, "normalizer": self.normalizer, "special": self.special, "bos": self.bos, "chat": self.chat}
         replace_file(Path(folder) / FILE, lambda path: path.write_text(json.dumps(data)))
 
     @classmethod
@@ -89,7 +93,8 @@ class Tokenizer:
         try:
             data = json.loads(path.read_text())
             return cls(data["pattern"], [base64.b64decode(token) for token in data["ranks"]], data["ids"],
-                       data["markers"], data["size"], data.get("normalizer"))
+                       data["markers"], data["size"], data.get("normalizer"), data.get("special"), data.get("bos"),
+                       data.get("chat", ""))
         except FileNotFoundError:
             raise UserError(f"{folder} has no {FILE}: not a run folder of minilatent") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -104,10 +109,27 @@ class Tokenizer:
         word. The model's own <think>, </think> and end of sequence serve as our markers if it has them; every
         other marker gets a new id, behind both the tokenizer's ids and the rows of the model's embedding.
         """
+        folder = Path(folder)
+        if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt")) and \
+                hf_tokenizer.read_json(folder / "config.json", {}).get("model_type") == "gpt2":
+            return gpt2_tokenizer()
         try:
-            return cls(**hf_tokenizer.read(Path(folder)))
+            return cls(**hf_tokenizer.read(folder))
         except ValueError as error:                        # tiktoken's, about the regex
             raise UserError(f"{folder}: its tokenizer is damaged or of a kind that tiktoken lacks ({error})") from None
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's, by tiktoken, which has it from the network or from its cache: for a folder that holds weights alone."""
+    try:
+        gpt2 = tiktoken.get_encoding("gpt2")
+    except Exception as error:                             # no network: requests' and urllib3's errors, of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"GPT-2's tokenizer cannot be had through tiktoken ({reason[:200]}); put tokenizer.json, or vocab.json and "
+                        "merges.txt, into the model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache") from None
+    ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
+    return Tokenizer(gpt2._pat_str, ranks, markers={"<eos>": gpt2.eot_token}, size=gpt2.n_vocab,
+                     special={"<|endoftext|>": gpt2.eot_token})
 
 
 def mini_tokenizer() -> Tokenizer:

@@ -7,6 +7,7 @@ is the interrupted one, bit for bit.
 import contextlib
 import json
 import math
+import os
 import random
 import signal
 import time
@@ -15,9 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
+from . import checkpoint, parallel
 from .config import Config, UserError
 from .files import replace_file
+from .lora import frozen, load_own, own_state
 from .methods.method import Method, Stage
 
 
@@ -68,21 +70,28 @@ class Trainer:
     def fit(self, train, val) -> None:
         """All stages in order, then the final model. KeyboardInterrupt after saving on Ctrl-C."""
         before = signal.signal(signal.SIGINT, self.on_interrupt)
-        try:
-            with open(self.folder / "metrics.jsonl", "a") as self.metrics:
+        if parallel.world() > 1:
+            signal.signal(signal.SIGTERM, self.on_terminate)
+        try:                                     # of several processes the first writes
+            with open(os.devnull if parallel.rank() else self.folder / "metrics.jsonl", "a") as self.metrics:
                 for index, stage in enumerate(self.method.stages(train, val)):
                     if index >= self.at["stage"]:
                         self.run_stage(index, stage)
                     self.load_best(stage)
         finally:
             signal.signal(signal.SIGINT, before)
-        final = {n: t for n, t in self.method.state_dict().items() if not n.startswith("encoder.")}
-        checkpoint.save_tensors(self.folder / "model.safetensors", final, {"method": self.config.method})
+        final = {n: t for n, t in own_state(self.method).items() if not n.startswith("encoder.")}
+        self.write(self.folder / "model.safetensors", final, {"method": self.config.method})
+        parallel.wait()
 
     def on_interrupt(self, *_):
         if self.interrupted:
             raise KeyboardInterrupt              # the second Ctrl-C does not wait
         self.interrupted = True
+
+    def on_terminate(self, *_):
+        raise UserError(f"stopped from outside, most likely because another process of this run has ended; {self.state} has the "
+                        "last checkpoint, --resume goes on from there")
 
     def run_stage(self, index: int, stage: Stage) -> None:
         config, method = self.config, self.method
@@ -90,9 +99,9 @@ class Trainer:
         every = config.eval_every or max(1, -(-steps // 4))
         for p in method.parameters():
             p.requires_grad_(False)
-        named = {}                               # the trained parameters; a tied head is there once
+        named, base = {}, frozen(method)         # the trained parameters; a tied head is there once
         for name, p in method.named_parameters():
-            if any(p is q for module in stage.trained for q in module.parameters()):
+            if name not in base and any(p is q for module in stage.trained for q in module.parameters()):
                 named[name] = p.requires_grad_(True)
         optimizer = torch.optim.AdamW(
             [{"params": [p for p in named.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -106,30 +115,38 @@ class Trainer:
         method.train()
         epoch, cut = -1, []
         per_epoch = -(-len(stage.items) // config.batch_size)
-        bar = tqdm(total=steps, initial=start, desc=stage.name, disable=None, dynamic_ncols=True)
+        bar = tqdm(total=steps, initial=start, desc=stage.name, disable=True if parallel.rank() else None, dynamic_ncols=True)
         clock, shown = time.perf_counter(), {}
         for step in range(start, steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 cut = batches(stage.lengths, config.batch_size, f"{config.seed} {index} {epoch}")
             chosen = [stage.items[i] for i in cut[step % per_epoch]]
-            noise = torch.Generator().manual_seed(hash((config.seed, index, step)) % 2 ** 63)
+            own = (parallel.rank(),) if parallel.rank() else ()    # each process has its own noise for its own rows
+            noise = torch.Generator().manual_seed(hash((config.seed, index, step, *own)) % 2 ** 63)
+            torch.manual_seed(noise.initial_seed())            # dropout's
             lr = learning_rate(step, steps, stage.lr, config.warmup, config.min_lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
             parts = max(1, min(config.accumulate, len(chosen)))
-            ready = [stage.collate(chosen[part::parts], random.Random(f"{config.seed} {index} {step}")) for part in range(parts)]
+            # Of an RL step this is the rollout. Each part remembers whether this process has rows in it.
+            ready = [(stage.collate(parallel.take(chosen[part::parts]), random.Random(f"{config.seed} {index} {step}")), parallel.idle)
+                     for part in range(parts)]
             for _ in range(stage.inner):
-                logged: dict[str, float] = {}
-                for batch in ready:
+                logged: dict[str, float] = {"tokens": 0.0}
+                for batch, parallel.idle in ready:
                     batch = {name: t.to(self.device) for name, t in batch.items()}
                     with self.autocast():
                         loss, extra = stage.loss(batch, noise, step / steps)
                     self.scaler.scale(loss / parts).backward()
                     for name, value in {"loss": loss.item(), **extra}.items():
                         logged[name] = logged.get(name, 0.0) + float(value) / parts
-                    self.tokens += sum(t.numel() for n, t in batch.items() if n in ("ids", "decoder_ids", "teacher_ids"))   # all passes
+                    logged["tokens"] += sum(t.numel() for n, t in batch.items() if n in ("ids", "decoder_ids", "teacher_ids"))   # all passes
+                parallel.average_gradients(named.values())
+                logged = parallel.average({**logged, "stop": float(self.interrupted)})     # all stop, or none
+                self.tokens += round(logged.pop("tokens") * parallel.world())
+                self.interrupted = logged.pop("stop") > 0
                 self.scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
                 # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.
@@ -153,14 +170,15 @@ class Trainer:
                 self.log(index, stage, done, **{f"val_{name}": value for name, value in scores.items()})
                 if scores["accuracy"] >= best:   # of equals the later one, which has seen more
                     best = scores["accuracy"]
-                    checkpoint.save_tensors(self.best_file(stage), method.state_dict(), {"step": done, "accuracy": best})
+                    self.write(self.best_file(stage), own_state(method), {"step": done, "accuracy": best})
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
             if done % config.save_every == 0 or done == steps or self.interrupted:
                 self.save(index, done, best, optimizer, named)
             if self.interrupted and done < steps:
                 bar.close()
-                print(f"stopped after step {done} of {stage.name}; --resume goes on from here")
+                if parallel.rank() == 0:
+                    print(f"stopped after step {done} of {stage.name}; --resume goes on from here")
                 raise KeyboardInterrupt
         bar.close()
 
@@ -169,24 +187,29 @@ class Trainer:
     def best_file(self, stage: Stage) -> Path:
         return self.state / f"best-{stage.name}.safetensors"
 
+    def write(self, path: Path, tensors: dict, meta: dict) -> None:
+        if parallel.rank() == 0:
+            checkpoint.save_tensors(path, tensors, meta)
+
     def load_best(self, stage: Stage) -> None:
+        parallel.wait()
         tensors, _ = checkpoint.load_tensors(self.best_file(stage))
-        checkpoint.load_into(self.method, tensors, self.best_file(stage))
+        load_own(self.method, tensors, self.best_file(stage))
 
     def save(self, stage: int, step: int, best: float, optimizer, named) -> None:
         """Weights, both moments of AdamW, and where we are, in one file: no crash can leave half of it."""
-        tensors = {f"method.{n}": t for n, t in self.method.state_dict().items()}
+        tensors = {f"method.{n}": t for n, t in own_state(self.method).items()}
         for name, p in named.items():
             for key, value in optimizer.state[p].items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        checkpoint.save_tensors(self.state / "resume.safetensors", tensors, {
+        self.write(self.state / "resume.safetensors", tensors, {
             "stage": stage, "step": step, "best": best, "seconds": self.seconds, "tokens": self.tokens,
             "scaler": self.scaler.state_dict()})
 
     def load_optimizer(self, optimizer, named) -> None:
         tensors, meta = checkpoint.load_tensors(self.state / "resume.safetensors")
         weights = {n[len("method."):]: t for n, t in tensors.items() if n.startswith("method.")}
-        checkpoint.load_into(self.method, weights, self.state / "resume.safetensors")
+        load_own(self.method, weights, self.state / "resume.safetensors")
         for name, p in named.items():
             optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" and
                                   not p.is_cuda else p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -199,6 +222,8 @@ class Trainer:
         if path.exists():                        # else: killed before the first checkpoint, begin again
             _, self.at = checkpoint.load_tensors(path)
             self.seconds, self.tokens = self.at["seconds"], self.at["tokens"]
+        if parallel.rank():
+            return
         lines = []
         for line in metrics.read_text().splitlines() if metrics.exists() else []:
             with contextlib.suppress(ValueError):   # the last line may be half written

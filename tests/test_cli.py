@@ -69,6 +69,13 @@ def test_every_preset_resolves_for_every_method():
     for preset in config.PRESETS:
         for method in config.METHODS:
             resolve({"method": method, "preset": preset})
+    given = resolve({"method": "latent_sft", "preset": "llama-3.2-1b", "ratio": 4})
+    assert (given.lora_rank, given.lora_alpha, given.steps, given.lr, given.ratio) == (64, 128.0, 105_000, 3e-4, 4)
+    assert resolve({"method": "cot_sft", "preset": "smollm2-135m"}).lora_rank == 0
+    given = resolve({"method": "colar", "preset": "llama-3.2-1b"})
+    assert (given.lr, given.batch_size, given.c_max, given.head_width, given.lora_rank) == (1e-4, 256, 5, 0, 64)
+    given = resolve({"method": "colar_rl", "preset": "llama-3.2-1b"})
+    assert (given.lr, given.group, given.lora_rank, given.lora_dropout) == (1e-6, 8, 64, 0.0)
 
 
 @pytest.mark.parametrize("argv, said", [

@@ -155,5 +155,5 @@ def test_it_thinks_at_inference_as_it_was_trained_to_in_every_stage(tok, rows, s
 def test_a_number_of_latents_that_is_no_whole_number_of_steps_is_refused(tok):
     with pytest.raises(UserError, match="multiple"):
         make(tok, num_latents=5)
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="--latents_a_step 0 is out of range: 1 or more"):
         make(tok, latents_a_step=0)

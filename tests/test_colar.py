@@ -350,6 +350,26 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
     assert sum(lengths[-5:]) / 5 < sum(lengths[:5]) / 5 - 1, lengths
 
 
+def test_a_frozen_head_that_cannot_learn_the_markers_is_refused(tok):
+    """Of a pretrained model with a tied head, asked directly; not of one that a run has taught </think>, nor with LoRA."""
+    make(tok, init="hub/name").adopt({}, {})                         # a head of its own
+    tied = make(tok, init="hub/name")
+    tied.model.config.tied = True
+    with pytest.raises(UserError, match="cot_sft first"):
+        tied.adopt({}, {})
+    tied.adopt({}, {"method": "cot_sft"})
+    tied.config.lora_rank = 2
+    tied.adopt({}, {})
+
+
+def test_the_first_pass_and_the_loss_agree_in_bfloat16(tok, rows):
+    """p_old by the same pass as p: the ratio is 1 in any precision."""
+    method, batch = rolled(tok, rows, dtype="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, (values, _) in method.log_probs(batch)[0].items():
+            assert torch.equal(values, batch["old_" + name]), name
+
+
 def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
     method = make(tok, "colar_rl", latent_loss="nll")
     with pytest.raises(UserError, match="starts from a CoLaR run"):
@@ -359,4 +379,8 @@ def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
     head = make(tok, seed=7).latent_head.state_dict()
     method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
                  {"method": "colar", "latent_loss": "nll"})
+    assert method.scale == 1.0                                       # the unit of its latents
+    with pytest.raises(UserError, match="the latent head of --init .*mu.weight.* has shape"):
+        method.adopt({f"latent_head.{n}": t for n, t in make(tok, head_width=7).latent_head.state_dict().items() if n == "mu.weight"} |
+                     {f"latent_head.{n}": t for n, t in head.items() if n != "mu.weight"}, {"method": "colar", "latent_loss": "nll"})
     assert all(torch.equal(method.latent_head.state_dict()[n], t) for n, t in head.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minilatent.config import UserError
-from minilatent.data import exclude, load
+from minilatent.data import SOURCES, exclude, load
 from minilatent.example import Example, is_correct, normalise
 
 GSM8K = {"question": "Natalia sold 48 clips?", "answer": "In May 48/2 = <<48/2=24>>24 clips.\n"
@@ -210,8 +210,8 @@ def hub(monkeypatch):
     """A stand-in for `datasets`: repositories as {split: rows}, and the calls that were made."""
     calls, splits = [], {}
 
-    def load_dataset(repo, config=None, split=None, revision=None):
-        calls.append((repo, config, split, revision))
+    def load_dataset(repo, config=None, split=None, revision=None, data_files=None):
+        calls.append((data_files or repo, config, split, revision))
         if not splits:
             raise ConnectionError("no route to host\nand a long traceback")
         return splits[split]
@@ -246,13 +246,46 @@ def test_gsm8k_aug_has_its_own_validation_split_and_train_leaves_it_out(hub, cap
     assert "1 rows left out" in capsys.readouterr().err  # a bad row of the hub is counted, not fatal
 
 
-@pytest.mark.parametrize("name, file", [("gsm8k", "train.jsonl"), ("gsm8k_aug", "train.txt")])
+@pytest.mark.parametrize("name, file", [
+    ("gsm8k", "train.jsonl"), ("gsm8k_aug", "train.txt"), ("gsm_hard", "gsmhardv2.jsonl"), ("svamp", "svamp.jsonl"),
+    ("multiarith", "mawpsmultiarith.jsonl"), ("math", "math.jsonl"), ("math500", "math500.jsonl"), ("aime24", "aime24.jsonl")])
 def test_without_a_network_the_error_says_what_to_download_and_how_to_do_without(hub, monkeypatch, name, file):
     for reason in ("no route to host", "datasets"):
-        message = error(name)
+        message = error(name, "train" if "train" in SOURCES[name].splits else "test")
         assert reason in message and f"--data path/to/{file}" in message and "--data mini" in message
-        assert "https://" in message
+        assert "https://" in message or f"to_json('{file}')" in message
         monkeypatch.setitem(sys.modules, "datasets", None)  # second time: the library is not installed
+
+
+@pytest.mark.parametrize("name", ["gsm_hard", "svamp", "multiarith", "math500", "aime24"])
+def test_a_test_set_cannot_be_trained_or_validated_on(hub, name):
+    hub.splits.update({SOURCES[name].splits["test"]: [PAL]})
+    assert load(name, "test") == [Example("Each pack costs 76?", (), "51")]
+    assert hub.calls[-1][0] == SOURCES[name].repo
+    for split in ("train", "val"):
+        assert f"eval.py --data {name}" in error(name, split)
+
+
+MATH = {"problem": "Find $\\sin 60^\\circ$.", "level": "Level 2", "solution": "It is\n$\\boxed{2}/\\ldots$, no, $\\boxed{\\frac{\\sqrt{3}}{2}}.$"}
+
+
+def test_maths_rows_come_with_sentences_for_a_chain_and_latex_for_an_answer(hub, tmp_path):
+    hub.splits.update(train=[MATH | {"problem": f"{i}?"} for i in range(20)], test=[MATH])
+    example, = load("math", "test", chain_style="text")
+    assert example.steps == tuple(MATH["solution"].split("\n")) and example.answer == "$\\frac{\\sqrt{3}}{2}$"
+    assert len(load("math", "train", chain_style="text")) == 18 and len(load("math", "val", chain_style="text")) == 2
+    assert load("math", "test")[0].steps == ()                           # eval.py of a run on equations takes it all the same
+    assert load(write(tmp_path / "x.jsonl", MATH), "test", chain_style="text") == [example]
+    for bad in ({"problem": "x"}, {"problem": "", "answer": 3}, {"problem": "x", "solution": "no box"}, {"problem": 3, "answer": 3}):
+        assert "line 1: lacks a 'problem'" in error(write(tmp_path / "bad.jsonl", bad), "test")
+
+
+@pytest.mark.parametrize("answer, stored", [
+    ("33", "33"), (204, "204"), ("033", "33"), ("1,024", "1024"), ("10,\\!080", "10080"), ("-\\frac{1}{2}", "-0.5"), ("1/3", "1/3"),
+    ("$7$", "7"), ("5\\pi", "$5\\pi$"), ("2x", "$2x$"), ("[1,2)", "$[1,2)$"), ("\\{1,2\\}", "$\\{1,2\\}$"), ("1,2", "$1,2$"),
+    ("\\text{Evelyn}", "$\\text{Evelyn}$"), ("90^\\circ", "$90^\\circ$"), ("\\frac{3}{x}", "$\\frac{3}{x}$")])
+def test_an_answer_of_math_is_a_number_only_if_it_is_nothing_else(tmp_path, answer, stored):
+    assert load(write(tmp_path / "x.jsonl", {"problem": "?", "answer": answer}), "test")[0].answer == stored
 
 
 # --- the real files, where they are ----------------------------------------------------------------------------

@@ -116,5 +116,5 @@ def test_at_inference_it_answers_at_once_and_before_the_last_stage_it_says_what_
 
 
 def test_a_removal_of_nothing_is_refused(tok):
-    with pytest.raises(UserError, match="remove must be at least 1"):
+    with pytest.raises(UserError, match="--remove 0 is out of range: 1 or more"):
         make(tok, remove=0)

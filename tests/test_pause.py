@@ -48,5 +48,5 @@ def test_at_inference_each_question_gets_its_n_pauses_and_the_answer_that_traini
 
 
 def test_a_negative_number_of_pauses_is_refused(tok):
-    with pytest.raises(UserError, match="num_latents must be at least 0"):
+    with pytest.raises(UserError, match="--num_latents -1 is out of range: 0 or more"):
         make(tok, num_latents=-1)

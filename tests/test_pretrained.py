@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minilatent.config import UserError
 from minilatent.hf_tokenizer import byte_letters
-from minilatent.model import KVCache
+from minilatent.model import KVCache, rope_frequencies
 from minilatent.pretrained import load_pretrained, load_transformer, model_config
 
 V = 300                                                     # more rows than the 256 tokens of the tokenizer below
@@ -18,6 +18,9 @@ LLAMA = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_laye
              num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3)
 GPT2 = dict(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, layer_norm_epsilon=1e-3)
 ROPE = dict(rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
+# Of the four pairs of a head of 8, one keeps its angle, one is slowed down, two lie in between.
+LLAMA3_ROPE = dict(rope_parameters={"rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.1,
+                                    "high_freq_factor": 4.0, "original_max_position_embeddings": 32})
 FAMILIES = {                                                # what is unlike its default cannot be passed over in silence
     "gpt2": ("GPT2", GPT2),
     "gpt2 with another inner width": ("GPT2", GPT2 | dict(n_inner=40)),
@@ -25,6 +28,8 @@ FAMILIES = {                                                # what is unlike its
     "llama tied": ("Llama", LLAMA | ROPE | dict(tie_word_embeddings=True)),
     "llama untied": ("Llama", LLAMA | dict(tie_word_embeddings=False)),
     "llama with its own head size": ("Llama", LLAMA | ROPE | dict(head_dim=10)),
+    "llama 3 with a stretched context": ("Llama", LLAMA | LLAMA3_ROPE),
+    "llama slowed down": ("Llama", LLAMA | dict(rope_parameters={"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0})),
     "llama with biases": ("Llama", LLAMA | dict(attention_bias=True, mlp_bias=True)),
     "llama without groups": ("Llama", LLAMA | dict(num_key_value_heads=4)),
     "qwen2": ("Qwen2", LLAMA | ROPE | dict(tie_word_embeddings=True)),
@@ -54,7 +59,7 @@ def make(folder: Path, family: str, **save):
 def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({
         "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_letters())}, "merges": []},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}))
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}))
 
 
 def random_ids(*shape) -> torch.Tensor:
@@ -86,7 +91,10 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     assert_close(model.logits(model(ids))[..., :V], expected)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama untied", "qwen2", "qwen3"])
+EACH = pytest.mark.parametrize("family", ["gpt2", "llama untied", "llama 3 with a stretched context", "qwen2", "qwen3"])
+
+
+@EACH
 def test_a_ragged_padded_batch_through_the_cache_gives_each_rows_own_logits(family, tmp_path):
     """Prompts padded on the right, then one token a row and step, each row at its own position."""
     theirs = make(tmp_path, family)
@@ -102,6 +110,36 @@ def test_a_ragged_padded_batch_through_the_cache_gives_each_rows_own_logits(fami
         logits = model.logits(model(ids.gather(1, lengths[:, None] + t), cache=cache))
         for b in range(3):
             assert_close(logits[b, 0], expected[b][lengths[b] + t])
+
+
+@EACH
+def test_64_greedy_tokens_are_those_of_transformers_also_after_the_markers_came(family, tmp_path, monkeypatch):
+    """Prompts of unlike lengths side by side, the embedding with rows for our markers; theirs one at a time."""
+    monkeypatch.setitem(FAMILIES, family, (FAMILIES[family][0], FAMILIES[family][1] | {"max_position_embeddings": 96}
+                                           | ({"n_positions": 96} if family == "gpt2" else {})))
+    theirs = make(tmp_path, family)
+    model, tok = load_pretrained(tmp_path)
+    assert model.config.vocab_size == V + 5
+    ids, lengths = random_ids(3, 20), torch.tensor([3, 20, 7])
+    cache = KVCache(model.config, 3, 84)
+    hidden = model(ids, cache=cache, new=lengths)[torch.arange(3), lengths - 1]
+    said = []
+    for _ in range(64):
+        said.append(model.logits(hidden)[:, :V].argmax(-1))
+        hidden = model(said[-1][:, None], cache=cache)[:, 0]
+    for b in range(3):
+        prompt = ids[b:b + 1, :lengths[b]]
+        expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
+        assert torch.stack(said, 1)[b].tolist() == expected[0, lengths[b]:].tolist()
+    assert len(set(torch.stack(said).flatten().tolist())) > 8, "a loop of two tokens would prove little"
+
+
+def test_llama_3_slows_some_pairs_and_not_others(tmp_path):
+    make(tmp_path, "llama 3 with a stretched context")
+    config, _ = model_config(tmp_path / "config.json")
+    plain = 500.0 ** (-torch.arange(4) / 4)
+    share = rope_frequencies(config) / plain
+    assert share[0] == 1 and share[3] == pytest.approx(1 / 8) and 1 / 8 < share[2] < share[1] < 1
 
 
 def test_a_folder_of_the_older_transformers_gives_the_same_model(tmp_path):
@@ -194,9 +232,10 @@ GPT2_JSON = GPT2 | {"model_type": "gpt2"}
     (GPT2_JSON | {"activation_function": "relu"}, "activation_function = 'relu'"),
     (GPT2_JSON | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     (GPT2_JSON | {"scale_attn_weights": False}, "scale_attn_weights = False"),
-    (LLAMA_JSON | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
+    (LLAMA_JSON | {"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
+    (LLAMA_JSON | {"rope_scaling": {"type": "linear", "factor": "two"}}, "damaged"),
     (LLAMA_JSON | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
-    (LLAMA_JSON | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type = 'llama3'"),
+    (LLAMA_JSON | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "lacks 'factor'"),
     (LLAMA_JSON | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
     (LLAMA_JSON | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window = True"),
     (LLAMA_JSON | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
@@ -321,6 +360,28 @@ def test_a_folder_or_a_path_never_touches_the_network(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- a real model
+
+def test_smollm2_gives_the_logits_of_transformers_on_100_questions_of_gsm8k():
+    """In batches padded on the right, against theirs, one question at a time."""
+    folder, shared = os.environ.get("MINILATENT_SMOLLM2"), os.environ.get("MINILATENT_SHARED")
+    if not folder or not shared:
+        pytest.skip("MINILATENT_SMOLLM2 and MINILATENT_SHARED name no model and no data")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, tok = load_pretrained(folder)
+    lines = Path(shared, "gsm8k_test.jsonl").read_text().splitlines()[:100]
+    rows = sorted((tok.encode(json.loads(line)["question"]) for line in lines), key=len)
+    worst, size = 0.0, 0.0
+    for at in range(0, 100, 20):
+        batch = rows[at:at + 20]
+        hidden = model(torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in batch], True))
+        for h, row in zip(hidden, batch):                                # the last logits, which depend on all the rest
+            ours, expected = model.logits(h[len(row) - 1])[:49152], theirs(torch.tensor([row])).logits[0, -1]
+            worst, size = max(worst, (ours - expected).abs().max().item()), max(size, expected.abs().max().item())
+            assert ours.argmax() == expected.argmax()
+    print(f"\nlargest difference of a logit: {worst:.1e} of {size:.0f}")
+    assert worst < 1e-5 * size
+
 
 def test_smollm2_gives_the_logits_of_transformers_on_real_text():
     folder = os.environ.get("MINILATENT_SMOLLM2")

@@ -64,7 +64,7 @@ def test_eval_and_sample_take_it(runs, tmp_path, capsys):
     ("latent_sft", ["--soft_thinking"], "thinks in words"),
     ("cot_sft", ["--soft_k", "3"], "--soft_thinking"),
     ("cot_sft", ["--no-soft_thinking", "--cold_steps", "3"], "--soft_thinking"),
-    ("cot_sft", ["--soft_thinking", "--soft_k", "0"], "at least 1"),
+    ("cot_sft", ["--soft_thinking", "--soft_k", "0"], "--soft_k 0 is out of range: 1 or more"),
     ("cot_sft", ["--soft_thinking", "--soft_temperature", "0"], "--soft_temperature"),
     ("cot_sft", ["--soft_thinking", "--soft_temperature", "nan"], "--soft_temperature"),
     ("cot_sft", ["--soft_thinkin"], "--soft_thinking"),

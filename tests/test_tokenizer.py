@@ -4,11 +4,13 @@ import json
 import os
 import random
 import unicodedata
+from pathlib import Path
 
 import pytest
+import tiktoken
 
 from minilatent.config import UserError
-from minilatent.hf_tokenizer import DIGITS_PATTERN, GPT2_PATTERN, byte_letters
+from minilatent.hf_tokenizer import DIGITS_PATTERN, GPT2_PATTERN, byte_letters, write
 from minilatent.tokenizer import FILE, MARKERS, Tokenizer, mini_tokenizer
 
 QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -96,7 +98,8 @@ def test_special_tokens_are_left_out_of_decoded_text(mini):
 # ---------------------------------------------------------------- save, load
 
 def same(a: Tokenizer, b: Tokenizer) -> None:
-    for name in ("pattern", "ranks", "normalizer", "markers", "vocab_size", "base_size", "never", "names", "to_rank"):
+    for name in ("pattern", "ranks", "normalizer", "markers", "vocab_size", "base_size", "never", "names", "to_rank", "special",
+                 "bos", "chat"):
         assert getattr(a, name) == getattr(b, name), name
     for text in NASTY + random_texts(50):
         assert a.encode(text) == b.encode(text)
@@ -321,6 +324,79 @@ def test_a_missing_or_truncated_tokenizer_is_one_clear_error(tmp_path):
         Tokenizer.from_hf(tmp_path)
 
 
+@pytest.mark.parametrize("processor, config, bos", [
+    ({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<a>"}}, {"Sequence": {"id": "A"}}]}, {}, 256),
+    ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, {       # Llama 3's
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<b>"}}, {"Sequence": {"id": "A"}}]}]}, {}, 257),
+    ({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}, {}, None),
+    ({"type": "ByteLevel"}, {"bos_token": "<a>"}, None), (None, {}, None),
+    (None, {"bos_token": {"content": "<a>"}, "add_bos_token": True}, 256)])
+def test_the_token_that_begins_every_text_is_found(tmp_path, processor, config, bos):
+    bare_folder(tmp_path, [("<a>", 256), ("<b>", 257)], post_processor=processor)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tok = Tokenizer.from_hf(tmp_path)
+    assert tok.bos == bos and tok.encode("x") == [ord("x")]              # a chain or an answer does not begin a text
+    tok.save(tmp_path)
+    same(tok, Tokenizer.load(tmp_path))
+
+
+def test_gpt2_weights_alone_take_tiktokens_encoding(tmp_path, monkeypatch):
+    """A stand-in of the same shape: 256 bytes in an order of their own, two merges, <|endoftext|> last."""
+    ranks = {bytes([b ^ 1]): b for b in range(256)} | {b"th": 256, b"the": 257}
+    fake = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 258})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: {"gpt2": fake}[name])
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "vocab_size": 259}')
+    tok = Tokenizer.from_hf(tmp_path)
+    assert tok.encode("the x<|endoftext|>") == fake.encode_ordinary("the x<|endoftext|>") and tok.encode("the") == [257]
+    assert tok.eos == 258 and tok.vocab_size == 263
+    check_markers(tok)
+
+    def fail(name):
+        raise OSError("no route to host\nand a long story")
+    monkeypatch.setattr(tiktoken, "get_encoding", fail)
+    with pytest.raises(UserError, match=r"\(no route to host\); put tokenizer.json") as error:
+        Tokenizer.from_hf(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_tiktokens_gpt2_is_the_one_that_its_files_make(tmp_path):
+    if not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        pytest.skip("TIKTOKEN_CACHE_DIR names no folder with GPT-2's encoding")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    tok = Tokenizer.from_hf(tmp_path)
+    assert tok.encode("Hello world") == [15496, 995] and tok.eos == 50256
+
+
+# ---------------------------------------------------------------- and back
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_that_is_written_back_is_the_same_in_tokenizers_and_here(kind, tmp_path):
+    train(kind).save(str(tmp_path / "tokenizer.json"))
+    round_trip(Tokenizer.from_hf(tmp_path), tmp_path)
+
+
+def test_minis_tokenizer_whose_words_no_merges_make_can_be_written_too(mini, tmp_path):
+    round_trip(mini, tmp_path)
+
+
+def round_trip(tok: Tokenizer, folder) -> None:
+    """Markers far behind the tokens, as with an embedding that has spare rows, and a first token of its own."""
+    tok = Tokenizer(tok.pattern, tok.ranks, tok.to_id.tolist(), {"<eos>": 999}, 2000, tok.normalizer, {"<s>": 998}, 998)
+    (folder / "tokenizer.json").write_text(json.dumps(write(tok)))
+    hf = pytest.importorskip("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert hf.encode("a<think>").ids == [998, *tok.encode("a"), tok.think] and tok.think == 2000
+    assert {m: hf.token_to_id(m) for m in MARKERS} == tok.markers
+    hf.encode_special_tokens = True
+    again = Tokenizer.from_hf(folder)
+    assert again.bos == 998 and again.special == {"<s>": 998} | tok.markers
+    for text in NASTY + random_texts(300):
+        ids = tok.encode(text)
+        assert hf.encode(text, add_special_tokens=False).ids == ids == again.encode(text), repr(text)
+        assert hf.decode(ids) == tok.decode(ids)
+
+
+# ---------------------------------------------------------------- a real one
+
 def test_a_real_tokenizer_is_converted_exactly():
     folder = os.environ.get("MINILATENT_SMOLLM2")
     if not folder:
@@ -333,3 +409,19 @@ def test_a_real_tokenizer_is_converted_exactly():
     assert tok.name(tok.encode("She sold 48 clips")[1]) == "·sold"
     assert (tok.eos, tok.think, tok.vocab_size) == (2, 49152, 49156)
     check_markers(tok)
+
+
+def test_a_real_tokenizer_gives_the_same_ids_on_all_texts_of_the_data_and_after_it_is_written_back(tmp_path):
+    folder, shared = os.environ.get("MINILATENT_SMOLLM2"), os.environ.get("MINILATENT_SHARED")
+    if not folder or not shared:
+        pytest.skip("MINILATENT_SMOLLM2 and MINILATENT_SHARED name no tokenizer and no data")
+    hf = pytest.importorskip("tokenizers").Tokenizer
+    tok = Tokenizer.from_hf(folder)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(write(tok)))
+    lines = [line for path in sorted(Path(shared).glob("*_*")) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) > 12_000
+    ids = [tok.encode(line) for line in lines]
+    for source in (folder, tmp_path):
+        theirs = hf.from_file(os.path.join(source, "tokenizer.json"))
+        theirs.encode_special_tokens = True
+        assert all(e.ids == i for e, i in zip(theirs.encode_batch(lines, add_special_tokens=False), ids, strict=True))

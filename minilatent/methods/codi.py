@@ -19,7 +19,7 @@ it). The gradient goes through all N latents, one pass after the other. At infer
     python train.py --method codi [--num_latents 6] [--distill_weight 1]
 
 Where we differ:
-  - The whole model is trained, not a LoRA: it is small.
+  - The whole model is trained unless --lora_rank says otherwise; the release trains a LoRA.
   - The projection's LayerNorm begins with the embedding table's std as its gain, so that latents begin at the scale of
     what the model is used to read; the release begins with 1.
   - A layer's state is its output before the final norm, for the last layer too.

@@ -10,9 +10,10 @@ Tan et al., "Think Silently, Think Fast: Dynamic Latent Compression of LLM Reaso
 
 A training step draws one c from 1..c_max and says it in the prompt, so that one model thinks at every speed. At
 inference the latent head's μ (or a sample) is fed back until the language head's next token is </think>, which is
-read at the latent just fed. The embedding table stays frozen: the targets are made of it.
+read at the latent just fed. The embedding table stays frozen: the targets are made of it. (With --lora_rank it is frozen
+anyway, but for the markers' rows, see lora.py; the latent head is trained and saved with the adapters.)
 
-    python train.py --method colar [--latent_loss nll] [--pooling mean] [--no-compressed_labels] [--own_latents 1]
+    python train.py --method colar [--init out/cot_sft] [--latent_loss nll] [--pooling mean] [--no-compressed_labels] [--own_latents 1]
     python eval.py --ckpt out/colar --speed 1 2 3 4 5
     python train.py --method colar_rl --init out/colar        RL on top of an NLL model, see CoLaRRL
 
@@ -29,13 +30,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import parallel
 from ..batch import Row, encode_question, pad, segments
+from ..checkpoint import load_into
 from ..config import UserError
 from ..decode import decode
 from ..evaluate import accuracy
 from ..example import Example, is_correct
 from ..latent import LatentHead, compress
-from ..losses import advantages, clipped_surrogate, cross_entropy, gaussian_nll, mean_by, soft_mse
+from ..losses import advantages, clipped_surrogate, cross_entropy, gaussian_nll, mean, mean_by, soft_mse
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from .method import Batch, Method, Stage
 
@@ -50,9 +53,13 @@ class CoLaR(Method):
         self.generator = torch.Generator().manual_seed(config.seed)                # of samples at inference
 
     def adopt(self, tensors, settings) -> None:
+        if not settings and self.config.init != "none" and self.model.config.tied and not self.config.lora_rank:
+            raise UserError("colar freezes the embedding table, which is this model's language head, too: it could not learn to "
+                            "say </think>. Train a run of cot_sft first and --init its folder, or give --lora_rank")
         head = {n[len("latent_head."):]: t for n, t in tensors.items() if n.startswith("latent_head.")}
         if head:
-            self.latent_head.load_state_dict(head)
+            load_into(self.latent_head, head, f"the latent head of --init {self.config.init}")
+            self.scale.copy_(tensors["scale"])
 
     # ------------------------------------------------------------------ inference
 
@@ -105,7 +112,7 @@ class CoLaR(Method):
         mu, log_sigma = self.latent_head(h[foretells])                             # (m, C) each
         latent = self.latent_loss(mu.float(), log_sigma.float(), (x[:, 1:][foretells] / self.scale).detach().float())
         loss = loss + config.latent_weight * latent
-        logged = {"comp": compression.item(), "latent": latent.item(), "sigma": log_sigma.exp().mean().item()}
+        logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
         if config.own_latents > 0:                                                 # exposed to what it will feed itself
             mu, log_sigma = self.latent_head(h[following == LATENT])               # (n, C)
             own = (mu + log_sigma.exp() * torch.randn(mu.shape, generator=noise).to(mu)) * self.scale
@@ -121,9 +128,9 @@ class CoLaR(Method):
             counts = (following == LATENT) | (following == TAIL)
             return cross_entropy(self.model.logits(h[counts]), labels[counts])
         # The ablation: before a latent the language head learns only that the chain goes on.
-        tail = F.cross_entropy(self.model.logits(h[following == TAIL]).float(), labels[following == TAIL], reduction="sum")
+        tail = F.cross_entropy(self.model.logits(h[following == TAIL]).float(), labels[following == TAIL], reduction="none")
         goes_on = log_not(self.model.logits(h[following == LATENT]), self.tok.end_think)
-        return (tail - goes_on.sum()) / ((following == TAIL).sum() + len(goes_on))
+        return mean(torch.cat([tail, -goes_on]))
 
     def latent_loss(self, mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
         if self.config.latent_loss == "nll":
@@ -134,7 +141,8 @@ class CoLaR(Method):
 
     def trainable(self) -> list[torch.nn.Module]:
         """All but the embedding table, and with it a tied language head."""
-        return [child for name, child in self.model.named_children() if name != "embed"] + [self.latent_head]
+        frozen = () if self.config.lora_rank else ("embed",)
+        return [child for name, child in self.model.named_children() if name not in frozen] + [self.latent_head]
 
     def validate(self, val: list[Example]) -> dict[str, float]:
         """Accuracy at every speed that is trained; their mean chooses the best checkpoint."""
@@ -188,13 +196,16 @@ class CoLaRRL(CoLaR):
             raise UserError("colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, then --init its folder")
         if self.config.latent_loss == "mse" or settings["latent_loss"] == "mse":
             raise UserError("colar_rl needs a latent head with a σ: its --init was trained with --latent_loss mse")
+        if self.config.lora_dropout:
+            raise UserError("colar_rl compares a sample's probabilities before and after an update, dropout changes them: --lora_dropout 0")
         super().adopt(tensors, settings)
 
     @torch.no_grad()
     def rollout(self, rows: list[Row], rng: random.Random) -> Batch:
-        """G sampled chains and answers of each row's question, side by side, and what their tokens scored."""
+        """G sampled chains and answers of each row's question, side by side, and what their tokens scored. A group stays
+        in one process, and each process draws its own."""
         config, tok, G = self.config, self.tok, self.config.group
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        generator = torch.Generator().manual_seed(rng.getrandbits(62) + parallel.rank())
         prompts = [p for r in rows for p in [self.prompt(r.text)] * G]
         ids = pad(prompts, tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
@@ -210,12 +221,12 @@ class CoLaRRL(CoLaR):
         real = torch.arange(out.latents.shape[1], device=self.device) < out.lengths[:, None]
         batch.update(z=out.latents[real], closed=out.closed, rewards=rewards.to(self.device),
                      advantage=advantages(rewards).view(-1).to(self.device))       # (n, C), (R,), (rows, G), (R,)
-        batch.update({"old_" + name: value for name, (value, _) in self.log_probs(batch)[0].items()})
-        return batch
+        with torch.autocast(self.device.type, getattr(torch, config.dtype), enabled=config.dtype != "float32"):   # as in the loss
+            return batch | {"old_" + name: value for name, (value, _) in self.log_probs(batch)[0].items()}
 
     def log_probs(self, batch: Batch) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
         """The log-probabilities of all that was drawn, and which sample each belongs to: (n,), (n,) for the latents,
-        the decisions and the answer's tokens. And the mean σ, ()."""
+        the decisions and the answer's tokens. And the latents' σ, (n, C)."""
         ids, kind, z = batch["ids"], batch["kind"], batch["z"]                     # (B, T), (n, C)
         h = self.model(embeds=self.embed_with(ids, kind, z))[:, :-1]
         here, following = kind[:, :-1], kind[:, 1:]
@@ -235,7 +246,7 @@ class CoLaRRL(CoLaR):
         logits = self.allowed(self.model.logits(h[tail]))
         answer = logits.log_softmax(-1).gather(-1, ids[:, 1:][tail][:, None])[:, 0]
         return {"latents": (density, sample[following == LATENT]), "decisions": (decision, sample[decided]),
-                "answer": (answer, sample[tail])}, log_sigma.exp().mean()
+                "answer": (answer, sample[tail])}, log_sigma.exp()
 
     def allowed(self, logits: Tensor) -> Tensor:
         """Without the tokens that decoding never draws."""
@@ -249,12 +260,11 @@ class CoLaRRL(CoLaR):
             gain, took_over = clipped_surrogate(new, batch["old_" + name], batch["advantage"][sample], config.clip_ratio)
             clipped.append(took_over.float())
             # Without averaging, a sample of twice the length counts twice; the scale stays that of the average.
-            objective = objective + (mean_by(gain, sample, R)[0].sum() / R if config.average else gain.mean())
+            objective = objective + mean(mean_by(gain, sample, R)[0] if config.average else gain)
         rewards = batch["rewards"]
-        silent = (rewards == rewards[:, :1]).all(1).float().mean()
-        length = (batch["kind"] == LATENT).sum(1).float()
-        return -objective, {"reward": rewards.mean().item(), "len": length.mean().item(), "sigma": sigma.item(),
-                            "clipped": torch.cat(clipped).mean().item(), "silent": silent.item()}
+        told = {"reward": rewards, "len": (batch["kind"] == LATENT).sum(1).float(), "sigma": sigma, "clipped": torch.cat(clipped),
+                "silent": (rewards == rewards[:, :1]).all(1).float()}
+        return -objective, {name: mean(values).item() for name, values in told.items()}
 
     def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
         yield Stage("colar_rl", train, [len(r.question) for r in train], self.rollout, self.loss, self.trainable(),

@@ -34,13 +34,13 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from .. import checkpoint
+from .. import checkpoint, parallel
 from ..batch import IGNORE, Row, encode, pad, segments
 from ..decode import decode, hidden_thinker, standardise, superposition_thinker
 from ..evaluate import accuracy
 from ..example import Example, is_correct
 from ..latent import gumbel_noise, mix, superpose
-from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
+from ..losses import cross_entropy, cross_entropy_by_block, mean, sparse_kl
 from ..masks import (LATENT, PAD, PREFIX, TAIL, TEXT, Layout, causal, dual_track_positions, induction_mask,
                      supervision_mask)
 from .method import Batch, Method, Stage
@@ -132,14 +132,14 @@ class LatentSFT(Method):
         """Is the answer right when the decoder runs freely from the encoder's latents of the *gold* chain? That
         measures compression, not reasoning: the gold chain holds the answer."""
         self.eval()
-        right = 0
+        right, val = 0, parallel.shard(val)
         for at in range(0, len(val), self.config.eval_batch):
             examples = val[at:at + self.config.eval_batch]
             rows, _ = encode(examples, self.tok, self.model.config.context, "error")
             z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in rows]), "ids", "kind"))[0]
             out = self.answer_given(rows, z)
             right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, examples))
-        return {"accuracy": right / max(len(val), 1)}
+        return parallel.average({"accuracy": right / max(len(val), 1)}, len(val))
 
     def answer_given(self, rows: list[Row], z: Tensor):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
@@ -163,15 +163,20 @@ class LatentSFT(Method):
             return checkpoint.load_tensors(path)[0]
         self.eval()
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + len(rows[i].chain))   # little padding
-        labels: dict[str, list[Tensor]] = {}
-        for at in range(0, len(rows), self.config.eval_batch):
-            layouts = [self.encoder_layout(rows[i]) for i in order[at:at + self.config.eval_batch]]
-            z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
+        places = self.places(rows, order)
+        model, n, batch = self.model.config, int(places["count"].sum()), self.config.eval_batch
+        k = min(self.config.k, model.vocab_size - len(self.tok.never))
+        stored = {"states": torch.zeros(n, model.width, dtype=torch.half)} if self.hidden else {
+            "probs": torch.zeros(n, k, dtype=torch.half), "ids": torch.zeros(n, k, dtype=torch.int)}
+        for at in parallel.shard(range(0, len(rows), batch)):      # the other batches are other processes'
+            chosen = order[at:at + batch]
+            z, sparse, _ = self.induce(*self.on_device(self.tensors([self.encoder_layout(rows[i]) for i in chosen]), "ids", "kind"))
             found = {"states": z.half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
+            start = int(places["start"][chosen[0]])
             for name, tensor in found.items():
-                labels.setdefault(name, []).append(tensor.cpu())
-        stored = {**{name: torch.cat(parts) for name, parts in labels.items()}, **self.places(rows, order)}
-        if path:
+                stored[name][start:start + len(tensor)] = tensor.cpu()
+        stored = {name: parallel.total(tensor) for name, tensor in stored.items()} | places
+        if path and parallel.rank() == 0:
             checkpoint.save_tensors(path, stored)
         return stored
 
@@ -221,9 +226,9 @@ class LatentSFT(Method):
         if self.hidden:
             # Squared error of standardised states, in units of the embeddings' std; the head learns "not yet".
             W = self.model.embed.weight
-            latent = ((standardise(ahead, W) - z) / W.detach().std()).pow(2).mean()
+            latent = mean(((standardise(ahead, W) - z) / W.detach().std()).pow(2))
             p_end = logits.float().softmax(-1)[:, self.tok.end_think]
-            latent = latent - torch.log1p(-p_end.clamp(max=1 - 1e-6)).mean()
+            latent = latent - mean(torch.log1p(-p_end.clamp(max=1 - 1e-6)))
         else:
             latent = sparse_kl(logits, probs, top)
         loss = config.kl_weight * latent + config.ce_weight * ce                   # L_auto
