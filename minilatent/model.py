@@ -47,6 +47,9 @@ class ModelConfig:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:     # its backward pass takes four times float32's there
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
     if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
         k, v = repeat_heads(k, q), repeat_heads(v, q)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
