@@ -61,9 +61,7 @@ class Trainer:
         self.tokens = 0
         self.at = {"stage": 0, "step": 0}        # where to go on
         self.metrics = None
-        dtype = getattr(torch, config.dtype)
-        self.autocast = (lambda: torch.autocast(self.device.type, dtype)) if dtype != torch.float32 else contextlib.nullcontext
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
 
     # ------------------------------------------------------------------ the run
 
@@ -137,7 +135,7 @@ class Trainer:
                 logged: dict[str, float] = {"tokens": 0.0}
                 for batch, parallel.idle in ready:
                     batch = {name: t.to(self.device) for name, t in batch.items()}
-                    with self.autocast():
+                    with method.autocast():
                         loss, extra = stage.loss(batch, noise, step / steps)
                     self.scaler.scale(loss / parts).backward()
                     for name, value in {"loss": loss.item(), **extra}.items():

@@ -221,7 +221,7 @@ class CoLaRRL(CoLaR):
         real = torch.arange(out.latents.shape[1], device=self.device) < out.lengths[:, None]
         batch.update(z=out.latents[real], closed=out.closed, rewards=rewards.to(self.device),
                      advantage=advantages(rewards).view(-1).to(self.device))       # (n, C), (R,), (rows, G), (R,)
-        with torch.autocast(self.device.type, getattr(torch, config.dtype), enabled=config.dtype != "float32"):   # as in the loss
+        with self.autocast():                    # as in the loss
             return batch | {"old_" + name: value for name, (value, _) in self.log_probs(batch)[0].items()}
 
     def log_probs(self, batch: Batch) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:

@@ -170,7 +170,9 @@ class LatentSFT(Method):
             "probs": torch.zeros(n, k, dtype=torch.half), "ids": torch.zeros(n, k, dtype=torch.int)}
         for at in parallel.shard(range(0, len(rows), batch)):      # the other batches are other processes'
             chosen = order[at:at + batch]
-            z, sparse, _ = self.induce(*self.on_device(self.tensors([self.encoder_layout(rows[i]) for i in chosen]), "ids", "kind"))
+            layouts = [self.encoder_layout(rows[i]) for i in chosen]
+            with self.autocast():                                  # as the encoder was trained
+                z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
             found = {"states": z.half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
             start = int(places["start"][chosen[0]])
             for name, tensor in found.items():

@@ -76,6 +76,10 @@ class Method(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed.weight.device
 
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, where --dtype asks for it: the trainer's for every loss."""
+        return torch.autocast(self.device.type, getattr(torch, self.config.dtype), enabled=self.config.dtype != "float32")
+
     def tensors(self, layouts: list[Layout], prefix: str = "") -> Batch:
         return {prefix + "ids": pad([x.ids for x in layouts], self.tok.pad),       # (B, T) each
                 prefix + "kind": pad([x.kind for x in layouts], PAD),
