@@ -52,14 +52,14 @@ def save(method, folder: Path) -> Path:
     folder.mkdir(parents=True)
     checkpoint.write_config(folder, method.config, method.model.config)
     method.tok.save(folder)
-    checkpoint.save_tensors(folder / "model.safetensors", {f"model.{n}": t for n, t in method.model.state_dict().items()})
+    checkpoint.save_tensors(folder / "model.safetensors", method.state_dict())
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tok, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {name: save(tiny(tok, name), root / name) for name in ("latent_sft", "cot_sft", "no_cot")}
+    return {name: save(tiny(tok, name), root / name) for name in ("latent_sft", "cot_sft", "no_cot", "colar")}
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,35 @@ def test_eval_writes_a_table_a_list_and_a_figure(runs, tmp_path, capsys):
 def test_eval_judges_the_runs_own_data_when_none_is_named(runs, capsys):
     script("eval")(["--ckpt", str(runs["no_cot"]), "--limit", "5"])
     assert capsys.readouterr().out.splitlines()[1].startswith("mini ")
+
+
+def test_one_colar_run_is_judged_at_many_speeds(runs, tmp_path, capsys):
+    script("eval")(["--ckpt", str(runs["colar"]), "--data", "mini", "mini_hard", "--limit", "12", "--speed", "1", "5", "auto",
+                    "--json", str(tmp_path / "r.json"), "--speed_figure", str(tmp_path / "s.png")])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [(r["data"], r["speed"]) for r in found] == [(d, s) for d in ("mini", "mini_hard") for s in (1, 5, "auto")]
+    assert len({r["mean_len"] for r in found[:3]}) > 1               # the prompt says it, so the model behaves otherwise
+    assert "mini ×5" in capsys.readouterr().out and (tmp_path / "s.png").read_bytes()[:4] == PNG
+    for argv, said in ((["--speed", "0"], "--speed 0"), (["--speed", "fast"], "--speed fast")):
+        with pytest.raises(UserError, match=said):
+            script("eval")(["--ckpt", str(runs["colar"]), *argv])
+    with pytest.raises(UserError, match="CoLaR's"):
+        script("eval")(["--ckpt", str(runs["latent_sft"]), "--speed", "2"])
+
+
+def test_sample_shows_what_a_merged_latent_is_near_to_and_where_the_chain_ends(tok, runs, capsys):
+    script("sample")(["--ckpt", str(runs["colar"]), "--question", "Ava has 12 apples.", "--speed", "3", "--top", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("latent  σ"))
+    method = tiny(tok, "colar", speed="3")
+    out = method.solve(["Ava has 12 apples."])
+    rows = lines[head + 1:head + 1 + int(out.lengths)]
+    assert [int(row.split()[0]) for row in rows] == list(range(1, int(out.lengths) + 1))
+    table = method.model.embed.weight.clone()
+    table[tok.never] = 0
+    cosine = torch.nn.functional.cosine_similarity(out.latents[0, :, None], table, dim=-1)
+    for row, values in zip(rows, cosine):
+        assert f"{values.max():.2f}" in row
 
 
 def test_sample_draws_the_chain_and_the_masks(runs, tmp_path, capsys):
