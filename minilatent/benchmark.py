@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from . import data
 from .config import PRESETS, Config, Parser, UserError, nearest, resolve, run
 from .decode import decode, explicit_thinker
+from .example import Example
 from .files import write_json
 from .lora import add_lora, own_state
 from .model import ModelConfig, Transformer
@@ -74,8 +75,9 @@ print(took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return {"seconds": a, "seconds_theirs": b, "ratio": b / a, "memory_growth": grown, "memory_growth_theirs": grown_theirs}
 
 
-def benchmark(folder: str, texts: list[str], device: torch.device, dtype: torch.dtype, rows: int, repeats: int, new: int) -> dict:
-    """Every comparison, as JSON would hold it. UserError without transformers."""
+def benchmark(folder: str, examples: list[Example], device: torch.device, dtype: torch.dtype, rows: int, repeats: int, new: int) -> dict:
+    """Every comparison, as JSON would hold it. UserError without transformers. A training step is one of CoT-SFT: the
+    question has no labels, so that we make no logits there; transformers makes them everywhere."""
     try:
         import transformers
         from tokenizers import Tokenizer as TheirTokenizer
@@ -90,6 +92,7 @@ def benchmark(folder: str, texts: list[str], device: torch.device, dtype: torch.
     tok = Tokenizer.from_hf(folder)
     theirs = TheirTokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     theirs.encode_special_tokens = True
+    texts = [e.question for e in examples]
     results["tokenise"] = in_turn(lambda: [tok.encode(t) for t in texts],
                                   lambda: [e.ids for e in theirs.encode_batch(texts, add_special_tokens=False)], repeats)
     results["tokenise"]["texts"] = len(texts)
@@ -99,10 +102,15 @@ def benchmark(folder: str, texts: list[str], device: torch.device, dtype: torch.
     other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)      # the markers' rows for both
     model, other = model.to(device), other.to(device)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    encoded = sorted((tok.encode(t) for t in texts if t), key=len)[len(texts) // 2:][:rows]
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(i) for i in encoded], True, tok.eos).to(device)
-    lengths = torch.tensor([len(i) for i in encoded], device=device)
-    labels = ids.masked_fill(torch.arange(ids.shape[1], device=device) >= lengths[:, None], -100)
+    def padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], True, value, padding_side=side).to(device)
+
+    some = sorted((e for e in examples if e.question), key=lambda e: len(e.question))[len(examples) // 2:][:rows]
+    encoded = [tok.encode(e.question) for e in some]
+    told = [tok.encode(f"{e.chain} {e.answer}".strip()) for e in some]
+    ids = padded([q + a for q, a in zip(encoded, told)], tok.eos)                  # (B, T)
+    labels = padded([[-100] * len(q) + a for q, a in zip(encoded, told)], -100)
+    real = padded([[1] * len(q + a) for q, a in zip(encoded, told)], 0)
 
     def step(net, loss):
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
@@ -120,16 +128,16 @@ def benchmark(folder: str, texts: list[str], device: torch.device, dtype: torch.
 
     model.train(), other.train()
     results["train_step"] = in_turn(step(model, our_loss), step(other, lambda: other(
-        input_ids=ids, attention_mask=(labels != -100).long(), labels=labels).loss), repeats, sync)
-    tokens, parameters = int(lengths.sum()), model.num_parameters()
-    results["train_step"] |= {"tokens": tokens, "tflops": 6 * parameters * tokens / results["train_step"]["seconds"] / 1e12}
+        input_ids=ids, attention_mask=real, labels=labels).loss), repeats, sync)
+    tokens, parameters = int(real.sum()), model.num_parameters()
+    results["train_step"] |= {"tokens": tokens, "labels": int((labels != -100).sum()), "tflops": 6 * parameters * tokens / results["train_step"]["seconds"] / 1e12}
 
     model.eval(), other.eval()
-    left = torch.nn.utils.rnn.pad_sequence([torch.tensor(i) for i in encoded], True, tok.eos, padding_side="left").to(device)
-    seen = (torch.arange(ids.shape[1], device=device) >= ids.shape[1] - lengths[:, None]).long()
+    prompts, lengths = padded(encoded, tok.eos), torch.tensor([len(q) for q in encoded], device=device)
+    left, seen = padded(encoded, tok.eos, "left"), padded([[1] * len(q) for q in encoded], 0, "left")
     tok.never, other.generation_config.eos_token_id = [*tok.markers.values()], None      # nobody ends early
     results["decode"] = in_turn(
-        lambda: decode(model, tok, model.embed(ids), lengths, explicit_thinker(model), new - 2, 1),   # and </think>
+        lambda: decode(model, tok, model.embed(prompts), lengths, explicit_thinker(model), new - 2, 1),   # and </think>
         lambda: other.generate(left, attention_mask=seen, max_new_tokens=new, do_sample=False, pad_token_id=tok.eos),
         repeats, sync)
     results["decode"] |= {"new_tokens": new, "tokens_per_second": rows * new / results["decode"]["seconds"]}
@@ -188,7 +196,7 @@ def training_memory(model: ModelConfig, config: Config, length: int, labelled: i
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="Hugging Face folder")
-    parser.add_argument("--data", default="mini", help="whose questions are the texts [mini]")
+    parser.add_argument("--data", default="mini", help="whose questions and chains are the texts [mini]")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     parser.add_argument("--memory", metavar="PRESET", help="calculate what training with this preset takes, and measure nothing")
     parser.add_argument("--method", default="cot_sft", help="for --memory [cot_sft]")
@@ -210,8 +218,8 @@ def main(argv: list[str]) -> None:
         config = resolve({"method": args.method, "preset": args.memory, "grad_checkpoint": args.grad_checkpoint})
         results = training_memory(model_config(Path(args.folder) / "config.json")[0], config, args.length, args.labelled)
     else:
-        texts = [e.question for e in data.load(args.data, "test", limit=2000)]
-        results = benchmark(args.folder, texts, pick_device(args.device), getattr(torch, args.dtype), args.rows,
+        examples = data.load(args.data, "test", limit=2000)
+        results = benchmark(args.folder, examples, pick_device(args.device), getattr(torch, args.dtype), args.rows,
                             args.repeats, args.new)
     for name, value in results.items():
         shown = value.items() if isinstance(value, dict) else [("", value)]
