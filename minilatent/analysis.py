@@ -24,41 +24,51 @@ from .tokenizer import Tokenizer
 
 # ------------------------------------------------------------------ interventions
 
-# (latents (B, N, C), steps (B,), donor (B,): another question of the batch, generator) -> latents, steps
-Intervention = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+@dataclass
+class Chains:
+    """What an intervention may use: B questions' own chains, and what else could stand there."""
+    z: Tensor                    # (B, N, C) latents, 0 behind `steps`
+    steps: Tensor                # (B,)
+    donor: Tensor                # (B,) another question of the batch
+    likeliest: Tensor            # (B, N, C) the embedding of each step's likeliest token
+    generator: torch.Generator
 
 
-def noise(z: Tensor, steps: Tensor, donor: Tensor, generator: torch.Generator):
-    """A random direction with each latent's own norm."""
-    random = torch.randn(z.shape, generator=generator).to(z)
-    return random / random.norm(dim=-1, keepdim=True) * z.norm(dim=-1, keepdim=True), steps
+def noise(c: Chains, times: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A random direction with each latent's own norm, or `times` that."""
+    random = torch.randn(c.z.shape, generator=c.generator).to(c.z)
+    return times * random / random.norm(dim=-1, keepdim=True) * c.z.norm(dim=-1, keepdim=True), c.steps
 
 
-def swap(z: Tensor, steps: Tensor, donor: Tensor, generator: torch.Generator):
-    """Another question's latents, as many as it has."""
-    return z[donor], steps[donor]
-
-
-def mean(z: Tensor, steps: Tensor, donor: Tensor, generator: torch.Generator):
+def mean(c: Chains) -> tuple[Tensor, Tensor]:
     """Every latent is the batch's mean latent."""
-    return (z.sum((0, 1)) / steps.sum().clamp(min=1)).expand_as(z), steps          # z is 0 behind `steps`
+    return (c.z.sum((0, 1)) / c.steps.sum().clamp(min=1)).expand_as(c.z), c.steps
 
 
-def shuffle(z: Tensor, steps: Tensor, donor: Tensor, generator: torch.Generator):
+def shuffle(c: Chains) -> tuple[Tensor, Tensor]:
     """The question's own latents in random order."""
-    key = torch.rand(z.shape[:2], generator=generator).to(z.device)
-    key = key.masked_fill(torch.arange(z.shape[1], device=z.device) >= steps[:, None], 2.0)   # padding stays behind
-    return z.gather(1, key.argsort(1)[:, :, None].expand_as(z)), steps
+    key = torch.rand(c.z.shape[:2], generator=c.generator).to(c.z.device)
+    key = key.masked_fill(torch.arange(c.z.shape[1], device=c.z.device) >= c.steps[:, None], 2.0)   # padding stays behind
+    return c.z.gather(1, key.argsort(1)[:, :, None].expand_as(c.z)), c.steps
 
 
-INTERVENTIONS: dict[str, Intervention] = {
-    "keep": lambda z, steps, donor, generator: (z, steps),                         # nothing changes: must cost nothing
+def extend(c: Chains, more: int = 4) -> tuple[Tensor, Tensor]:
+    """The last latent stands `more` times more."""
+    at = torch.arange(c.z.shape[1] + more, device=c.z.device).minimum((c.steps - 1).clamp(min=0)[:, None])   # (B, N + more)
+    return c.z.gather(1, at[:, :, None].expand(-1, -1, c.z.shape[2])), c.steps + more * (c.steps > 0)
+
+
+INTERVENTIONS: dict[str, Callable[[Chains], tuple[Tensor, Tensor]]] = {            # -> latents, steps
+    "keep": lambda c: (c.z, c.steps),                                              # nothing changes: must cost nothing
     "noise": noise,
-    "swap": swap,
-    "zeros": lambda z, steps, donor, generator: (torch.zeros_like(z), steps),
+    "loud": lambda c: noise(c, 10),                                                # noise far larger than any latent
+    "swap": lambda c: (c.z[c.donor], c.steps[c.donor]),                            # another question's, as many as it has
+    "zeros": lambda c: (torch.zeros_like(c.z), c.steps),
     "mean": mean,
     "shuffle": shuffle,
-    "truncate": lambda z, steps, donor, generator: (z, steps // 2),                # the first half only
+    "truncate": lambda c: (c.z, c.steps // 2),                                     # the first half only
+    "extend": extend,
+    "top1": lambda c: (c.likeliest, c.steps),                                      # no mixture: one token a step
 }
 
 
@@ -100,7 +110,8 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
         told = torch.tensor([known[answer] if answer is not None else -1 for answer in said])
         donor = partners(out.lengths.cpu(), (right[:, None] != told) & (told >= 0))
         for name in names:
-            z, steps = INTERVENTIONS[name](out.latents, out.lengths, donor.clamp(min=0).to(out.latents.device), generator)
+            z, steps = INTERVENTIONS[name](Chains(out.latents, out.lengths, donor.clamp(min=0).to(out.latents.device),
+                                                  method.model.embed(out.chain), generator))
             answers = answers_given(method, questions, z, steps)
             for i, answer in enumerate(answers):
                 d = int(donor[i])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minilatent import analysis, checkpoint, data
-from minilatent.analysis import INTERVENTIONS, answers_given, describe, intervene, trace
+from minilatent.analysis import INTERVENTIONS, Chains, answers_given, describe, intervene, trace
 from minilatent.config import Config, UserError
 from minilatent.evaluate import evaluate, fitting, frequent_tokens, other_chains, report, solve_all
 from minilatent.methods import METHODS
@@ -137,7 +137,7 @@ def test_latents_replaced_by_themselves_change_nothing(tok, examples, name):
 
 def test_interventions_do_what_they_say(tok, examples):
     method = tiny(tok, "latent_sft")
-    names = ["keep", "noise", "swap", "zeros", "mean", "shuffle", "truncate"]
+    names = [*INTERVENTIONS]
     found = intervene(method, examples, names)
     assert found == intervene(method, examples, names), "seeded"
     assert found["keep"]["unchanged"] == 1.0 and found["keep"]["n"] == len(examples)
@@ -146,16 +146,25 @@ def test_interventions_do_what_they_say(tok, examples):
     out = method.solve([e.question for e in examples[:6]])
     z, n, g = out.latents, out.lengths, torch.Generator().manual_seed(0)
     donor = torch.tensor([1, 2, 3, 4, 5, 0])
-    noisy, _ = INTERVENTIONS["noise"](z, n, donor, g)
+    chains = Chains(z, n, donor, method.model.embed(out.chain), g)
+    noisy, _ = INTERVENTIONS["noise"](chains)
     assert torch.allclose(noisy.norm(dim=-1), z.norm(dim=-1), rtol=1e-4) and (noisy - z).norm() > 0.5 * z.norm()
-    swapped, steps = INTERVENTIONS["swap"](z, n, donor, g)
+    swapped, steps = INTERVENTIONS["swap"](chains)
     assert torch.equal(swapped[0], z[1]) and torch.equal(steps, n[donor])
-    mixed, _ = INTERVENTIONS["shuffle"](z, n, donor, g)
+    mixed, _ = INTERVENTIONS["shuffle"](chains)
     for row, (a, b) in enumerate(zip(mixed, z)):                                   # the same latents, none from padding
         assert torch.allclose(a[:n[row]].sum(0), b[:n[row]].sum(0), atol=1e-3) and not a[n[row]:].any()
-    average, _ = INTERVENTIONS["mean"](z, n, donor, g)
+    average, _ = INTERVENTIONS["mean"](chains)
     assert torch.allclose(average[0, 0], torch.cat([row[:k] for row, k in zip(z, n)]).mean(0), atol=1e-4)
-    assert torch.equal(INTERVENTIONS["truncate"](z, n, donor, g)[1], n // 2)
+    assert torch.equal(INTERVENTIONS["truncate"](chains)[1], n // 2)
+    loud, _ = INTERVENTIONS["loud"](chains)
+    assert torch.allclose(loud.norm(dim=-1), 10 * z.norm(dim=-1), rtol=1e-4)
+    longer, steps = INTERVENTIONS["extend"](chains)
+    assert torch.equal(steps, n + 4)
+    for row, (a, b, k) in enumerate(zip(longer, z, n)):
+        assert torch.equal(a[:k], b[:k]) and torch.equal(a[k:k + 4], b[k - 1].expand(4, -1))
+    one, _ = INTERVENTIONS["top1"](chains)
+    assert torch.equal(one[0, 0], method.model.embed.weight[out.chain[0, 0]])
 
 
 def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples, monkeypatch):
