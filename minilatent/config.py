@@ -73,6 +73,8 @@ class Config:
     compile: bool = opt(False, "torch.compile the model")
     # latent_sft
     ratio: int = opt(2, "compression ratio r: chain tokens a latent")
+    segmentation: str = opt("fixed", "a latent for every --ratio tokens, for every step of the chain, or for about the same information, "
+                            "as many as fixed", choices=("fixed", "step", "adaptive"))
     k: int = opt(10, "vocabulary entries kept in a superposition")
     labels: str = opt("encoder", "what stage 2 learns: stage 1's latents, or uniform mixtures of a segment's tokens (no stage 1)",
                       choices=("encoder", "uniform"))

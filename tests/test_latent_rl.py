@@ -227,11 +227,12 @@ def test_only_what_is_trained_moves_and_the_embeddings_are_not(tok):
 
 
 def test_it_starts_from_a_latent_sft_run_of_the_same_superpositions(tok):
-    method, fits = make(tok), {"method": "latent_sft", "latent": "superposition", "k": 4, "ratio": 2}
+    method, fits = make(tok), {"method": "latent_sft", "latent": "superposition", "k": 4, "ratio": 2, "segmentation": "fixed"}
     method.adopt({}, fits)
     method.adopt({}, {**fits, "method": "latent_rl"})
     for settings, said in (({}, "starts from a Latent-SFT run"), ({"method": "cot_sft"}, "starts from a Latent-SFT run"),
-                           ({**fits, "latent": "hidden"}, "--latent hidden"), ({**fits, "k": 10}, "--k 10"), ({**fits, "ratio": 4}, "--ratio 4")):
+                           ({**fits, "latent": "hidden"}, "--latent hidden"), ({**fits, "k": 10}, "--k 10"), ({**fits, "ratio": 4}, "--ratio 4"),
+                           ({**fits, "segmentation": "step"}, "--segmentation step")):
         with pytest.raises(UserError, match=said):
             method.adopt({}, settings)
     with pytest.raises(UserError, match="--lora_dropout 0"):

@@ -53,7 +53,7 @@ class LatentRL(GRPO, Method):
             raise UserError("latent_rl starts from a Latent-SFT run: train one with --method latent_sft, then --init its folder")
         if settings["latent"] == "hidden":
             raise UserError("latent_rl draws superpositions: its --init was trained with --latent hidden")
-        for key in ("k", "ratio"):
+        for key in ("k", "ratio", "segmentation"):
             if settings[key] != getattr(config, key):
                 raise UserError(f"--init {config.init} was trained with --{key} {settings[key]}: give latent_rl the same")
         super().adopt(tensors, settings)
