@@ -20,6 +20,7 @@ class Row:
     chain: list[int]
     answer: list[int]
     ends: list[int] = field(default_factory=list)      # chain tokens up to the end of each step
+    cuts: list[int] = field(default_factory=list)      # and up to the end of each segment, where cut_evenly has cut it
     text: str = ""               # the question, for a method whose prompt says more than it
 
     def explicit(self, tok: Tokenizer) -> tuple[list[int], int]:
@@ -61,7 +62,7 @@ def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: 
     for number, example in enumerate(examples, 1):
         chain = tok.encode(example.chain)
         ends = [len(tok.encode(" ".join(example.steps[:i]))) for i in range(1, len(example.steps))] + [len(chain)]
-        row = Row(encode_question(example.question, tok), chain, [*tok.encode(example.answer), tok.eos], ends, example.question)
+        row = Row(encode_question(example.question, tok), chain, [*tok.encode(example.answer), tok.eos], ends, text=example.question)
         length = len(row.question) + len(row.chain) + len(row.answer) + 2
         if length <= longest:
             rows.append(row)
@@ -88,3 +89,30 @@ def cut(ids: Tensor, start: Tensor, count: Tensor, value: int) -> Tensor:
 def segments(chain: list[int], ratio: int) -> list[list[int]]:
     """S_1..S_N: the chain cut into pieces of `ratio` tokens; the last may be shorter."""
     return [chain[i:i + ratio] for i in range(0, len(chain), ratio)]
+
+
+def cut_chain(row: Row, segmentation: str, ratio: int) -> list[list[int]]:
+    """S_1..S_N of a row's chain: pieces of `ratio` tokens ("fixed"), its steps ("step"), or as many pieces as fixed
+    ones would be, cut where row.cuts says ("adaptive")."""
+    if segmentation == "fixed":
+        return segments(row.chain, ratio)
+    ends = row.ends if segmentation == "step" else row.cuts
+    if row.chain and not ends:
+        raise ValueError(f"a row that nobody has cut for --segmentation {segmentation}")
+    return [row.chain[start:end] for start, end in zip([0, *ends], ends) if end > start]
+
+
+def cut_evenly(weight: Tensor, length: Tensor, pieces: Tensor) -> list[list[int]]:
+    """Cut each row into `pieces` of nearly the same weight, none empty: where they end. weight (B, T) of every token,
+    above 0 and 0 behind the row's length; length (B,), pieces (B,) at most as many.
+
+    Token t lies at the middle of its stretch of the running sum; piece i ends before the first one at or behind i/N of
+    the whole. Where single tokens are so heavy that pieces would be empty, ends move by as little as it takes.
+    """
+    total = weight.double().cumsum(1)                                              # (B, T)
+    i = torch.arange(1, int(pieces.max()) + 1, device=weight.device)               # (N,)
+    goal = total[:, -1:] * i / pieces[:, None]                                     # (B, N)
+    end = torch.searchsorted(total - weight.double() / 2, goal)
+    end = (end - i).clamp(min=0).cummax(1).values + i                              # each end behind the one before,
+    end = torch.minimum(end, (length - pieces)[:, None] + i)                       # with a token left for each to come
+    return [row[:n] for row, n in zip(end.tolist(), pieces.tolist())]

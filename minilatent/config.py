@@ -7,7 +7,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 
-METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "colar", "colar_rl")
+METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "latent_rl", "colar", "colar_rl")
 
 
 class UserError(Exception):
@@ -73,6 +73,8 @@ class Config:
     compile: bool = opt(False, "torch.compile the model")
     # latent_sft
     ratio: int = opt(2, "compression ratio r: chain tokens a latent")
+    segmentation: str = opt("fixed", "a latent for every --ratio tokens, for every step of the chain, or for about the same information, "
+                            "as many as fixed", choices=("fixed", "step", "adaptive"))
     k: int = opt(10, "vocabulary entries kept in a superposition")
     labels: str = opt("encoder", "what stage 2 learns: stage 1's latents, or uniform mixtures of a segment's tokens (no stage 1)",
                       choices=("encoder", "uniform"))
@@ -83,7 +85,7 @@ class Config:
     kl_weight: float = opt(1.0, "λ, of the KL between the latent labels and the model's distribution")
     ce_weight: float = opt(1.0, "β, of the cross-entropy on </think>, answer and end")
     gumbel: bool = opt(False, "Gumbel noise on the latent labels in stage 2 (v2 of the paper)")
-    gumbel_scale: float = opt(1.0, "s, the noise's scale")
+    gumbel_scale: float = opt(1.0, "s, the noise's scale (latent_sft with --gumbel, latent_rl)")
     gumbel_tau: float = opt(1.0, "τ, the noisy mixture's temperature")
     ltim: bool = opt(True, "latent token induction mask in stage 1's encoder (off: causal)")
     ltsum: bool = opt(True, "latent token supervision mask in stage 1's decoder (off: causal)")
@@ -101,12 +103,15 @@ class Config:
     own_latents: float = opt(0.0, "weight of a second forward pass, on the model's own latents, that supervises the answer")
     latent_temperature: float = opt(0.0, "of the latents at inference (0: the mean)")
     sample_end: bool = opt(False, "draw the end of the chain at inference instead of taking the likelier")
-    # colar_rl
+    # colar_rl, latent_rl
     group: int = opt(8, "G, chains and answers sampled for each question")
     inner: int = opt(1, "updates on each batch of samples")
     clip_ratio: float = opt(0.2, "ε of the clipped surrogate")
     average: bool = opt(True, "average a sample's terms over its length (off: every latent and token counts the same)")
-    log_density: str = opt("mean", "a latent's log-density: its mean over the width, or the sum", choices=("mean", "sum"))
+    log_density: str = opt("mean", "a latent's log-density: its mean over the width, or the sum (colar_rl)", choices=("mean", "sum"))
+    one_sided: bool = opt(True, "shift the Gumbel noise that draws a latent to 0 and above (latent_rl)")
+    mirror: bool = opt(True, "bound the gradient where a negative advantage meets negative noise (latent_rl)")
+    best_first: bool = opt(True, "at the first latent only the likeliest right sample of a group has an advantage (latent_rl)")
     # pause, icot, coconut, codi
     num_latents: int = opt(6, "latents or pause tokens, always as many (pause, coconut, codi)", least=0)
     latents_a_step: int = opt(2, "c, latents for each step of the chain; num_latents / c are the curriculum's stages (coconut)", least=1)
@@ -156,7 +161,8 @@ def on_gpu(init: str, **more) -> dict:
             "steps": 15_000, "eval_every": 1500, "save_every": 500, "stage1_steps": "15000,15000,15000", "pull": 0.0,
             "pull_end": 0.0, "eval_batch": 128, **more, "latent_sft": {"steps": 105_000},
             "colar": {"steps": 75_000, "lr": 1e-4, "c_max": 5, "head_width": 0},
-            "colar_rl": {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250, "lora_dropout": 0.0}}
+            **dict.fromkeys(("colar_rl", "latent_rl"), {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250,
+                                                        "lora_dropout": 0.0})}
 
 
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
@@ -166,7 +172,8 @@ PRESETS: dict[str, dict] = {
              "icot": {"steps": 1500, "lr": 5e-4},
              "coconut": {"steps": 1500, "lr": 5e-4},
              "codi": {"steps": 1500, "lr": 5e-4},
-             "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3}},
+             "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3},
+             "latent_rl": {"steps": 200, "lr": 1e-4, "batch_size": 32}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
     "smollm2-135m": on_gpu("HuggingFaceTB/SmolLM2-135M-Instruct"),
@@ -174,7 +181,7 @@ PRESETS: dict[str, dict] = {
     "qwen2.5-0.5b": on_gpu("Qwen/Qwen2.5-0.5B-Instruct", **LORA),
     "qwen3-0.6b": on_gpu("Qwen/Qwen3-0.6B", **LORA),
     "llama-3.2-1b": on_gpu("meta-llama/Llama-3.2-1B-Instruct", **LORA),
-    "smoke": {"colar_rl": {"group": 4, "max_chain": 24},
+    "smoke": {"colar_rl": {"group": 4, "max_chain": 24}, "latent_rl": {"group": 4},
               "train_size": 512, "val_size": 16, "steps": 6, "stage1_steps": "3,3,3", "batch_size": 16,
               "max_chain": 24},
 }

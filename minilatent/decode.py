@@ -19,8 +19,9 @@ from .latent import entropy, superpose
 from .model import KVCache, Transformer
 from .tokenizer import Tokenizer
 
-# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C)
-Thinker = Callable[[Tensor, Tensor], Tensor]
+# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). One that draws may return
+# a tuple: what is fed, and what is to be kept of the draw, (B, ..) each.
+Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
 
 def explicit_thinker(model: Transformer) -> Thinker:
@@ -62,6 +63,7 @@ class Decoded:
     chain: Tensor | None = None             # (B, N) likeliest token at each step, padding behind lengths
     latents: Tensor | None = None           # (B, N, C) what was fed
     probs: Tensor | None = None             # (B, N, V) the model's distribution at each step
+    drawn: tuple[Tensor, ...] = ()          # (B, N, ..) what a thinker that draws wants kept
     closed: Tensor = field(default_factory=lambda: torch.tensor([]))   # (B,) ended by itself, not by max_chain
 
 
@@ -92,7 +94,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     sure = torch.zeros(B, dtype=torch.long, device=device)      # steps in a row of an entropy below cold[0], per question
     closed = torch.zeros(B, dtype=torch.bool, device=device)
     tokens = torch.full((B, max_answer), tok.pad, device=device)
-    steps = []                                                  # of thinking: (rows, token, fed, probs)
+    steps = []                                                  # of thinking: (rows, token, fed, probs, drawn)
 
     while True:
         logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
@@ -110,10 +112,12 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
         feed = model.embed(token)                               # (b, C)
         if goes_on.any():
-            feed = torch.where(goes_on[:, None], think(logits, hidden).to(feed.dtype), feed)
+            thought = think(logits, hidden)
+            fed, *drawn = thought if isinstance(thought, tuple) else (thought,)
+            feed = torch.where(goes_on[:, None], fed.to(feed.dtype), feed)
             on = rows[goes_on]
             probs = logits[goes_on].softmax(-1).float().cpu() if keep_probs else None
-            steps.append((on, token[goes_on], feed[goes_on], probs))
+            steps.append((on, token[goes_on], feed[goes_on], probs, [x[goes_on] for x in drawn]))
             count[on] += 1
 
         spoken = ~thinking                                      # these wrote an answer token just now
@@ -136,8 +140,11 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         out.chain = torch.full((B, N), tok.pad, device=device)
         out.latents = torch.zeros(B, N, C, dtype=prefix.dtype, device=device)
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
-        for n, (on, token, feed, probs) in enumerate(steps):    # every row thinks from the first step on
+        out.drawn = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
+        for n, (on, token, feed, probs, drawn) in enumerate(steps):   # every row thinks from the first step on
             out.chain[on, n], out.latents[on, n] = token, feed
+            for kept, x in zip(out.drawn, drawn):
+                kept[on, n] = x
             if keep_probs:
                 out.probs[on.cpu(), n] = probs
     return out

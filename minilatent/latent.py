@@ -29,6 +29,12 @@ def superpose(logits: Tensor, embedding: Tensor, k: int, never: list[int]) -> tu
     return mix(probs, ids, embedding), probs, ids
 
 
+def clamped_gumbel(shape: tuple[int, ...], generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    """clamp(s·g, -1.5, 3), g ~ Gumbel(0, 1). generator on the CPU, so that a seed means the same noise on every device."""
+    uniform = torch.rand(shape, generator=generator).clamp(1e-10, 1 - 1e-7)
+    return (scale * -torch.log(-torch.log(uniform))).clamp(-1.5, 3)
+
+
 def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator: torch.Generator, scale: float = 1.0,
                  tau: float = 1.0, tries: int = 100) -> Tensor:
     """α̃ = softmax((log α + clamp(s·g, -1.5, 3)) / τ), g ~ Gumbel(0, 1) (Latent-SFT v2; the clamp is the release's).
@@ -36,14 +42,13 @@ def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator:
     probs, ids  (n, k) of all the latents of a batch; chain (n,) says which question each belongs to
     end         `</think>`: where it would come out on top anywhere in a chain, the whole chain is drawn again, at
                 most `tries` times; a chain that never passes keeps its noiseless α
-    generator   on the CPU, so that a seed means the same noise on every device
+    generator   see clamped_gumbel
     """
     out, todo = probs.clone(), torch.ones_like(chain, dtype=torch.bool)
     for _ in range(tries):
         if not todo.any():
             break
-        uniform = torch.rand(probs.shape, generator=generator).clamp(1e-10, 1 - 1e-7).to(probs.device)
-        noise = (scale * -torch.log(-torch.log(uniform))).clamp(-1.5, 3)
+        noise = clamped_gumbel(probs.shape, generator, scale).to(probs.device)
         noisy = ((probs.clamp(min=1e-30).log() + noise) / tau).softmax(-1)         # (n, k)
         ends = ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0] == end          # (n,) the guard
         again = torch.zeros(int(chain.max()) + 1, device=chain.device).index_add(0, chain, ends.float())[chain] > 0

@@ -64,10 +64,19 @@ def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) 
     return mean(squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e)) if alpha else squared)
 
 
-def advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
-    """GRPO: a reward against its group's, (questions, G) -> (r - mean) / (std + ε) of each row. Equal rewards: 0."""
-    spread = rewards - rewards.mean(1, keepdim=True)
-    return spread / (rewards.std(1, correction=0, keepdim=True) + eps)
+def log_not(logits: Tensor, token: int) -> Tensor:
+    """log(1 - softmax(logits)[token]), (..., V) -> (...,)"""
+    others = logits.float().index_fill(-1, torch.tensor(token, device=logits.device), float("-inf"))
+    return others.logsumexp(-1) - logits.float().logsumexp(-1)
+
+
+def advantages(rewards: Tensor, counts: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """GRPO: a reward against its group's, (questions, G) -> (r - mean) / (std + ε) of each row. Equal rewards: 0.
+    counts (questions, G): which samples the group's mean and std are of; the others get 0."""
+    counts = torch.ones_like(rewards) if counts is None else counts.to(rewards.dtype)
+    n = counts.sum(1, keepdim=True).clamp(min=1)
+    spread = (rewards - (rewards * counts).sum(1, keepdim=True) / n) * counts
+    return spread / ((spread.pow(2).sum(1, keepdim=True) / n).sqrt() + eps)
 
 
 def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
@@ -76,6 +85,18 @@ def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) 
     ratio = (new - old).exp()
     plain, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
     return torch.minimum(plain, clipped), clipped < plain
+
+
+def gumbel_log_density(score: Tensor, log_p: Tensor, mirrored: Tensor | None = None) -> Tensor:
+    """Scores y = log p_old + noise as Gumbel variables around log p: the mean over k entries of -d - e^-d with
+    d = y - log p, (n, k) each -> (n,). Where `mirrored` (n, 1) and d < 0, the value stays and the gradient is that of
+    d - e^d, the density mirrored at its peak: straight-through."""
+    d = score - log_p
+    density = -d - (-d).exp()
+    if mirrored is not None:
+        proxy = d.clamp(max=0) - d.clamp(max=0).exp()
+        density = torch.where(mirrored & (d < 0), density.detach() + (proxy - proxy.detach()), density)
+    return density.mean(-1)
 
 
 def layer_distance(student: Tensor, teacher: Tensor) -> Tensor:

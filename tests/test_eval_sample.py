@@ -59,7 +59,7 @@ def save(method, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def runs(tok, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {name: save(tiny(tok, name), root / name) for name in ("latent_sft", "cot_sft", "no_cot", "colar")}
+    return {name: save(tiny(tok, name), root / name) for name in ("latent_sft", "latent_rl", "cot_sft", "no_cot", "colar")}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_no_cot_has_no_latents_to_replace(tok, examples):
 
 # ------------------------------------------------------------------ one question
 
-@pytest.mark.parametrize("name", ["latent_sft", "cot_sft"])
+@pytest.mark.parametrize("name", ["latent_sft", "latent_rl", "cot_sft"])
 def test_a_trace_is_the_free_chain_step_by_step(tok, examples, name):
     method = tiny(tok, name)
     method.model.double()
@@ -219,12 +219,13 @@ def test_what_is_printed_fits_a_terminal_and_ends_with_the_answer(tok, examples,
 
 # ------------------------------------------------------------------ the scripts
 
-def test_eval_writes_a_table_a_list_and_a_figure(runs, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["latent_sft", "latent_rl"])
+def test_eval_writes_a_table_a_list_and_a_figure(runs, tmp_path, capsys, name):
     out, figure = tmp_path / "new" / "r.json", tmp_path / "f.png"
-    script("eval")(["--ckpt", str(runs["latent_sft"]), "--data", "mini", "mini_svamp", "--limit=12", "--json", str(out),
+    script("eval")(["--ckpt", str(runs[name]), "--data", "mini", "mini_svamp", "--limit=12", "--json", str(out),
                     "--figure", str(figure), "--intervene"])
     results = json.loads(out.read_text())
-    assert [r["data"] for r in results] == ["mini", "mini_svamp"] and results[0]["method"] == "latent_sft"
+    assert [r["data"] for r in results] == ["mini", "mini_svamp"] and results[0]["method"] == name
     assert list(results[0]["interventions"]) == ["noise", "swap"] and results[0]["ecr_control"]["10"] > 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("acc %", "mini_svamp", "ECR", "@10", "N_eff", "noise", "donor"))

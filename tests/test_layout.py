@@ -10,9 +10,9 @@ PACKAGE = ROOT / "minilatent"
 # A module imports only what stands before it. A new module needs a place here. (evaluate judges by decoding, and a
 # method validates by it: so it stands between them.)
 ORDER = ["config", "files", "parallel", "example", "mini", "prosqa", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks",
-         "latent", "losses", "decode", "metrics", "evaluate", "checkpoint", "lora", "pretrained", "methods.method",
+         "latent", "losses", "decode", "metrics", "evaluate", "checkpoint", "lora", "pretrained", "rl", "methods.method",
          "methods.cot_sft", "methods.no_cot", "methods.pause", "methods.icot", "methods.coconut", "methods.codi",
-         "methods.latent_sft", "methods.colar", "methods", "trainer", "setup", "analysis", "figures", "export", "benchmark", "rebuild_base"]
+         "methods.latent_sft", "methods.latent_rl", "methods.colar", "methods", "trainer", "setup", "analysis", "figures", "export", "benchmark", "rebuild_base"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import tiny_model
 
 from minilatent import mini
-from minilatent.batch import IGNORE, Row, encode, segments
+from minilatent.batch import IGNORE, Row, cut_evenly, encode, segments
 from minilatent.config import resolve
 from minilatent.masks import LATENT, PREFIX, TAIL, TEXT
 from minilatent.methods import METHODS, latent_sft
@@ -477,3 +477,70 @@ def test_uniform_labels_need_no_encoder(tok, rows, tmp_path, monkeypatch):
     for p, i, segment in zip(batch["label_probs"], batch["label_ids"], expected):
         assert i[p > 0].tolist() == segment and p.sum().item() == pytest.approx(1.0)
     assert run(method, "2", [5, 2])[0].isfinite()
+
+
+# --- segments --------------------------------------------------------------------------------------------------------
+
+def pieces_by_hand(method, row) -> list[list[int]]:
+    """The chain's segments by their definition, one row, one token at a time."""
+    tok, T = method.tok, len(row.chain)
+    if method.config.segmentation == "step":
+        return [row.chain[a:b] for a, b in zip([0, *row.ends], row.ends)]
+    n, ids = -(-T // method.config.ratio), row.question + [tok.think]
+    surprise = []
+    for token in row.chain:
+        logits = method.model.logits(method.model(torch.tensor([ids]))[0, -1])
+        surprise.append(-logits.log_softmax(0)[token].item())
+        ids = ids + [token]
+    weight = [s / (sum(surprise) / T) + 1 for s in surprise]
+    ends = []
+    for i in range(1, n + 1):
+        end = sum(1 for t in range(T) if sum(weight[:t]) + weight[t] / 2 < sum(weight) * i / n)
+        end = max(end, (ends[-1] if ends else 0) + 1)
+        ends.append(min(end, T - (n - i)))
+    return [row.chain[a:b] for a, b in zip([0, *ends], ends)]
+
+
+@pytest.mark.parametrize("how, ratio", [("step", 2), ("adaptive", 2), ("adaptive", 4)])
+def test_segmentations_are_those_of_a_naive_loop_and_all_layouts_follow(tok, how, ratio):
+    rows = encode(mini.load("mini", "train", 9), tok, 512)[0]         # its own: adaptive rows remember their cuts
+    method = make(tok, segmentation=how, ratio=ratio)
+    method.cut(rows)
+    expected = [pieces_by_hand(method, r) for r in rows]
+    assert [method.segments(r) for r in rows] == expected and all(s for pieces in expected for s in pieces)
+    if how == "adaptive":                                             # as many as fixed, and not the same
+        assert [len(p) for p in expected] == [-(-len(r.chain) // ratio) for r in rows]
+        assert len({len(s) for p in expected for s in p[:-1]}) > 1
+    else:
+        assert [len(p) for p in expected] == [len(e.steps) for e in mini.load("mini", "train", 9)]
+    for row, pieces in zip(rows, expected):
+        text = lambda layout: [[t for t, k, b in zip(layout.ids, layout.kind, layout.block) if k == TEXT and b == i]
+                               for i in range(1, len(pieces) + 1)]
+        assert text(method.encoder_layout(row)) == pieces and text(method.decoder_layout(row)) == pieces[1:] + [[]]
+        assert method.student_layout(row).kind.count(LATENT) == len(pieces)
+    batch, flat = method.collate1(rows), [s for pieces in expected for s in pieces]
+    probs, ids = method.segment_mixture(batch["ids"], batch["kind"], batch["block"])
+    assert len(probs) == len(flat)
+    for p, i, segment in zip(probs, ids, flat):
+        assert i[p > 0].tolist() == segment
+        torch.testing.assert_close(p[p > 0], torch.full((len(segment),), 1 / len(segment)), rtol=0, atol=1e-6)
+    labels = method.uniform_labels(rows)
+    assert labels["count"].tolist() == [len(p) for p in expected] and len(labels["probs"]) == len(flat)
+    assert run(method, "1", rows)[0].isfinite()
+    assert method.ratio == (1 if how == "step" else ratio)
+
+
+def test_even_cuts_by_hand():
+    cut = lambda weight, pieces: cut_evenly(torch.tensor([weight]), torch.tensor([len(weight)]), torch.tensor([pieces]))[0]
+    assert cut([1.0] * 6, 3) == [2, 4, 6]
+    assert cut([9.0, 1, 1, 1, 1, 1], 2) == [1, 6]                     # half of the weight is one token
+    assert cut([1.0, 1, 1, 1, 1, 95], 3) == [4, 5, 6]                 # no piece is empty, at the end
+    assert cut([95.0, 1, 1, 1, 1, 1], 3) == [1, 2, 6]                 # nor at the start
+    assert cut([1.0, 2.0], 2) == [1, 2] and cut([3.0], 1) == [1]
+    both = cut_evenly(torch.tensor([[1.0] * 4 + [0.0] * 2, [9.0, 1, 1, 1, 1, 1]]), torch.tensor([4, 6]), torch.tensor([4, 2]))
+    assert both == [[1, 2, 3, 4], [1, 6]]                             # rows of a batch do not see each other
+
+
+def test_a_row_that_nobody_has_cut_is_no_row_without_latents(rows, tok):
+    with pytest.raises(ValueError, match="adaptive"):
+        make(tok, segmentation="adaptive").student_layout(Row([1], [2, 3], [4]))

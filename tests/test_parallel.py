@@ -55,15 +55,16 @@ def test_two_processes_take_the_steps_of_one(tmp_path, tok, monkeypatch, method)
     torch.testing.assert_close(a["probs"], b["probs"], rtol=0.01, atol=0.002)        # kept in half precision
 
 
-def test_rl_rolls_out_each_question_in_one_process(tmp_path, tok, monkeypatch):
+@pytest.mark.parametrize("base, method", [("colar", "colar_rl"), ("latent_sft", "latent_rl")])
+def test_rl_rolls_out_each_question_in_one_process(tmp_path, tok, monkeypatch, base, method):
     """5 rows in batches of 2, two updates on each: the last batch is nobody's but the first process's."""
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
-    setup.train(parse_args(["--method", "colar", *TINY, "--latent_loss", "nll", "--max_steps", "1", "--out", str(tmp_path / "init")]))
+    setup.train(parse_args(["--method", base, *TINY, "--latent_loss", "nll", "--max_steps", "1", "--out", str(tmp_path / "init")]))
     args = [*TINY, "--group", "3", "--inner", "2", "--lr", "1e-4", "--init", tmp_path / "init", "--out", tmp_path / "rl"]
     for key, value in (("--train_size", "5"), ("--batch_size", "2")):
         args[args.index(key) + 1] = value
     del args[:2]                                                       # TINY's own --init
-    train_two("--method", "colar_rl", *args)
+    train_two("--method", method, *args)
     steps = [e for e in metrics(tmp_path / "rl") if "reward" in e]
     assert [e["step"] for e in steps] == [1, 2, 3, 4, 5] and all(1 <= e["len"] <= 6 for e in steps)
 

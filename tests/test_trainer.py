@@ -180,12 +180,12 @@ def test_a_run_killed_in_or_right_after_any_stage_resumes_bit_for_bit(tmp_path, 
     same_run(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("method", ["colar", "colar_rl"])
-def test_colar_and_its_rl_resume_bit_for_bit(tmp_path, method):
+@pytest.mark.parametrize("method", ["colar", "colar_rl", "latent_rl", "latent_sft"])
+def test_colar_the_rl_methods_and_adaptive_segments_resume_bit_for_bit(tmp_path, method):
     """Factors, labels, samples and rewards are drawn anew from (seed, step): nothing of them is in the checkpoint."""
-    args = ["--latent_loss", "nll", "--group", 3, "--inner", 2]
-    if method == "colar_rl":
-        train(tmp_path / "start", "colar", *args)
+    args = ["--latent_loss", "nll", "--group", 3, "--inner", 2, "--segmentation", "adaptive"]
+    if method.endswith("_rl"):
+        train(tmp_path / "start", {"colar_rl": "colar", "latent_rl": "latent_sft"}[method], *args)
         args += ["--init", tmp_path / "start"]
     train(tmp_path / "whole", method, *args)
     with pytest.MonkeyPatch.context() as patch:

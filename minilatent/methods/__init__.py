@@ -4,6 +4,7 @@ from .codi import CODI
 from .colar import CoLaR, CoLaRRL
 from .cot_sft import CoTSFT
 from .icot import ICoT
+from .latent_rl import LatentRL
 from .latent_sft import LatentSFT
 from .method import Method
 from .no_cot import NoCoT
@@ -11,4 +12,4 @@ from .pause import Pause
 
 METHODS: dict[str, type[Method]] = {
     "cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "coconut": Coconut, "codi": CODI,
-    "latent_sft": LatentSFT, "colar": CoLaR, "colar_rl": CoLaRRL}
+    "latent_sft": LatentSFT, "latent_rl": LatentRL, "colar": CoLaR, "colar_rl": CoLaRRL}

@@ -30,16 +30,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import parallel
 from ..batch import Row, encode_question, pad, segments
 from ..checkpoint import load_into
 from ..config import UserError
-from ..decode import decode
 from ..evaluate import accuracy
-from ..example import Example, is_correct
+from ..example import Example
 from ..latent import LatentHead, compress
-from ..losses import advantages, clipped_surrogate, cross_entropy, gaussian_nll, mean, mean_by, soft_mse
+from ..losses import cross_entropy, gaussian_nll, log_not, mean, soft_mse
 from ..masks import LATENT, PREFIX, TAIL, Layout
+from ..rl import GRPO
 from .method import Batch, Method, Stage
 
 
@@ -166,29 +165,13 @@ class CoLaR(Method):
                  f"compressed chains, a factor from 1 to {self.config.c_max} each step")]
 
 
-def log_not(logits: Tensor, token: int) -> Tensor:
-    """log(1 - softmax(logits)[token]), (..., V) -> (...,)"""
-    others = logits.float().index_fill(-1, torch.tensor(token, device=logits.device), float("-inf"))
-    return others.logsumexp(-1) - logits.float().logsumexp(-1)
+class CoLaRRL(GRPO, CoLaR):
+    """GRPO (see rl.py) from a CoLaR checkpoint, best one trained by NLL: its σ is a distribution, soft-MSE's goes to 0.
 
-
-class CoLaRRL(CoLaR):
-    """GRPO from a CoLaR checkpoint (best one trained by NLL: its σ is a distribution, soft-MSE's goes to 0).
-
-    For each question G chains and answers are drawn: latents from N(μ, σ), the end of the chain and the answer's
-    tokens from the language head. The reward is 1 for a right answer; A = (r - mean) / (std + ε) of its group.
-
-        J = mean over samples of   mean over its latents      min(ρA, clip(ρ)A)      ρ of the density of z_i
-                                 + mean over its decisions    min(ρA, clip(ρ)A)      ρ of "go on" or "end here" at z_i
-                                 + mean over its answer       min(ρA, clip(ρ)A)      ρ of a token
-
-    So each sample's chain has one advantage to share, ±1/length a latent: short right chains are made likelier by
-    more, short wrong ones less likely by more, which shortens chains. `--no-average` is the paper's "w/o average".
-
-    ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there. A
-    latent's log-density is its mean over the C dimensions of the width (the release's choice), so ρ is the C-th root of the
-    likelihood ratio: clipping at 1 ± ε is C times more lenient, and a latent weighs about as much as a token.
-    `--log_density sum` is the likelihood ratio itself; a small step in C dimensions moves it far, and most is clipped.
+    Latents are drawn from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density is its mean over
+    the C dimensions of the width (the release's choice), so ρ is the C-th root of the likelihood ratio: clipping at 1 ± ε
+    is C times more lenient, and a latent weighs about as much as a token. `--log_density sum` is the likelihood ratio
+    itself; a small step in C dimensions moves it far, and most is clipped.
     """
 
     def adopt(self, tensors, settings) -> None:
@@ -196,75 +179,22 @@ class CoLaRRL(CoLaR):
             raise UserError("colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, then --init its folder")
         if self.config.latent_loss == "mse" or settings["latent_loss"] == "mse":
             raise UserError("colar_rl needs a latent head with a σ: its --init was trained with --latent_loss mse")
-        if self.config.lora_dropout:
-            raise UserError("colar_rl compares a sample's probabilities before and after an update, dropout changes them: --lora_dropout 0")
         super().adopt(tensors, settings)
 
-    @torch.no_grad()
-    def rollout(self, rows: list[Row], rng: random.Random) -> Batch:
-        """G sampled chains and answers of each row's question, side by side, and what their tokens scored. A group stays
-        in one process, and each process draws its own."""
-        config, tok, G = self.config, self.tok, self.config.group
-        generator = torch.Generator().manual_seed(rng.getrandbits(62) + parallel.rank())
-        prompts = [p for r in rows for p in [self.prompt(r.text)] * G]
-        ids = pad(prompts, tok.pad).to(self.device)
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        out = decode(self.model, tok, self.model.embed(ids), lengths, self.thinker(1.0, generator),
-                     **{**self.decoding(), "sample_end": generator, "sample_answer": generator})
-        gold = [tok.decode(r.answer) for r in rows for _ in range(G)]
-        rewards = torch.tensor([float(is_correct(a, g)) for a, g in zip(out.answers, gold)]).view(-1, G)
-        said = [[t for t in row if t != tok.pad] for row in out.tokens.tolist()]
-        steps = out.lengths.tolist()
-        batch = self.tensors([Layout.of((p, PREFIX, 0), ([tok.latent] * n, LATENT, 0), ([tok.end_think, *answer], TAIL, 0))
-                              for p, n, answer in zip(prompts, steps, said)])
-        batch = {name: t.to(self.device) for name, t in batch.items()}
-        real = torch.arange(out.latents.shape[1], device=self.device) < out.lengths[:, None]
-        batch.update(z=out.latents[real], closed=out.closed, rewards=rewards.to(self.device),
-                     advantage=advantages(rewards).view(-1).to(self.device))       # (n, C), (R,), (rows, G), (R,)
-        with self.autocast():                    # as in the loss
-            return batch | {"old_" + name: value for name, (value, _) in self.log_probs(batch)[0].items()}
+    def sampler(self, generator):
+        return self.thinker(1.0, generator)
 
-    def log_probs(self, batch: Batch) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-        """The log-probabilities of all that was drawn, and which sample each belongs to: (n,), (n,) for the latents,
-        the decisions and the answer's tokens. And the latents' σ, (n, C)."""
-        ids, kind, z = batch["ids"], batch["kind"], batch["z"]                     # (B, T), (n, C)
-        h = self.model(embeds=self.embed_with(ids, kind, z))[:, :-1]
-        here, following = kind[:, :-1], kind[:, 1:]
-        sample = torch.arange(len(ids), device=ids.device)[:, None].expand_as(here)
+    def drawn(self, out, real):
+        return {"z": out.latents[real]}                                            # (n, C)
 
-        mu, log_sigma = (t.float() for t in self.latent_head(h[following == LATENT]))              # (n, C)
-        density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob((z / self.scale).float())
+    def fed(self, batch):
+        return batch["z"]
+
+    def latent_log_prob(self, batch, hidden):
+        mu, log_sigma = (t.float() for t in self.latent_head(hidden))              # (n, C)
+        density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob((batch["z"] / self.scale).float())
         density = density.mean(-1) if self.config.log_density == "mean" else density.sum(-1)
-
-        # At each latent the chain goes on or ends; one that was cut off has not decided its last.
-        decided = (here == LATENT) & ((following == LATENT) | batch["closed"][:, None])
-        logits = self.allowed(self.model.logits(h[decided]))
-        p_end = logits.log_softmax(-1)[:, self.tok.end_think]
-        decision = torch.where(following[decided] == TAIL, p_end, log_not(logits, self.tok.end_think))
-
-        tail = (here == TAIL) & (following == TAIL)                                # from </think> on: the answer
-        logits = self.allowed(self.model.logits(h[tail]))
-        answer = logits.log_softmax(-1).gather(-1, ids[:, 1:][tail][:, None])[:, 0]
-        return {"latents": (density, sample[following == LATENT]), "decisions": (decision, sample[decided]),
-                "answer": (answer, sample[tail])}, log_sigma.exp()
-
-    def allowed(self, logits: Tensor) -> Tensor:
-        """Without the tokens that decoding never draws."""
-        return logits.float().index_fill(-1, torch.tensor(self.tok.never, device=logits.device), float("-inf"))
-
-    def loss(self, batch: Batch, noise, progress: float):
-        config, R = self.config, len(batch["ids"])
-        objective, clipped = 0.0, []
-        drawn, sigma = self.log_probs(batch)
-        for name, (new, sample) in drawn.items():
-            gain, took_over = clipped_surrogate(new, batch["old_" + name], batch["advantage"][sample], config.clip_ratio)
-            clipped.append(took_over.float())
-            # Without averaging, a sample of twice the length counts twice; the scale stays that of the average.
-            objective = objective + mean(mean_by(gain, sample, R)[0] if config.average else gain)
-        rewards = batch["rewards"]
-        told = {"reward": rewards, "len": (batch["kind"] == LATENT).sum(1).float(), "sigma": sigma, "clipped": torch.cat(clipped),
-                "silent": (rewards == rewards[:, :1]).all(1).float()}
-        return -objective, {name: mean(values).item() for name, values in told.items()}
+        return density, {"sigma": log_sigma.exp()}
 
     def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
         yield Stage("colar_rl", train, [len(r.question) for r in train], self.rollout, self.loss, self.trainable(),

@@ -20,6 +20,9 @@ Stage 2 teaches the decoder to produce the chain by itself, in one parallel forw
 
     python train.py --method latent_sft [--ratio 4] [--gumbel] [--no-ltim] [--no-ltsum] [--latent hidden]
 
+Segments are of fixed length, as in the paper, or with `--segmentation step` the chain's own steps, or with `adaptive` as
+many as fixed ones but cut so that each holds about the same information (our design; the paper names it as future work).
+
 Where we differ, and why:
   - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its segment's
     tokens, with a weight that falls from `pull` to `pull_end`. Without it (0, the paper's recipe) a small model
@@ -32,10 +35,12 @@ import copy
 from typing import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .. import checkpoint, parallel
-from ..batch import IGNORE, Row, encode, pad, segments
+from ..batch import Row, cut_chain, cut_evenly, encode, pad
 from ..decode import decode, hidden_thinker, standardise, superposition_thinker
 from ..evaluate import accuracy
 from ..example import Example, is_correct
@@ -57,25 +62,57 @@ class LatentSFT(Method):
             return hidden_thinker(self.model)
         return superposition_thinker(self.model, self.config.k, self.tok.never)
 
+    # ------------------------------------------------------------------ segments
+
+    def segments(self, row: Row) -> list[list[int]]:
+        return cut_chain(row, self.config.segmentation, self.config.ratio)
+
+    @torch.no_grad()
+    def cut(self, rows: list[Row]) -> list[Row]:
+        """`--segmentation adaptive`, before anything is trained: ⌈T/r⌉ segments a chain that hold about the same
+        information, so many tokens where they are foreseen and few where they surprise. A token weighs half its share of
+        the chain's surprise -log p(c_t | Q <think> c_1 .. c_(t-1)) under the initial model, half its share of the
+        length, because a latent has to hold what is foreseen, too. Rows that are cut stay so."""
+        todo = sorted((r for r in rows if not r.cuts), key=lambda r: len(r.question) + len(r.chain))
+        if self.config.segmentation != "adaptive" or not todo:
+            return rows
+        self.eval()
+        for at in range(0, len(todo), self.config.eval_batch):
+            batch = todo[at:at + self.config.eval_batch]
+            layouts = [Layout.of((r.question + [self.tok.think], PREFIX, 0), (r.chain, TEXT, 0)) for r in batch]
+            ids, kind = self.on_device(self.tensors(layouts), "ids", "kind")
+            told = kind[:, 1:] == TEXT                                             # (B, T - 1)
+            with self.autocast():
+                logits = self.model.logits(self.model(ids)[:, :-1][told]).float()  # (n, V)
+            length = told.sum(1)                                                   # (B,)
+            surprise = F.cross_entropy(logits, ids[:, 1:][told], reduction="none")
+            surprise = pad_sequence(surprise.split(length.tolist()), True)         # (B, longest chain)
+            real = torch.arange(surprise.shape[1], device=ids.device) < length[:, None]
+            average = (surprise.sum(1) / length.clamp(min=1)).clamp(min=1e-9)[:, None]
+            weight = (surprise / average + 1) * real
+            for row, cuts in zip(batch, cut_evenly(weight, length, -(-length // self.config.ratio))):
+                row.cuts = cuts
+        return rows
+
     # ------------------------------------------------------------------ inputs
 
     def encoder_layout(self, row: Row) -> Layout:
         """Q <think> S_1 L S_2 L .. S_N L </think>"""
         pieces = [(row.question + [self.tok.think], PREFIX, 0)]
-        for i, segment in enumerate(segments(row.chain, self.config.ratio), 1):
+        for i, segment in enumerate(self.segments(row), 1):
             pieces += [(segment, TEXT, i), ([self.tok.latent], LATENT, i)]
         return Layout.of(*pieces, ([self.tok.end_think], TAIL, 0))
 
     def decoder_layout(self, row: Row) -> Layout:
         """Q <think> Z_1 S_2 Z_2 S_3 .. S_N Z_N </think> answer <eos>"""
         pieces = [(row.question + [self.tok.think], PREFIX, 0)]
-        for i, following in enumerate(segments(row.chain, self.config.ratio)[1:] + [[]], 1):
+        for i, following in enumerate(self.segments(row)[1:] + [[]], 1):
             pieces += [([self.tok.latent], LATENT, i), (following, TEXT, i)]
         return Layout.of(*pieces, ([self.tok.end_think, *row.answer], TAIL, 0))
 
     def student_layout(self, row: Row, closed_only: bool = False) -> Layout:
         """Q <think> z_1 .. z_N </think> answer <eos>, or only as far as </think>"""
-        n = len(segments(row.chain, self.config.ratio))
+        n = len(self.segments(row))
         return Layout.of((row.question + [self.tok.think], PREFIX, 0), ([self.tok.latent] * n, LATENT, 0),
                          ([self.tok.end_think] + ([] if closed_only else row.answer), TAIL, 0))
 
@@ -120,26 +157,31 @@ class LatentSFT(Method):
         return loss, logged
 
     def segment_mixture(self, ids: Tensor, kind: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """The uniform mixture of S_i for every latent: probabilities and ids (n, r), 0 where a segment is shorter.
-        In the encoder's input the r positions before an L are its segment's, unless they are another block's."""
+        """The uniform mixture of S_i for every latent: probabilities and ids (n, r), r tokens in the longest segment,
+        0 where one is shorter. In the encoder's input the r positions before an L are its segment's, unless they are
+        another block's."""
         row, at = (kind == LATENT).nonzero(as_tuple=True)                          # (n,), (n,)
-        back = at[:, None] - torch.arange(self.config.ratio, 0, -1, device=ids.device)   # (n, r)
+        longest = int(((block[row] == block[row, at][:, None]) & (kind[row] == TEXT)).sum(1).max())
+        back = at[:, None] - torch.arange(longest, 0, -1, device=ids.device)       # (n, r)
         mine = (block[row[:, None], back] == block[row, at][:, None]) & (kind[row[:, None], back] == TEXT)
         return mine / mine.sum(-1, keepdim=True), ids[row[:, None], back]
 
     @torch.no_grad()
-    def compression_accuracy(self, val: list[Example]) -> dict[str, float]:
+    def compression_accuracy(self, val: list[Example], rows: list[Row] | None = None) -> dict[str, float]:
         """Is the answer right when the decoder runs freely from the encoder's latents of the *gold* chain? That
-        measures compression, not reasoning: the gold chain holds the answer."""
+        measures compression, not reasoning: the gold chain holds the answer. rows: those of val, encoded and cut."""
         self.eval()
-        right, val = 0, parallel.shard(val)
+        rows = rows or self.gold(val)
+        right, val, rows = 0, parallel.shard(val), parallel.shard(rows)
         for at in range(0, len(val), self.config.eval_batch):
-            examples = val[at:at + self.config.eval_batch]
-            rows, _ = encode(examples, self.tok, self.model.config.context, "error")
-            z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in rows]), "ids", "kind"))[0]
-            out = self.answer_given(rows, z)
+            examples, gold = val[at:at + self.config.eval_batch], rows[at:at + self.config.eval_batch]
+            z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in gold]), "ids", "kind"))[0]
+            out = self.answer_given(gold, z)
             right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, examples))
         return parallel.average({"accuracy": right / max(len(val), 1)}, len(val))
+
+    def gold(self, examples: list[Example]) -> list[Row]:
+        return self.cut(encode(examples, self.tok, self.model.config.context, "error")[0])
 
     def answer_given(self, rows: list[Row], z: Tensor):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
@@ -184,14 +226,14 @@ class LatentSFT(Method):
 
     def places(self, rows: list[Row], order: list[int]) -> dict[str, Tensor]:
         """Where each row's latents begin, and how many they are, when the rows stand in this order."""
-        count = torch.tensor([len(segments(r.chain, self.config.ratio)) for r in rows])
+        count = torch.tensor([len(self.segments(r)) for r in rows])
         start = torch.empty_like(count)
         start[order] = count[order].cumsum(0) - count[order]
         return {"start": start, "count": count}
 
     def uniform_labels(self, rows: list[Row]) -> dict[str, Tensor]:
         """Labels without an encoder (`--labels uniform`): every latent the uniform mixture of its segment's tokens."""
-        ids = pad([s for r in rows for s in segments(r.chain, self.config.ratio)], self.tok.pad)   # (n, r)
+        ids = pad([s for r in rows for s in self.segments(r)], self.tok.pad)             # (n, r)
         real = ids != self.tok.pad
         return {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int(), **self.places(rows, list(range(len(rows))))}
 
@@ -239,6 +281,7 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ the whole
 
     def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
+        self.cut(train)
         if self.config.labels == "encoder":
             yield from self.stage1(train, val)
         self.train_rows = train
@@ -250,6 +293,7 @@ class LatentSFT(Method):
     def stage1(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
         config = self.config
         steps = [int(s) for s in config.stage1_steps.split(",")]
+        rows = self.gold(val)                                    # cut by the initial model, as the training rows are
         self.encoder = copy.deepcopy(self.model)
         tokens = [len(self.decoder_layout(r).ids) for r in train]
         trained = {"encoder": [self.encoder], "decoder": [self.model], "both": [self.encoder, self.model]}
@@ -257,9 +301,10 @@ class LatentSFT(Method):
             def loss(batch, noise, progress, i=i):                 # progress over the whole of stage 1
                 return self.loss1(batch, noise, (sum(steps[:i]) + progress * steps[i]) / max(1, sum(steps)))
             yield Stage(f"stage1-{phase}", train, tokens, self.collate1, loss, modules, steps[i],
-                        config.stage1_lr or config.lr, lambda: self.compression_accuracy(val))
+                        config.stage1_lr or config.lr, lambda: self.compression_accuracy(val, rows))
 
     def plan(self, train: list[Row]):
+        self.cut(train[:1000])
         mean = lambda layout: sum(len(layout(r).ids) for r in train[:1000]) / max(1, len(train[:1000]))
         both = mean(self.encoder_layout) + mean(self.decoder_layout)
         names = ("stage1-encoder", "stage1-decoder", "stage1-both")

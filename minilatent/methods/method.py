@@ -66,8 +66,9 @@ class Method(nn.Module):
 
     @property
     def ratio(self) -> int:
-        """Chain tokens that a step of thinking stands for, at least."""
-        return self.config.ratio
+        """Chain tokens that a step of thinking stands for, at least. (One latent for a step of the chain has no such
+        number: ECR then cuts the reference evenly into as many segments as there were latents.)"""
+        return 1 if self.config.segmentation == "step" else self.config.ratio
 
     def prompt(self, question: str) -> list[int]:
         return [*encode_question(question, self.tok), self.tok.think]

@@ -1,0 +1,130 @@
+"""GRPO for a model that thinks in latents: what the RL stages of CoLaR and Latent-SFT share.
+
+For each question G chains and answers are drawn: latents by the method's own policy, the end of the chain and the
+answer's tokens from the language head. The reward is 1 for a right answer; A = (r - mean) / (std + ε) of its group.
+
+    J = mean over samples of   mean over its latents      min(ρA, clip(ρ)A)      ρ of the latent z_i
+                             + mean over its decisions    min(ρA, clip(ρ)A)      ρ of "go on" or "end here" at z_i
+                             + mean over its answer       min(ρA, clip(ρ)A)      ρ of a token
+
+So each sample's chain has one advantage to share, ±1/length a latent: short right chains are made likelier by
+more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent and token alike.
+
+ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there.
+"""
+import random
+
+import torch
+from torch import Tensor
+
+from . import parallel
+from .batch import Row, pad
+from .config import UserError
+from .decode import Decoded, Thinker, decode
+from .example import is_correct
+from .losses import advantages, clipped_surrogate, log_not, mean, mean_by
+from .masks import LATENT, PREFIX, TAIL, Layout
+
+Batch = dict[str, Tensor]
+
+
+class GRPO:
+    """What a method gains for its RL stage: `class X(GRPO, Method)`. Its chains hold one latent or more. It says how a
+    latent is drawn, and how likely one is that was; n: the latents of a batch, R = rows · G: its samples."""
+
+    def sampler(self, generator: torch.Generator) -> Thinker:
+        """The policy that draws latents."""
+        raise NotImplementedError
+
+    def drawn(self, out: Decoded, real: Tensor) -> Batch:
+        """What a batch keeps of the latents that were drawn, (n, ..). real (R, N): which places of `out` hold one."""
+        raise NotImplementedError
+
+    def fed(self, batch: Batch) -> Tensor:
+        """And what was fed for them, (n, C)."""
+        raise NotImplementedError
+
+    def latent_log_prob(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Batch]:
+        """How likely they are, (n,), by the hidden states (n, C) that foretell them; and what to tell in the log."""
+        raise NotImplementedError
+
+    def credit(self, name: str, batch: Batch, sample: Tensor) -> Tensor:
+        """The advantage of each latent, decision or answer token, (m,), of the samples (m,)."""
+        return batch["advantage"][sample]
+
+    def judge(self, batch: Batch, rewards: Tensor) -> Batch:
+        """The batch with its samples' rewards (rows, G), their advantages, and which samples the objective counts."""
+        return {**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1),
+                "kept": torch.ones_like(batch["right"])}
+
+    def adopt(self, tensors, settings) -> None:
+        if self.config.lora_dropout:
+            raise UserError(f"{self.config.method} compares a sample's probabilities before and after an update, dropout changes them: "
+                            "--lora_dropout 0")
+        super().adopt(tensors, settings)
+
+    @torch.no_grad()
+    def rollout(self, rows: list[Row], rng: random.Random) -> Batch:
+        """G sampled chains and answers of each row's question, side by side, and what their tokens scored. A group stays
+        in one process, and each process draws its own."""
+        tok, G = self.tok, self.config.group
+        generator = torch.Generator().manual_seed(rng.getrandbits(62) + parallel.rank())
+        prompts = [p for r in rows for p in [self.prompt(r.text)] * G]
+        ids = pad(prompts, tok.pad).to(self.device)
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        out = decode(self.model, tok, self.model.embed(ids), lengths, self.sampler(generator),
+                     **{**self.decoding(), "sample_end": generator, "sample_answer": generator})
+        gold = [tok.decode(r.answer) for r in rows for _ in range(G)]
+        right = torch.tensor([is_correct(a, g) for a, g in zip(out.answers, gold)], device=self.device)
+        said = [[t for t in row if t != tok.pad] for row in out.tokens.tolist()]
+        steps = out.lengths.tolist()
+        batch = self.tensors([Layout.of((p, PREFIX, 0), ([tok.latent] * n, LATENT, 0), ([tok.end_think, *answer], TAIL, 0))
+                              for p, n, answer in zip(prompts, steps, said)])
+        batch = {name: t.to(self.device) for name, t in batch.items()}
+        real = torch.arange(out.latents.shape[1], device=self.device) < out.lengths[:, None]
+        whole = out.closed & (out.tokens == tok.eos).any(1)                        # neither chain nor answer was cut off
+        batch |= {"closed": out.closed, "whole": whole, "right": right, **self.drawn(out, real)}      # (R,), (n, ..)
+        with self.autocast():                    # as in the loss
+            old, _ = self.log_probs(batch)
+        values, sample = (torch.cat(x) for x in zip(*old.values()))
+        batch |= {"old_" + name: value for name, (value, _) in old.items()}
+        batch["likely"] = mean_by(values, sample, len(prompts))[0]                 # (R,) a sample's mean log-probability
+        return self.judge(batch, right.float().view(-1, G))
+
+    def log_probs(self, batch: Batch) -> tuple[dict[str, tuple[Tensor, Tensor]], Batch]:
+        """The log-probabilities of all that was drawn, and which sample each belongs to: (m,), (m,) for the latents,
+        the decisions and the answer's tokens. And what latent_log_prob has to tell."""
+        ids, kind = batch["ids"], batch["kind"]                                    # (R, T)
+        h = self.model(embeds=self.embed_with(ids, kind, self.fed(batch)))[:, :-1]
+        here, following = kind[:, :-1], kind[:, 1:]
+        sample = torch.arange(len(ids), device=ids.device)[:, None].expand_as(here)
+        latents, told = self.latent_log_prob(batch, h[following == LATENT])
+
+        # At each latent the chain goes on or ends; one that was cut off has not decided its last.
+        decided = (here == LATENT) & ((following == LATENT) | batch["closed"][:, None])
+        logits = self.allowed(self.model.logits(h[decided]))
+        p_end = logits.log_softmax(-1)[:, self.tok.end_think]
+        decision = torch.where(following[decided] == TAIL, p_end, log_not(logits, self.tok.end_think))
+
+        tail = (here == TAIL) & (following == TAIL)                                # from </think> on: the answer
+        logits = self.allowed(self.model.logits(h[tail]))
+        answer = logits.log_softmax(-1).gather(-1, ids[:, 1:][tail][:, None])[:, 0]
+        return {"latents": (latents, sample[following == LATENT]), "decisions": (decision, sample[decided]),
+                "answer": (answer, sample[tail])}, told
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """Without the tokens that decoding never draws."""
+        return logits.float().index_fill(-1, torch.tensor(self.tok.never, device=logits.device), float("-inf"))
+
+    def loss(self, batch: Batch, noise, progress: float):
+        objective, clipped, kept = 0.0, [], batch["kept"]                          # (R,)
+        drawn, told = self.log_probs(batch)
+        for name, (new, sample) in drawn.items():
+            gain, took_over = clipped_surrogate(new, batch["old_" + name], self.credit(name, batch, sample), self.config.clip_ratio)
+            clipped.append(took_over.float())
+            # Without averaging, a sample of twice the length counts twice; the scale stays that of the average.
+            objective = objective + mean(mean_by(gain, sample, len(kept))[0][kept] if self.config.average else gain[kept[sample]])
+        rewards = batch["rewards"]
+        told = {"reward": rewards, "accuracy": batch["right"].float(), "len": (batch["kind"] == LATENT).sum(1).float(), **told,
+                "clipped": torch.cat(clipped), "silent": (batch["advantage"].view_as(rewards) == 0).all(1).float()}
+        return -objective, {name: mean(values).item() for name, values in told.items()}

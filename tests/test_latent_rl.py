@@ -1,0 +1,239 @@
+"""Latent-GRPO: the density and its mirror by hand, who keeps an advantage, and samples one by one."""
+import math
+import random
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from minilatent import mini
+from minilatent.batch import encode
+from minilatent.config import UserError, resolve
+from minilatent.latent import clamped_gumbel
+from minilatent.losses import advantages, gumbel_log_density
+from minilatent.masks import LATENT
+from minilatent.methods import METHODS
+
+SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "group": 3, "k": 4}
+REWARDS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def rows(tok):
+    return encode(mini.load("mini", "train", 9), tok, 512)[0]
+
+
+def make(tok, **changes):
+    """A model whose </think> and <eos> are loud: some chains and answers end by themselves."""
+    model = tiny_model(tok.vocab_size, scale=3.0, context=512, tied=False)
+    with torch.no_grad():
+        model.head.weight[[tok.end_think, tok.eos]] *= 12
+    return METHODS["latent_rl"](resolve({"method": "latent_rl", **SMALL, **changes}), tok, model).train()
+
+
+def rolled(tok, rows, seed=0, whole=True, **changes):
+    """A rollout, as if its samples had earned REWARDS: random weights are never right."""
+    method = make(tok, **changes)
+    batch = method.rollout(rows[:3], random.Random(seed))
+    if whole:
+        batch["whole"] = torch.ones(9, dtype=torch.bool)
+    return method, method.judge(batch, REWARDS)
+
+
+# --- by hand -------------------------------------------------------------------------------------------------------
+
+def test_the_density_of_a_latent_and_its_gradient_by_hand():
+    log_p = torch.tensor([[0.5, -1.0], [0.5, -1.0]], requires_grad=True)
+    score = torch.tensor([[1.5, -1.5], [1.5, -1.5]])                  # d = 1 and -0.5
+    density = gumbel_log_density(score, log_p, torch.tensor([[False], [True]]))
+    value = (-1 - math.exp(-1) + 0.5 - math.exp(0.5)) / 2
+    torch.testing.assert_close(density, torch.tensor([value, value]))
+    density.sum().backward()
+    plain = [1 - math.exp(-1), 1 - math.exp(0.5)]                     # of -d - e^-d by log p, d = y - log p
+    torch.testing.assert_close(log_p.grad * 2, torch.tensor([plain, [plain[0], math.exp(-0.5) - 1]]))     # of d - e^d
+    far = torch.tensor([[-200.0]], requires_grad=True)
+    gumbel_log_density(torch.tensor([[0.0]]), far, torch.tensor([[True]])).backward()
+    assert far.grad.isfinite().all()                                  # e^200 stands in neither branch
+    gumbel = torch.distributions.Gumbel(log_p.detach(), torch.ones(2, 2)).log_prob(score).mean(-1)
+    torch.testing.assert_close(density.detach(), gumbel)
+
+
+def test_the_noise_is_clamped_and_one_sided_by_a_shift_that_changes_no_latent(tok, rows):
+    noise = clamped_gumbel((4000,), torch.Generator().manual_seed(0))
+    assert noise.min() == -1.5 and noise.max() == 3.0 and abs(noise.mean() - 0.55) < 0.05
+    (_, one), (other_method, two) = (rolled(tok, rows, one_sided=s) for s in (True, False))
+    assert torch.equal(one["top"], two["top"])
+    torch.testing.assert_close(one["score"].softmax(-1), two["score"].softmax(-1))
+    torch.testing.assert_close(one["score"], two["score"] + 1.5)
+    method, batch = rolled(tok, rows)
+    assert noise_of(method, batch).min() > -1e-4 and noise_of(other_method, two).min() < -0.1
+
+
+def noise_of(method, batch):
+    """d = y - log p, (n, k), under the policy that drew y."""
+    h = method.model(embeds=method.embed_with(batch["ids"], batch["kind"], method.fed(batch)))[:, :-1]
+    log_p = method.allowed(method.model.logits(h[batch["kind"][:, 1:] == LATENT])).log_softmax(-1)
+    return (batch["score"] - log_p.gather(-1, batch["top"])).detach()
+
+
+def test_advantages_leave_out_what_does_not_count():
+    A = advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]),
+                   torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.bool))
+    torch.testing.assert_close(A, torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), rtol=1e-4, atol=0)
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
+    """Latents, every decision to go on or to end, and the answer; each sample alone, without padding."""
+    method, batch = rolled(tok, rows)
+    found, _ = method.log_probs(batch)
+    E, at = method.model.embed.weight, 0
+    expected = {"latents": [], "decisions": [], "answer": []}
+    assert (batch["kind"] < 0).any() and len({int(n) for n in (batch["kind"] == LATENT).sum(1)}) > 1
+    for r in range(9):
+        kind = batch["kind"][r]
+        ids = batch["ids"][r][kind >= 0].tolist()
+        n = int((kind == LATENT).sum())
+        x = torch.stack([E[t] for t in ids])
+        first = ids.index(tok.latent)
+        for i in range(n):
+            alpha = batch["score"][at + i].exp() / batch["score"][at + i].exp().sum()
+            x[first + i] = sum(a * E[t] for a, t in zip(alpha, batch["top"][at + i]))
+        logits = method.model.logits(method.model(embeds=x[None])[0])
+        logits[:, tok.never] = -float("inf")
+        log_q = logits.log_softmax(-1)
+        for i in range(n):
+            d = [batch["score"][at + i, j] - log_q[first + i - 1, t] for j, t in enumerate(batch["top"][at + i])]
+            expected["latents"].append((sum(-x - torch.exp(-x) for x in d).item() / len(d), r))
+            end = log_q[first + i, tok.end_think].exp()
+            if i < n - 1:
+                expected["decisions"].append(((1 - end).log().item(), r))
+            elif batch["closed"][r]:
+                expected["decisions"].append((end.log().item(), r))
+        for i in range(first + n + 1, len(ids)):
+            expected["answer"].append((log_q[i - 1, ids[i]].item(), r))
+        at += n
+    assert at == len(batch["score"])
+    for name, (values, sample) in found.items():
+        assert sample.tolist() == [r for _, r in expected[name]], name
+        torch.testing.assert_close(values, torch.tensor([v for v, _ in expected[name]]), rtol=1e-4, atol=2e-4)
+    for r in range(9):
+        mine = [v for pairs in expected.values() for v, s in pairs if s == r]
+        assert batch["likely"][r].item() == pytest.approx(sum(mine) / len(mine), abs=2e-4)
+
+
+@pytest.mark.parametrize("switches", [{}, {"average": False}, {"best_first": False}, {"one_sided": False}])
+def test_the_first_inner_step_is_the_plain_policy_gradient_over_the_groups_that_count(tok, rows, switches):
+    """The ratio is exactly 1, so the surrogate is the advantage and its gradient A · ∇log p; the third group is silent."""
+    method, batch = rolled(tok, rows, mirror=False, **switches)
+    for name, (values, _) in method.log_probs(batch)[0].items():
+        assert torch.equal(values, batch["old_" + name]), name
+    loss, logged = method.loss(batch, None, 0.0)
+    assert logged["clipped"] == 0 and logged["reward"] == pytest.approx(3 / 9) and logged["silent"] == pytest.approx(1 / 3)
+    assert {"accuracy", "len", "entropy"} <= logged.keys() and logged["entropy"] > 0
+    parameters = [p for m in method.trainable() for p in m.parameters()]
+    plain = 0.0
+    for name, (values, sample) in method.log_probs(batch)[0].items():
+        A = batch["latent_advantage"] if name == "latents" else batch["advantage"][sample]
+        heard = sample < 6
+        share = 1 / (6 * torch.bincount(sample, minlength=9)[sample]) if method.config.average else torch.full_like(values, 1 / int(heard.sum()))
+        plain = plain - (share * A * values)[heard].sum()
+    for a, b in zip(torch.autograd.grad(loss, parameters, allow_unused=True), torch.autograd.grad(plain, parameters, allow_unused=True)):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_ratio_is_one_in_bfloat16_too(tok, rows):
+    method, batch = rolled(tok, rows, dtype="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, (values, _) in method.log_probs(batch)[0].items():
+            assert torch.equal(values, batch["old_" + name]), name
+
+
+def test_the_mirror_changes_the_gradient_of_two_sided_noise_and_no_value(tok, rows):
+    for one_sided in (True, False):
+        losses, grads = [], []
+        for mirror in (True, False):
+            method, batch = rolled(tok, rows, one_sided=one_sided, mirror=mirror, best_first=False)
+            batch["score"] = batch["score"] + 1e-3 * one_sided         # d = 0 is not to become -1e-7
+            loss, _ = method.loss(batch, None, 0.0)
+            losses.append(loss), grads.append(torch.autograd.grad(loss, method.model.head.weight)[0])
+        assert torch.equal(*losses)
+        assert torch.equal(*grads) == one_sided
+
+
+def test_at_the_first_latent_only_the_likeliest_right_sample_has_an_advantage(tok, rows):
+    method, batch = rolled(tok, rows)
+    count = (batch["kind"] == LATENT).sum(1).tolist()
+    A, likely, at = batch["advantage"], batch["likely"], 0
+    winners = {0: max((0, 2), key=lambda r: likely[r]), 1: 4}         # the third group has no right sample
+    for r in range(9):
+        own = batch["latent_advantage"][at:at + count[r]]
+        keeps = r // 3 == 2 or winners[r // 3] == r
+        assert own[0] == (A[r] if keeps else 0) and (own[1:] == A[r]).all(), r
+        at += count[r]
+    for group in (0, 1):
+        assert (A[3 * group:3 * group + 3] != 0).all()
+    off = rolled(tok, rows, best_first=False)[1]
+    assert torch.equal(off["latent_advantage"], off["advantage"].repeat_interleave(torch.tensor(count)))
+
+
+def test_a_sample_that_was_cut_off_has_no_part_in_its_group(tok, rows):
+    method, batch = rolled(tok, rows, whole=False)
+    batch["whole"] = torch.tensor([True, True, False, False, True, True, True, True, True])
+    batch = method.judge(batch, REWARDS)
+    torch.testing.assert_close(batch["advantage"], torch.tensor([1.0, -1, 0, 0, 1, -1, 0, 0, 0]), rtol=1e-4, atol=0)
+    assert batch["kept"].tolist() == [True] * 6 + [False] * 3 and batch["rewards"].sum() == 2
+    batch["whole"][1] = False                                         # one is left: nothing to compare it with
+    assert not method.judge(batch, REWARDS)["kept"][:3].any()
+    silent = method.judge(batch, torch.zeros(3, 3))
+    loss, logged = method.loss(silent, None, 0.0)                     # all groups: no objective, and no NaN
+    assert loss == 0 and logged["silent"] == 1
+    whole = torch.cat([make(tok, max_answer=40).rollout(rows[:3], random.Random(s))["whole"] for s in range(4)])
+    assert whole.any() and not whole.all()
+
+
+def test_samples_repeat_with_their_seed_and_differ_inside_a_group(tok, rows):
+    one, again, other = (rolled(tok, rows, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(one["score"], again["score"]) and torch.equal(one["ids"], again["ids"])
+    assert one["score"].shape != other["score"].shape or not torch.equal(one["score"], other["score"])
+    assert not torch.equal(one["score"][0], one["score"][int((one["kind"][0] == LATENT).sum())])
+    assert one["top"].shape[1] == 4 and not torch.isin(one["top"], torch.tensor(tok.never)).any()
+
+
+def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
+    """The reward here is for the first latent's likeliest token being one of half the vocabulary: latents must learn it."""
+    method = make(tok, group=16, max_chain=2, k=2, best_first=False)
+    optimizer = torch.optim.Adam([p for m in method.trainable() for p in m.parameters()], lr=3e-3)
+    told = []
+    for step in range(30):
+        batch = method.rollout(rows[:2], random.Random(step))
+        batch["whole"] = torch.ones(32, dtype=torch.bool)
+        count = (batch["kind"] == LATENT).sum(1)
+        rewards = (batch["top"][count.cumsum(0) - count, 0] % 2).float().view(2, 16)
+        told.append(rewards.mean().item())
+        loss, _ = method.loss(method.judge(batch, rewards), None, 0.0)
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert sum(told[-5:]) / 5 > sum(told[:5]) / 5 + 0.2, told
+
+
+def test_only_what_is_trained_moves_and_the_embeddings_are_not(tok):
+    method = make(tok)
+    trained = {id(p) for m in method.trainable() for p in m.parameters()}
+    left = {n for n, p in method.model.named_parameters() if id(p) not in trained}
+    assert left == {"embed.weight"}
+
+
+def test_it_starts_from_a_latent_sft_run_of_the_same_superpositions(tok):
+    method, fits = make(tok), {"method": "latent_sft", "latent": "superposition", "k": 4, "ratio": 2, "segmentation": "fixed"}
+    method.adopt({}, fits)
+    method.adopt({}, {**fits, "method": "latent_rl"})
+    for settings, said in (({}, "starts from a Latent-SFT run"), ({"method": "cot_sft"}, "starts from a Latent-SFT run"),
+                           ({**fits, "latent": "hidden"}, "--latent hidden"), ({**fits, "k": 10}, "--k 10"), ({**fits, "ratio": 4}, "--ratio 4"),
+                           ({**fits, "segmentation": "step"}, "--segmentation step")):
+        with pytest.raises(UserError, match=said):
+            method.adopt({}, settings)
+    with pytest.raises(UserError, match="--lora_dropout 0"):
+        make(tok, lora_rank=2, lora_dropout=0.1).adopt({}, fits)
