@@ -66,12 +66,12 @@ def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Row:
                {"method": "latent_sft", "ratio": ratio, **train})
 
 
-def colar(suffix: str, what: str, **train) -> Row:
+def colar(suffix: str = "", what: str = "", **train) -> Row:
     return Row(f"colar{suffix}", f"CoLaR{what}", "ablation" if suffix else "main", {"method": "colar", **train},
                speeds("CoLaR-{}" + what))
 
 
-def colar_rl(suffix: str, what: str, **train) -> Row:
+def colar_rl(suffix: str = "", what: str = "", **train) -> Row:
     settings = {"method": "colar_rl", "latent_loss": "nll", "lr": 1e-4, "batch_size": 16, **train}
     return Row(f"colar_rl{suffix}", f"CoLaR-RL{what}", "ablation" if suffix else "main", settings, share=0.5, after="colar_nll_half")
 
@@ -87,12 +87,12 @@ ROWS = [
     Row("icot", "iCoT", "main", {"method": "icot"}),
     Row("coconut", "Coconut", "main", {"method": "coconut"}),
     Row("codi", "CODI", "main", {"method": "codi"}),
-    colar("", ""),
+    colar(),
     latent_sft(4),
     latent_sft(2),
     Row("colar_nll_half", "CoLaR, NLL, half the budget", "ablation", {"method": "colar", "latent_loss": "nll"},
-        speeds("CoLaR-{}, NLL, half the budget"), share=0.5),
-    colar_rl("", ""),
+        speeds("CoLaR-{}, NLL, half the budget: before RL"), share=0.5),
+    colar_rl(),
     colar_rl("_no_average", ", no averaging", average=False),
     colar("_det", ", deterministic head", latent_loss="mse"),
     colar("_no_labels", ", no compressed labels", compressed_labels=False),
@@ -231,12 +231,12 @@ def machine(device: str) -> dict:
         name = next(line for line in open("/proc/cpuinfo") if line.startswith("model name")).split(":")[1].strip()
     if pick_device(device).type == "cuda":
         name = torch.cuda.get_device_name()
-    git = lambda *words: subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True).stdout.strip()
-    with contextlib.suppress(OSError):
+    commit = ""
+    with contextlib.suppress(OSError):                   # git may not be there
+        git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
         commit = git("rev-parse", "--short", "HEAD")
-        return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-                "commit": commit and commit + ("+" if git("status", "--porcelain", "-uno") else "")}
-    return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": ""}
+        commit += "+" if commit and git("status", "--porcelain", "-uno") else ""      # with changes
+    return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit}
 
 
 def do_row(row: Row, seed: int, args, total: float) -> None:
@@ -248,7 +248,7 @@ def do_row(row: Row, seed: int, args, total: float) -> None:
         method = load_run(folder, pick_device(args.device), variant.soft)
         method.config.speed = variant.speed or method.config.speed
         examples = data.load(name, "test", limit=args.limit)
-        line = {"row": row.name + variant.suffix, "title": variant.title or row.title, "group": row.group, "seed": seed,
+        line = {"row": row.name + variant.suffix, "run": row.name, "title": variant.title or row.title, "group": row.group, "seed": seed,
                 "instead_of": row.instead_of, "budget": args.budget, "limit": args.limit, **facts,
                 **evaluate(method, examples, name, frequent=training_tokens(method), per_question=True)}
         if name == INTERVENED and method.thinker() is not None:

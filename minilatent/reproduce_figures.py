@@ -62,7 +62,7 @@ def frontier_figure(lines: list[Line]):
         edge = max(p[2] for p in column) + 0.025 * longest
         for (row, title, x, y, _), height in zip(column, spread([p[3] for p in column], 4.6)):
             ax.annotate(title, (x, y), (edge, height), color=look(row)[0], va="center", fontsize=10.5,
-                        arrowprops={"arrowstyle": "-", "color": look(row)[0], "alpha": 0.35, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4})
+                        arrowprops={"arrowstyle": "-", "color": look(row)[0], "alpha": 0.35, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)})
     ax.set(xlabel="#L, steps of thinking (mean)", ylabel="accuracy (%), mean of four test sets", ylim=(0, 103))
     ax.set_xlim(-0.03 * longest, 1.28 * longest)
     ax.grid(alpha=0.25)
@@ -79,33 +79,45 @@ def ablation_figure(lines: list[Line]):
     groups = {whole: some for whole, rows in groups.items() if len(some := [r for r in rows if r in found and found[r][1]]) > 1}
     if not groups:
         return None
-    heights = [len(rows) + 0.8 for rows in groups.values()]
-    figure, axes = plt.subplots(len(groups), 1, figsize=(8.5, 0.42 * sum(heights) + 0.8), layout="constrained", sharex=True,
-                                squeeze=False, height_ratios=heights)
-    for ax, (whole, rows) in zip(axes[:, 0], groups.items()):
-        colour = look(whole)[0]
-        full = 100 * found[whole][1][0] if whole in rows else None
-        for i, row in enumerate(rows):
-            y, arms = bars(found[row][1])
-            ax.barh(i, y, color=colour, alpha=1.0 if row == whole else 0.45, height=0.72)
-            ax.errorbar(y, i, xerr=arms, color="black", capsize=3, linewidth=1.2)
-            change = "" if row == whole or full is None else f"   {y - full:+.1f}"
-            ax.text(y + arms[1][0] + 1, i, f"{y:.1f}{change}", va="center", fontsize=10)
-        ax.set_yticks(range(len(rows)), [found[r][0] for r in rows])
-        ax.get_yticklabels()[0].set_fontweight("bold")
-        ax.invert_yaxis()
-        if full is not None:
-            ax.axvline(full, color=colour, linewidth=1, linestyle="--", alpha=0.7)
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x", alpha=0.25)
-        ax.set_axisbelow(True)
-    axes[-1, 0].set(xlabel="accuracy (%), mean of four test sets", xlim=(0, 112), xticks=range(0, 101, 20))
-    figure.suptitle("What each part contributes", x=0.01, ha="left", fontweight="bold", fontsize=12)
+    columns = [c for c in ([g for g in groups.items() if g[0].startswith(family)] for family in ("latent_sft", "colar")) if c]
+    rows = max(sum(len(some) + 1.2 for _, some in column) for column in columns)
+    figure = plt.figure(figsize=(7.6 * len(columns), 0.36 * rows + 1), layout="constrained")
+    for part, column in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns):
+        axes = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=[len(some) + 0.4 for _, some in column])
+        for ax, (whole, some) in zip(axes[:, 0], column):
+            draw_ablations(ax, whole, {row: found[row] for row in some})
+        axes[-1, 0].set(xlabel="accuracy (%), mean of four test sets", xlim=(0, 100), xticks=range(0, 101, 20))
+    figure.suptitle("What each part contributes", x=0.01, ha="left", fontweight="bold", fontsize=13)
     return figure
+
+
+def draw_ablations(ax, whole: str, found: dict[str, tuple]) -> None:
+    """Bars of a whole method and its ablations: titles and estimates, by row. The numbers stand to the right of the axes."""
+    colour, full = look(whole)[0], 100 * found[whole][1][0] if whole in found else None
+    for i, (row, (_, estimated)) in enumerate(found.items()):
+        y, arms = bars(estimated)
+        ax.barh(i, y, color=colour, alpha=1.0 if row == whole else 0.45, height=0.72)
+        ax.errorbar(y, i, xerr=arms, color="black", capsize=3, linewidth=1.2)
+        ax.text(1.08, i, f"{y:.1f}", va="center", ha="right", fontsize=10, transform=ax.get_yaxis_transform())
+        if row != whole and full is not None:
+            ax.text(1.18, i, f"{y - full:+.1f}", va="center", ha="right", fontsize=10, transform=ax.get_yaxis_transform(), color=GREY)
+    title = found[whole][0] if whole in found else ""
+    ax.set_yticks(range(len(found)), [name if row == whole else name.removeprefix(title + ", ") for row, (name, _) in found.items()])
+    if full is not None:
+        ax.get_yticklabels()[0].set_fontweight("bold")
+        ax.axvline(full, color=colour, linewidth=1, linestyle="--", alpha=0.7)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", alpha=0.25)
+    ax.set_axisbelow(True)
 
 
 def parent(row: str) -> str | None:
     """The whole method that a row is an ablation of, by its name: colar_mean_2 of colar_2, colar_rl_x of colar_rl."""
+    if row == "colar_nll_half_2":                        # what RL starts from
+        return "colar_rl"
+    if row == "colar_nll_half_5":
+        return None
     for whole in ("latent_sft_2", "latent_sft_4", "colar_rl"):
         if row.startswith(whole + "_"):
             return whole
@@ -116,40 +128,32 @@ def parent(row: str) -> str | None:
 def curves_figure(lines: list[Line], folder: Path):
     """Loss and validation accuracy over training time, for the main rows: first seed, last stage (a curriculum's earlier stages
     are other tasks)."""
-    curves = {row: c for row in main_rows(lines) if (c := curve(folder, row))}
+    runs = {l["run"]: l["row"] for l in reversed(lines) if l["group"] == "main"}       # a run may be judged as several rows
+    curves = {run: json.loads(paths[0].read_text()) for run in reversed(runs) if (paths := sorted(folder.glob(f"{run}-seed*.json")))}
     if not curves:
         return None
+    titles, ends = {"colar": "CoLaR"} | {run: main_rows(lines)[row] for run, row in runs.items() if run != "colar"}, []
     figure, (left, middle) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
-    ends = []
-    titles = {"colar_5": "CoLaR", **main_rows(lines)} | ({"colar_5": "CoLaR"} if "colar_5" in curves else {})
-    for row, entries in curves.items():
-        if row == "colar_2" and "colar_5" in curves or row == "cot_sft_soft":
-            continue                                     # another way to judge the same run
-        last, colour = entries[-1]["index"], look(row)[0]
-        line = "--" if row.endswith(("_4", "_scratch")) else "-"
+    for run, entries in curves.items():
+        last, colour = entries[-1]["index"], look(run)[0]
+        line = "--" if run.endswith("_4") else "-"
         losses = [(e["seconds"] / 60, e["loss"]) for e in entries if "loss" in e and e["index"] == last]
         scores = [(e["seconds"] / 60, 100 * e["val_accuracy"]) for e in entries if "val_accuracy" in e and e["index"] == last]
         left.plot(*zip(*losses), color=colour, linestyle=line, linewidth=1.6)
         middle.plot(*zip(*scores), color=colour, linestyle=line, marker="o", markersize=4, linewidth=1.6)
-        ends.append((titles[row], *scores[-1], colour))
+        ends.append((titles[run], *scores[-1], colour))
     right_edge = max(e[1] for e in ends)
     for (title, x, y, colour), height in zip(ends, spread([e[2] for e in ends], 5.5)):
         middle.annotate(title, (x, y), (1.04 * right_edge, height), color=colour, va="center", fontsize=10, annotation_clip=False,
-                        arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8})
-    left.set(xlabel="training time (minutes)", ylabel="loss (each method's own)", yscale="log")
+                        arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": (0, 0.5)})
+    left.set(xlabel="training time (minutes)", ylabel="loss (each method's own)", yscale="symlog" if any(e.get("loss", 1) <= 0 for c in curves.values() for e in c) else "log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("")
     middle.set(xlabel="training time (minutes)", ylabel="validation accuracy (%)", ylim=(0, 103))
     for ax in (left, middle):
         ax.grid(alpha=0.25)
     figure.suptitle("Training: the last stage of each method", x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure
-
-
-def curve(folder: Path, row: str) -> list[dict]:
-    """The curve of a row's first seed: of the run it was judged from, whose name may be shorter (colar_5: colar)."""
-    for name in (row, row.rpartition("_")[0]):
-        for path in sorted(folder.glob(f"{name}-seed*.json")):
-            return json.loads(path.read_text())
-    return []
 
 
 @plt.rc_context(STYLE)
@@ -178,7 +182,7 @@ def steps_figure(lines: list[Line], sets=("mini", "mini_hard")):
         ax.grid(alpha=0.25)
     for (title, x, y, colour), height in zip(ends, spread([e[2] for e in ends], 5.5)):
         axes[0, -1].annotate(title, (x, y), (x + 0.16, height), color=colour, va="center", fontsize=10, annotation_clip=False,
-                             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8})
+                             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": (0, 0.5)})
     axes[0, 0].set_ylabel("accuracy (%)")
     return figure
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
     """A line of rows.jsonl, of so many questions, without having trained anything."""
     correct, n = list(correct), len(correct)
-    return {"row": row, "title": row, "group": "main", "seed": seed, "instead_of": "", "budget": 1.0, "limit": n, "method": "latent_sft",
+    return {"row": row, "run": row, "title": row, "group": "main", "seed": seed, "instead_of": "", "budget": 1.0, "limit": n, "method": "latent_sft",
             "data": name, "n": n, "skipped": 0, "accuracy": sum(correct) / n, "mean_len": 5.0, "questions_per_second": 100.0,
             "train_seconds": 60.0, "train_tokens": 2_000_000, "flops": 1e12, "val_accuracy": 0.5, "ecr": None, "n_multi": 0,
             "questions": {"correct": to_hex(correct), "len": [5] * n}, **more}
@@ -252,13 +252,15 @@ def made_up(folder, n=1000):
                     steps = verdicts.problem_steps(s, n).tolist()
                     rng = random.Random(f"{name} {s} {seed}")
                     hits = [rng.random() < max(0.02, base - hard * base - (1 - base) * 0.15 * (k - 2)) for k in steps]
-                    line = made_line(name, seed, s, hits, title=v.title or row.title, group=row.group, instead_of=row.instead_of,
+                    line = made_line(name, seed, s, hits, run=row.name, title=v.title or row.title, group=row.group, instead_of=row.instead_of,
                                      mean_len=float(length.get(name, 0)))
                     if s == "mini" and name in length:
                         line["interventions"] = {x: {"n": n, "accuracy": base * rng.random() * 0.5, "follows_donor": base * 0.95}
                                                  for x in reproduce.SHOWN}
                     lines.append(line)
-        entries = [{"stage": "s", "index": 0, "step": i, "loss": 3 * 0.98 ** i + 0.1, "seconds": 6.0 * i} for i in range(0, 200, 5)]
+        if not row.train:
+            continue
+        entries = [{"stage": "s", "index": 0, "step": i, "loss": 3 * (0.97 + 0.01 * strength.get(row.name, 0)) ** i + 0.1, "seconds": 6.0 * i} for i in range(0, 200, 5)]
         entries += [{"stage": "s", "index": 0, "step": i, "val_accuracy": strength.get(row.name, 0.5) * i / 200, "seconds": 6.0 * i}
                     for i in (50, 100, 150, 200)]
         (folder / "curves").mkdir(exist_ok=True)
