@@ -90,8 +90,7 @@ ROWS = [
     colar(),
     latent_sft(4),
     latent_sft(2),
-    Row("colar_nll_half", "CoLaR, NLL, half the budget", "ablation", {"method": "colar", "latent_loss": "nll"},
-        speeds("CoLaR-{}, NLL, half the budget: before RL"), share=0.5),
+    Row("colar_nll_half", "", "ablation", {"method": "colar", "latent_loss": "nll"}, speeds("CoLaR-{} before RL, NLL"), share=0.5),
     colar_rl(),
     colar_rl("_no_average", ", no averaging", average=False),
     colar("_det", ", deterministic head", latent_loss="mse"),
@@ -150,9 +149,9 @@ def print_plan(todo: list[tuple[Row, int]], args, total: float) -> None:
     print(f"{total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
     seconds, known = 0.0, {}
     for row, seed in todo:
-        if row.train and row.name not in known:          # seeds cost the same
-            known[row.name] = plan_of(row, seed, args, total)
-        about = known.get(row.name, Plan({}, {}, 0.0, 0.0))
+        if row.name not in known:                        # seeds cost the same
+            known[row.name] = plan_of(row, seed, args, total) if row.train else Plan({}, {}, 0.0, 0.0)
+        about = known[row.name]
         stages = ", ".join(f"{name} {n}" for name, n in about.stages.items()) or "no training"
         print(f"{row.name:24s} seed {seed}  {about.flops:.3e} FLOPs  {about.seconds / 60:5.1f} min  {stages}", flush=True)
         seconds += about.seconds
@@ -212,17 +211,20 @@ def ensure_trained(row: Row, seed: int, args, total: float) -> Path:
     return folder
 
 
-def training_facts(folder: Path, row: Row, seed: int, out: Path) -> dict:
-    """What a run's metrics.jsonl and its plan tell of it; its curve goes into the results."""
+def training_facts(row: Row, seed: int, args) -> dict:
+    """What a run's metrics.jsonl and its plan tell of it, with the run that it started from; its curve goes into the results."""
+    folder = folder_of(row, seed, args)
     if not row.train:
         return {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}, "val_accuracy": 0.0}
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keep = ("stage", "index", "step", "loss", "val_accuracy", "seconds")
-    write_json(out / "curves" / f"{row.name}-seed{seed}.json", [{k: e[k] for k in keep if k in e} for e in log])
+    write_json(Path(args.out) / "curves" / f"{row.name}-seed{seed}.json", [{k: e[k] for k in keep if k in e} for e in log])
     told = json.loads(folder.with_name(folder.name + ".json").read_text())
     best = max(e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == log[-1]["index"])
-    return {"train_seconds": log[-1]["seconds"], "train_tokens": log[-1]["tokens"], "flops": told["flops"],
-            "stages": told["stages"], "val_accuracy": best}
+    before = training_facts(row_named(row.after), seed, args) if row.after else {}
+    total = {"train_seconds": log[-1]["seconds"], "train_tokens": log[-1]["tokens"], "flops": told["flops"]}
+    return {**{key: value + before.get(key, 0) for key, value in total.items()},
+            "stages": {**before.get("stages", {}), **told["stages"]}, "val_accuracy": best}
 
 
 def machine(device: str) -> dict:
@@ -243,7 +245,7 @@ def do_row(row: Row, seed: int, args, total: float) -> None:
     """Train a row if need be, judge it, and add its lines, one by one."""
     out = Path(args.out)
     folder = ensure_trained(row, seed, args, total)
-    facts = training_facts(folder, row, seed, out) | machine(args.device)
+    facts = training_facts(row, seed, args) | machine(args.device)
     for variant, name in missing(row, seed, read_lines(out)):
         method = load_run(folder, pick_device(args.device), variant.soft)
         method.config.speed = variant.speed or method.config.speed

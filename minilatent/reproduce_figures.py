@@ -98,9 +98,10 @@ def draw_ablations(ax, whole: str, found: dict[str, tuple]) -> None:
         y, arms = bars(estimated)
         ax.barh(i, y, color=colour, alpha=1.0 if row == whole else 0.45, height=0.72)
         ax.errorbar(y, i, xerr=arms, color="black", capsize=3, linewidth=1.2)
-        ax.text(1.08, i, f"{y:.1f}", va="center", ha="right", fontsize=10, transform=ax.get_yaxis_transform())
+        beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "ha": "right", "fontsize": 10}
+        ax.annotate(f"{y:.1f}", (1, i), (34, 0), **beside)
         if row != whole and full is not None:
-            ax.text(1.18, i, f"{y - full:+.1f}", va="center", ha="right", fontsize=10, transform=ax.get_yaxis_transform(), color=GREY)
+            ax.annotate(f"{y - full:+.1f}", (1, i), (70, 0), color=GREY, **beside)
     title = found[whole][0] if whole in found else ""
     ax.set_yticks(range(len(found)), [name if row == whole else name.removeprefix(title + ", ") for row, (name, _) in found.items()])
     if full is not None:

@@ -16,6 +16,7 @@ from .metrics import from_hex
 
 SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith")      # the columns
 DRAWS = 2000
+ENOUGH = 4000                                                      # questions for a verdict without a star
 NAN = float("nan")
 Line = dict                                                        # one of rows.jsonl: a row, a seed, a data set
 
@@ -139,8 +140,8 @@ TRENDS = (
     *(trend for c in (2, 5) for trend in (
         Trend(f"√c above mean pooling, c = {c}", f"colar_{c}", f"colar_mean_{c}"),
         Trend(f"soft-MSE above NLL, c = {c}", f"colar_{c}", f"colar_nll_{c}"))),
-    *(Trend(f"ECR@10 above its control, r = {r}", f"latent_sft_{r}", "", MINI, measure="ecr_gain") for r in (2, 4)),
-    Trend("ECR@10 above its control by more for r = 4", "latent_sft_4", "latent_sft_2", MINI, measure="ecr_gain"),
+    *(Trend(f"ECR@10 above its control, r = {r}", f"latent_sft_{r}", "", measure="ecr_gain") for r in (2, 4)),
+    Trend("ECR@10 above its control by more for r = 4", "latent_sft_4", "latent_sft_2", measure="ecr_gain"),
     *(Trend(f"N_eff above that of one chain only, r = {r}", f"latent_sft_{r}", "", MINI, measure="n_eff_gain") for r in (2, 4)),
     Trend("N_eff above that of one chain by more for r = 4", "latent_sft_4", "latent_sft_2", MINI, measure="n_eff_gain"),
     Trend("RL shortens the chain", "colar_rl", "colar_nll_half_2", direction="<", measure="length"),
@@ -175,7 +176,7 @@ def better(lines: list[Line]) -> list[Line]:
 def verdicts_text(lines: list[Line], trends=TRENDS) -> str:
     """verdicts.md"""
     text = ["# Trends\n", __doc__.split("\n\n")[1], "\nA trend **holds** if the whole interval is on its side, *does not hold* if it is on the "
-            "other, and is within noise else. A tolerance is in the trend's name.\n",
+            f"other, and is within noise else. A tolerance is in the trend's name. * fewer than {ENOUGH:,} questions.\n",
             "| trend | difference | 95 % | unit | questions | seeds | verdict |", "|---|---|---|---|---|---|---|"]
     lines = better(lines)
     for trend in trends:
@@ -185,7 +186,7 @@ def verdicts_text(lines: list[Line], trends=TRENDS) -> str:
         cells = ["–", "–", unit, "–", "–"]
         if found:
             m, low, high, seeds, n = found
-            cells = [f"{scale * m:+.{digits}f}", f"{scale * low:+.{digits}f} to {scale * high:+.{digits}f}", unit, f"{n:,}", str(seeds)]
+            cells = [f"{scale * m:+.{digits}f}", f"{scale * low:+.{digits}f} to {scale * high:+.{digits}f}", unit, f"{n:,}{'*' if n < ENOUGH else ''}", str(seeds)]
         text.append(f"| {trend.name} | " + " | ".join(cells) + f" | {'**holds**' if what == 'holds' else what} |")
     return "\n".join(text) + "\n"
 
