@@ -6,10 +6,14 @@ A step is the forward and backward pass of one batch of median length, counted b
 the rollout too. Between the stages Latent-SFT labels its training set. Counted are matrix products (2 FLOPs for a multiplication
 and an addition), attention in full and not half of it for being causal. Validation is not counted.
 """
+import contextlib
 import itertools
+import platform
 import random
+import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -121,3 +125,18 @@ def affordable(method: Method, rows: list[Row], cost: Cost, budget: float) -> in
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def machine(device: torch.device) -> dict:
+    """What seconds were measured on, and with which code."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        name = next(line for line in open("/proc/cpuinfo") if line.startswith("model name")).split(":")[1].strip()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    commit = ""
+    with contextlib.suppress(OSError):                   # git may not be there
+        git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+        commit = git("rev-parse", "--short", "HEAD")
+        commit += "+" if commit and git("status", "--porcelain", "-uno") else ""      # with changes
+    return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit}

@@ -9,9 +9,7 @@ and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verd
 """
 import contextlib
 import json
-import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,25 +225,11 @@ def training_facts(row: Row, seed: int, args) -> dict:
             "stages": {**before.get("stages", {}), **told["stages"]}, "val_accuracy": best}
 
 
-def machine(device: str) -> dict:
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        name = next(line for line in open("/proc/cpuinfo") if line.startswith("model name")).split(":")[1].strip()
-    if pick_device(device).type == "cuda":
-        name = torch.cuda.get_device_name()
-    commit = ""
-    with contextlib.suppress(OSError):                   # git may not be there
-        git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-        commit = git("rev-parse", "--short", "HEAD")
-        commit += "+" if commit and git("status", "--porcelain", "-uno") else ""      # with changes
-    return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit}
-
-
 def do_row(row: Row, seed: int, args, total: float) -> None:
     """Train a row if need be, judge it, and add its lines, one by one."""
     out = Path(args.out)
     folder = ensure_trained(row, seed, args, total)
-    facts = training_facts(row, seed, args) | machine(args.device)
+    facts = training_facts(row, seed, args) | budget.machine(pick_device(args.device))
     for variant, name in missing(row, seed, read_lines(out)):
         method = load_run(folder, pick_device(args.device), variant.soft)
         method.config.speed = variant.speed or method.config.speed

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from minilatent import budget, config, data, reproduce, reproduce_figures, setup, verdicts
+from minilatent import budget, config, reproduce, reproduce_figures, setup, verdicts
 from minilatent.config import UserError
 from minilatent.metrics import from_hex, to_hex
-from minilatent.reproduce import Row, Variant
+from minilatent.reproduce import Row
 from minilatent.verdicts import Trend
 
 TINY = {"init": "none", "n_layer": 1, "width": 32, "n_head": 2, "hidden": 32, "train_size": 64, "val_size": 8, "batch_size": 8,
@@ -77,12 +77,17 @@ def test_a_budget_that_is_too_small_says_so(monkeypatch, tok):
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys, tok):
-    """python -m minilatent.reproduce with two tiny rows: exit code, stdout, stderr."""
+    """python -m minilatent.reproduce with tiny rows: exit code, stdout, stderr."""
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
     tiny = {k: v for k, v in TINY.items() if k != "seed"}
+    without_init = {k: v for k, v in tiny.items() if k != "init"}
     monkeypatch.setattr(reproduce, "ROWS", [Row("cot_sft", "CoT-SFT", "main", {**tiny, "method": "cot_sft"}),
                                             Row("colar", "CoLaR", "main", {**tiny, "method": "colar", "c_max": 2},
-                                                reproduce.speeds("CoLaR-{}"))])
+                                                reproduce.speeds("CoLaR-{}")),
+                                            Row("half", "before RL", "ablation", {**tiny, "method": "colar", "latent_loss": "nll", "c_max": 2},
+                                                share=0.5),
+                                            Row("rl", "RL", "main", {**without_init, "method": "colar_rl", "latent_loss": "nll", "group": 2},
+                                                share=0.5, after="half")])
     monkeypatch.setattr(reproduce, "REFERENCE", {**tiny, "method": "cot_sft", "steps": 6})
     monkeypatch.setattr(reproduce, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(reproduce, "draw", lambda lines, out: None)
@@ -97,7 +102,7 @@ def call(monkeypatch, tmp_path, capsys, tok):
 
 
 def test_the_plan_is_printed_and_nothing_is_done(call, tmp_path):
-    code, out, _ = call("--plan", "--seeds", 0, 1)
+    code, out, _ = call("--plan", "--seeds", 0, 1, "--rows", "cot_sft", "colar")
     assert code == 0 and "cot_sft" in out and "seed 1" in out and "cot 6" in out and "hours" in out
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
@@ -130,6 +135,16 @@ def test_an_interrupted_row_is_resumed_not_begun_again(call, tmp_path, monkeypat
     assert call("--rows", "cot_sft")[0] == 0
     assert "resume" not in given[0] and given[1]["resume"] and given[0]["steps"] == 6
     assert len((tmp_path / "results/rows.jsonl").read_text().splitlines()) == len(verdicts.SETS)
+
+
+def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path):
+    assert call("--rows", "rl", "--budget", 20)[0] == 0
+    lines = [json.loads(l) for l in (tmp_path / "results/rows.jsonl").read_text().splitlines()]
+    assert {l["row"] for l in lines} == {"rl"} and set(lines[0]["stages"]) == {"colar", "colar_rl"}
+    assert (tmp_path / "runs/half-seed0-budget20/model.safetensors").exists()
+    told = [json.loads((tmp_path / f"runs/{name}-seed0-budget20.json").read_text())["flops"] for name in ("half", "rl")]
+    assert lines[0]["flops"] == sum(told)
+    assert call("--rows", "half", "--budget", 20)[0] == 0            # it is only judged now
 
 
 @pytest.mark.parametrize("argv, said", [(["--rows", "latnt"], "unknown row 'latnt'"), (["--budget", 0], "--budget"), (["--seeds", -1], "--seeds"),
