@@ -12,7 +12,7 @@ from .batch import pad
 from .config import UserError
 from .decode import Decoded
 from .example import Example, is_correct
-from .metrics import chain_weights, concentration, ecr, one_path, parallelism, partners, wilson
+from .metrics import chain_weights, concentration, ecr, one_path, parallelism, partners, to_hex, wilson
 from .tokenizer import Tokenizer
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 300)
@@ -91,7 +91,7 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
 
 
 def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = KS, frequent: Tensor | None = None,
-             too_long: str = "skip", batch: int = 0) -> dict:
+             too_long: str = "skip", batch: int = 0, per_question: bool = False) -> dict:
     """Everything that eval.py reports of one data set, as JSON would hold it; null where a measure does not apply:
     all of the latents' for a method that does not think, ECR for data without chains, N_eff for data without
     several chains a question. For explicit CoT, ECR is 1 by construction (its own chain is the reference), and
@@ -103,6 +103,9 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
     the model follows most.
 
     frequent    token ids, the most frequent first (`frequent_tokens` of training examples), for ECR's control
+    per_question    also "questions": in the data's order "correct" as hexadecimal bits (metrics.to_hex) and "len"; "ecr_gain",
+                    ECR@10 above its control, null without a chain; "n_eff_gain", N_eff by the tokens that differ above that of
+                    latents which hold one chain only, null for a question without several
 
     `seconds` includes keeping each step's distribution. These are dropped batch by batch: what is kept is a few
     numbers a question, so memory does not grow with the data set.
@@ -114,11 +117,12 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
     others = other_chains(method.tok, fits)
 
     found: dict[str, list[Tensor]] = defaultdict(list)                             # per question, batch by batch
-    seconds, right = 0.0, 0
+    seconds, right, order = 0.0, 0, []
     for chosen, out, took in solve_batches(method, fits, batch, keep_probs=True):
         seconds += took
         some = [fits[i] for i in chosen]
-        right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, some))
+        found["correct"].append(torch.tensor([is_correct(a, e.answer) for a, e in zip(out.answers, some)]))
+        right, order = right + int(found["correct"][-1].sum()), order + chosen
         found["len"].append(out.lengths.cpu())
         if out.probs is not None and out.probs.shape[1]:
             found["closed"].append(out.closed.cpu().float())
@@ -149,7 +153,24 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
         result[key] = mean(key)
     result["n_eff_quantiles"] = {key: quantiles(key) for key in (key + suffix for suffix in ("", "_distinct")
                                                                  for key in ("n_eff", "n_eff_control", "n_eff_one_path"))}
+    if per_question:
+        result["questions"] = questions(values, order, [len(e.chains) > 1 for e in fits], ks)
     return result
+
+
+def questions(values: dict[str, Tensor], order: list[int], multi: list[bool], ks: tuple[int, ...]) -> dict:
+    """Per-question results, which came in this order, in the data's."""
+    place = sorted(range(len(order)), key=order.__getitem__)
+    told = {"correct": to_hex(values["correct"][place].tolist()), "len": values["len"][place].tolist()}
+    if "ecr_control" in values and 10 in ks:
+        gain = (values["ecr"] - values["ecr_control"])[place, ks.index(10)].tolist()
+        told["ecr_gain"] = [round(g, 3) if n else None for g, n in zip(gain, values["ecr_steps"][place].tolist())]
+    if "n_eff_distinct" in values:                 # they came batch by batch, too: those that have several chains and a thought
+        gain = (values["n_eff_distinct"] - values["n_eff_one_path_distinct"]).tolist()
+        judged = iter(gain)
+        by_question = {i: round(next(judged), 3) for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0}
+        told["n_eff_gain"] = [by_question.get(i) for i in range(len(order))]
+    return told
 
 
 Chains = list[list[int]]      # of one question, in tokens

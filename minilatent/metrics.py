@@ -21,6 +21,17 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def to_hex(flags: list[bool]) -> str:
+    """Flags as hexadecimal digits, four in each, the first flag its highest bit; the last digit is filled with 0."""
+    bits = "".join("01"[bool(f)] for f in flags)
+    return "".join(f"{int(bits[at:at + 4].ljust(4, '0'), 2):x}" for at in range(0, len(bits), 4))
+
+
+def from_hex(digits: str, n: int) -> list[bool]:
+    """The n flags that to_hex wrote."""
+    return [bit == "1" for digit in digits for bit in f"{int(digit, 16):04b}"][:n]
+
+
 def align(width: int, chain_len: Tensor, steps: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
     """Which step of thinking each of a chain's tokens belongs to, (..., width), and which of them are real.
 

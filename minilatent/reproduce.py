@@ -1,0 +1,295 @@
+"""The comparison, from one command: every row trained from the same base with the same compute, judged on the same questions.
+
+    python -m minilatent.reproduce --plan                          what would be done, and how long it takes
+    python -m minilatent.reproduce [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
+
+Every row gets the FLOPs that Latent-SFT(2) takes with its preset (times --budget), counted on one batch of each stage
+(budget.py): the main stage's steps are as many as these pay for. Rows are done one by one: Ctrl-C stops, the same command goes on,
+and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures.
+"""
+import contextlib
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import budget, data
+from .analysis import INTERVENTIONS, intervene
+from .config import Config, Parser, SoftThinking, UserError, add_fields, nearest, resolve, run
+from .evaluate import evaluate, training_tokens
+from .files import replace_file, write_json
+from .reproduce_figures import draw
+from .setup import BASE, load_run, pick_device, train
+from .verdicts import SETS, table_text, verdicts_text
+
+RUNS = Path("out/reproduce")
+REFERENCE = {"method": "latent_sft", "ratio": 2}         # what this costs is the budget
+INTERVENED = "mini"                                      # the data set on which latents are also replaced
+SHOWN = [name for name in INTERVENTIONS if name != "keep"]
+
+
+# ------------------------------------------------------------------ the rows
+
+@dataclass
+class Variant:
+    """One way to judge a trained run. Its row is named NAME + suffix."""
+    suffix: str = ""
+    title: str = ""                                      # instead of the row's
+    speed: str = ""                                      # CoLaR's
+    soft: SoftThinking | None = None
+
+
+@dataclass
+class Row:
+    name: str
+    title: str                                           # in tables and figures
+    group: str                                           # main | ablation
+    train: dict                                          # settings of Config; none: mini-base as it is
+    variants: list[Variant] = field(default_factory=lambda: [Variant()])
+    share: float = 1.0                                   # of the budget that it spends itself
+    after: str = ""                                      # it starts from this row's run, which has spent the rest
+    instead_of: str = ""                                 # another way to that row: the better on validation stands for it
+
+
+def speeds(title: str) -> list[Variant]:
+    return [Variant(f"_{c}", title.format(c), speed=str(c)) for c in (5, 2)]
+
+
+def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Row:
+    return Row(f"latent_sft_{ratio}{suffix}", f"Latent-SFT({ratio}){what}", "ablation" if suffix else "main",
+               {"method": "latent_sft", "ratio": ratio, **train})
+
+
+def colar(suffix: str = "", what: str = "", **train) -> Row:
+    return Row(f"colar{suffix}", f"CoLaR{what}", "ablation" if suffix else "main", {"method": "colar", **train},
+               speeds("CoLaR-{}" + what))
+
+
+def colar_rl(suffix: str = "", what: str = "", **train) -> Row:
+    settings = {"method": "colar_rl", "latent_loss": "nll", "lr": 1e-4, "batch_size": 16, **train}
+    return Row(f"colar_rl{suffix}", f"CoLaR-RL{what}", "ablation" if suffix else "main", settings, share=0.5, after="colar_nll_half")
+
+
+ROWS = [
+    Row("base", "CoT-SFT, the base", "main", {}),
+    Row("cot_sft", "CoT-SFT", "main", {"method": "cot_sft"},
+        [Variant(), Variant("_soft", "Soft Thinking", soft=SoftThinking(soft_thinking=True))]),
+    Row("no_cot", "No-CoT", "main", {"method": "no_cot"}),
+    Row("no_cot_scratch", "No-CoT, from scratch", "main", {"method": "no_cot", "init": "none"}, instead_of="no_cot"),
+    Row("pause", "Pause tokens", "main", {"method": "pause"}),
+    Row("pause_scratch", "Pause tokens, from scratch", "main", {"method": "pause", "init": "none"}, instead_of="pause"),
+    Row("icot", "iCoT", "main", {"method": "icot"}),
+    Row("coconut", "Coconut", "main", {"method": "coconut"}),
+    Row("codi", "CODI", "main", {"method": "codi"}),
+    colar(),
+    latent_sft(4),
+    latent_sft(2),
+    Row("colar_nll_half", "", "ablation", {"method": "colar", "latent_loss": "nll"}, speeds("CoLaR-{} before RL, NLL"), share=0.5),
+    colar_rl(),
+    colar_rl("_no_average", ", no averaging", average=False),
+    colar("_det", ", deterministic head", latent_loss="mse"),
+    colar("_no_labels", ", no compressed labels", compressed_labels=False),
+    colar("_mean", ", mean pooling", pooling="mean"),
+    colar("_nll", ", NLL", latent_loss="nll"),
+    *(row for r in (2, 4) for row in (latent_sft(r, "_no_ltim", ", no induction mask", ltim=False),
+                                      latent_sft(r, "_no_ltsum", ", no supervision mask", ltsum=False),
+                                      latent_sft(r, "_hidden", ", hidden states", latent="hidden"))),
+    latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
+    latent_sft(2, "_uniform", ", no encoder", labels="uniform"),
+    *(latent_sft(2, f"_k{k}", f", k = {k}", k=k) for k in (1, 5, 50)),
+]
+
+
+# ------------------------------------------------------------------ the plan
+
+@dataclass
+class Plan:
+    settings: dict               # for train()
+    stages: dict[str, int]       # optimizer steps
+    flops: float
+    seconds: float               # of training, about
+
+
+def settings_of(row: Row, seed: int, args) -> dict:
+    """What the row's run is trained with, all but the steps of its main stage."""
+    given = {**row.train, "seed": seed, "out": str(folder_of(row, seed, args)), "test_size": 16, "device": args.device,
+             "threads": args.threads}
+    if row.after:
+        given["init"] = str(folder_of(row_named(row.after), seed, args))
+    if given["method"] == "latent_sft" and args.budget < 1:        # a smaller copy of the whole recipe
+        stages = resolve(given).stage1_steps.split(",")
+        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * args.budget))) for s in stages)
+    return given
+
+
+def full_budget(args) -> float:
+    """FLOPs of a whole row: what REFERENCE takes, times --budget."""
+    method, rows = budget.untrained(REFERENCE, pick_device(args.device))
+    cost = budget.measure(method, rows, method.config.train_size)
+    return args.budget * cost.of(budget.stage_steps(method, rows, resolve(REFERENCE).steps))
+
+
+def plan_of(row: Row, seed: int, args, total: float) -> Plan:
+    given = settings_of(row, seed, args)
+    ready = not row.after or (Path(given["init"]) / "model.safetensors").exists()
+    method, rows = budget.untrained(given if ready else {**given, "init": ""}, pick_device(args.device))
+    cost = budget.measure(method, rows, method.config.train_size)
+    steps = budget.affordable(method, rows, cost, row.share * total)
+    stages = budget.stage_steps(method, rows, steps)
+    return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
+
+
+def print_plan(todo: list[tuple[Row, int]], args, total: float) -> None:
+    print(f"{total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
+    seconds, known = 0.0, {}
+    for row, seed in todo:
+        if row.name not in known:                        # seeds cost the same
+            known[row.name] = plan_of(row, seed, args, total) if row.train else Plan({}, {}, 0.0, 0.0)
+        about = known[row.name]
+        stages = ", ".join(f"{name} {n}" for name, n in about.stages.items()) or "no training"
+        print(f"{row.name:24s} seed {seed}  {about.flops:.3e} FLOPs  {about.seconds / 60:5.1f} min  {stages}", flush=True)
+        seconds += about.seconds
+    print(f"\nabout {seconds / 3600:.1f} hours of training at the rate just measured; validation and judging come on top, about a fifth")
+
+
+# ------------------------------------------------------------------ a row
+
+def row_named(name: str) -> Row:
+    if name not in (known := {row.name: row for row in ROWS}):
+        raise UserError(f"unknown row '{name}'{nearest(name, known)}")
+    return known[name]
+
+
+def folder_of(row: Row, seed: int, args) -> Path:
+    if not row.train:
+        return BASE
+    return RUNS / (f"{row.name}-seed{seed}" + ("" if args.budget == 1 else f"-budget{args.budget:g}"))
+
+
+def read_lines(out: Path) -> list[dict]:
+    path = out / "rows.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def add_line(out: Path, line: dict) -> None:
+    lines = [*read_lines(out), line]
+    replace_file(out / "rows.jsonl", lambda p: p.write_text("".join(json.dumps(l) + "\n" for l in lines)))
+
+
+def missing(row: Row, seed: int, lines: list[dict]) -> list[tuple[Variant, str]]:
+    """What of a row and seed is not in rows.jsonl yet: how it is judged, and on which data set."""
+    have = {(l["row"], l["seed"], l["data"]) for l in lines}
+    return [(v, name) for v in row.variants for name in SETS if (row.name + v.suffix, seed, name) not in have]
+
+
+def ensure_trained(row: Row, seed: int, args, total: float) -> Path:
+    """The row's finished run; trained if it is not there, resumed if it was begun. What train() says goes to a log beside it."""
+    folder = folder_of(row, seed, args)
+    if not row.train or (folder / "model.safetensors").exists():
+        return folder
+    if row.after:
+        ensure_trained(row_named(row.after), seed, args, total)
+    if (folder / "config.json").exists():
+        settings = {"method": row.train["method"], "out": str(folder), "resume": True, "device": args.device, "threads": args.threads}
+    else:
+        if folder.exists():                              # stopped before it began
+            shutil.rmtree(folder)
+        plan = plan_of(row, seed, args, total)
+        settings = plan.settings
+        write_json(folder.with_name(folder.name + ".json"), {"stages": plan.stages, "flops": plan.flops})
+    with open(folder.with_name(folder.name + ".log"), "a") as log, contextlib.redirect_stdout(log):
+        train(settings)
+    return folder
+
+
+def training_facts(row: Row, seed: int, args) -> dict:
+    """What a run's metrics.jsonl and its plan tell of it, with the run that it started from; its curve goes into the results."""
+    folder = folder_of(row, seed, args)
+    if not row.train:
+        return {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}, "val_accuracy": 0.0}
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keep = ("stage", "index", "step", "loss", "val_accuracy", "seconds")
+    write_json(Path(args.out) / "curves" / f"{row.name}-seed{seed}.json", [{k: e[k] for k in keep if k in e} for e in log])
+    told = json.loads(folder.with_name(folder.name + ".json").read_text())
+    best = max(e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == log[-1]["index"])
+    before = training_facts(row_named(row.after), seed, args) if row.after else {}
+    total = {"train_seconds": log[-1]["seconds"], "train_tokens": log[-1]["tokens"], "flops": told["flops"]}
+    return {**{key: value + before.get(key, 0) for key, value in total.items()},
+            "stages": {**before.get("stages", {}), **told["stages"]}, "val_accuracy": best}
+
+
+def do_row(row: Row, seed: int, args, total: float) -> None:
+    """Train a row if need be, judge it, and add its lines, one by one."""
+    out = Path(args.out)
+    folder = ensure_trained(row, seed, args, total)
+    facts = training_facts(row, seed, args) | budget.machine(pick_device(args.device))
+    for variant, name in missing(row, seed, read_lines(out)):
+        method = load_run(folder, pick_device(args.device), variant.soft)
+        method.config.speed = variant.speed or method.config.speed
+        examples = data.load(name, "test", limit=args.limit)
+        line = {"row": row.name + variant.suffix, "run": row.name, "title": variant.title or row.title, "group": row.group, "seed": seed,
+                "instead_of": row.instead_of, "budget": args.budget, "limit": args.limit, **facts,
+                **evaluate(method, examples, name, frequent=training_tokens(method), per_question=True)}
+        if name == INTERVENED and method.thinker() is not None:
+            line["interventions"] = intervene(method, examples, SHOWN)
+        add_line(out, line)
+
+
+def write_results(out: Path) -> None:
+    """table.md, verdicts.md and the figures, from rows.jsonl alone."""
+    order = {row.name + v.suffix: i for i, (row, v) in enumerate((row, v) for row in ROWS for v in row.variants)}
+    lines = sorted(read_lines(out), key=lambda l: order.get(l["row"], len(order)))
+    if not lines:
+        return
+    spent = max(l["flops"] for l in lines)
+    told = f"Budget: {spent:.2e} training FLOPs a row, counted (validation and judging not)."
+    replace_file(out / "table.md", lambda p: p.write_text(table_text(lines, told)))
+    replace_file(out / "verdicts.md", lambda p: p.write_text(verdicts_text(lines)))
+    draw(lines, out)
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="python -m minilatent.reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", metavar="NAME", default=[row.name for row in ROWS], help="which rows; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each row")
+    parser.add_argument("--out", default="results/mini", metavar="DIR", help="where rows.jsonl, tables and figures go")
+    parser.add_argument("--budget", type=float, default=1.0, metavar="float", help="times the FLOPs of Latent-SFT(2)")
+    parser.add_argument("--limit", type=int, default=1000, metavar="int", help="test questions of each data set")
+    parser.add_argument("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
+    parser.add_argument("--figures", action="store_true", help="only write table, verdicts and figures anew")
+    add_fields(parser, Config, only=("device", "threads"))
+    parser.set_defaults(device="auto", threads=0)
+    args = parser.parse_args(argv)
+    for name, value, least in (("budget", args.budget, 1e-9), ("limit", args.limit, 1), ("seeds", min(args.seeds), 0), ("threads", args.threads, 0)):
+        if not least <= value < float("inf"):
+            raise UserError(f"--{name} {value} is out of range")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    chosen, out = [row_named(name) for name in args.rows], Path(args.out)
+    for line in read_lines(out):
+        for name in ("budget", "limit"):                 # rows that are compared must agree in these
+            if line[name] != getattr(args, name) and not args.figures:
+                raise UserError(f"{out}/rows.jsonl was made with --{name} {line[name]:g}: give that, or another --out")
+    if args.figures:
+        return write_results(out)
+    # Seed by seed, so that one whole table comes first. The base is one model, whatever the seed.
+    todo = [(row, seed) for i, seed in enumerate(args.seeds) for row in chosen if (row.train or i == 0) and missing(row, seed, read_lines(out))]
+    total = full_budget(args) if any(row.train for row, _ in todo) else 0.0
+    if args.plan:
+        return print_plan(todo, args, total)
+    for row, seed in (bar := tqdm(todo, desc="rows", unit="row", dynamic_ncols=True)):
+        bar.set_postfix_str(f"{row.name} seed {seed}")
+        do_row(row, seed, args, total)
+        write_results(out)
+    print(f"{len(todo)} runs done; see {out}/table.md and {out}/verdicts.md", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)
