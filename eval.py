@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     for name in given.get("data", [config.data]):
         examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style)
         for config.speed in speeds:
-            result = evaluate(method, examples, name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
+            result = evaluate(method, examples, Path(name).name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
             if isinstance(method, CoLaR):
                 result["speed"] = config.speed if config.speed == "auto" else int(config.speed)
             if given.get("soft_thinking"):
