@@ -167,7 +167,7 @@ def speed_figure(results: list[dict]):
         error = [[100 * abs(r["ci95"][i] - r["accuracy"]) for r in some] for i in (0, 1)]
         line = ax.errorbar(x, y, error, marker="o", capsize=3, label=name)[0]
         for r, a, b in zip(some, x, y):
-            ax.annotate(f"×{r['speed']}", (a, b), xytext=(6, 6), textcoords="offset points", fontsize=9.5, color=line.get_color())
+            ax.annotate(f"×{r['speed']}", (a, b), xytext=(7, -13), textcoords="offset points", fontsize=9.5, color=line.get_color())
     ax.set(xlabel="#L, steps of thinking", ylabel="accuracy (%)", ylim=(0, 100))
     ax.set_xlim(0, None)
     ax.grid(alpha=0.25)

@@ -150,8 +150,8 @@ class CoLaR(Method):
             self.config.speed = str(c)
             found[c] = accuracy(self, val)
         self.config.speed = asked
-        mean = sum(r["accuracy"] for r in found.values()) / len(found)
-        return {"accuracy": mean, **{f"accuracy_c{c}": r["accuracy"] for c, r in found.items()},
+        overall = sum(r["accuracy"] for r in found.values()) / len(found)          # `mean` is losses.py's
+        return {"accuracy": overall, **{f"accuracy_c{c}": r["accuracy"] for c, r in found.items()},
                 **{f"mean_len_c{c}": r["mean_len"] for c, r in found.items()}}
 
     def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
