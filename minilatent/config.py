@@ -173,7 +173,9 @@ PRESETS: dict[str, dict] = {
              "icot": {"steps": 1500, "lr": 5e-4},
              "coconut": {"steps": 1500, "lr": 5e-4},
              "codi": {"steps": 1500, "lr": 5e-4},
-             "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3},
+             "latent_sft": {"train_size": 80_000, "steps": 5000, "lr": 4e-3, "optimizer": "muon",
+                            "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
+             "colar": {"steps": 3000, "lr": 3e-3, "optimizer": "muon", "head_width": 512, "latent_weight": 10.0},
              "latent_rl": {"steps": 200, "lr": 1e-4, "batch_size": 32}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
