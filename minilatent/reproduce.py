@@ -28,7 +28,7 @@ from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/reproduce")
 REFERENCE = {"method": "latent_sft", "ratio": 2}         # what this costs is the budget
-INTERVENED = "mini"                                      # the data set on which latents are also replaced
+INTERVENED = "mini"                                      # the data set on which latents are replaced in every way; on the others: swap
 SHOWN = [name for name in INTERVENTIONS if name != "keep"]
 
 
@@ -101,6 +101,12 @@ ROWS = [
     latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
     latent_sft(2, "_uniform", ", no encoder", labels="uniform"),
     *(latent_sft(2, f"_k{k}", f", k = {k}", k=k) for k in (1, 5, 50)),
+    # On mini a step is 7 tokens and a space: one latent a step is Latent-SFT(8). Its equal in #L is (8) cut adaptively.
+    *(latent_sft(r, "_adaptive", ", adaptive segments", segmentation="adaptive") for r in (2, 4)),
+    latent_sft(8, "_step", ", a latent a step", segmentation="step"),
+    latent_sft(8, "_adaptive", ", adaptive segments", segmentation="adaptive"),
+    Row("latent_sft_half", "Latent-SFT(2) before RL", "ablation", {"method": "latent_sft", "ratio": 2}, share=0.5),
+    Row("latent_rl", "Latent-RL", "main", {"method": "latent_rl", "ratio": 2}, share=0.5, after="latent_sft_half"),
 ]
 
 
@@ -120,9 +126,9 @@ def settings_of(row: Row, seed: int, args) -> dict:
              "threads": args.threads}
     if row.after:
         given["init"] = str(folder_of(row_named(row.after), seed, args))
-    if given["method"] == "latent_sft" and args.budget < 1:        # a smaller copy of the whole recipe
+    if given["method"] == "latent_sft" and (share := min(1, args.budget) * row.share) < 1:        # a smaller copy of the whole recipe
         stages = resolve(given).stage1_steps.split(",")
-        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * args.budget))) for s in stages)
+        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * share))) for s in stages)
     return given
 
 
@@ -237,8 +243,8 @@ def do_row(row: Row, seed: int, args, total: float) -> None:
         line = {"row": row.name + variant.suffix, "run": row.name, "title": variant.title or row.title, "group": row.group, "seed": seed,
                 "instead_of": row.instead_of, "budget": args.budget, "limit": args.limit, **facts,
                 **evaluate(method, examples, name, frequent=training_tokens(method), per_question=True)}
-        if name == INTERVENED and method.thinker() is not None:
-            line["interventions"] = intervene(method, examples, SHOWN)
+        if method.thinker() is not None:
+            line["interventions"] = intervene(method, examples, SHOWN if name == INTERVENED else ["swap"], per_question=True)
         add_line(out, line)
 
 

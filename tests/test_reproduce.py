@@ -2,11 +2,13 @@
 import json
 import random
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 
-from minilatent import budget, config, reproduce, reproduce_figures, setup, verdicts
+from minilatent import budget, config, data, reproduce, reproduce_figures, setup, verdicts
+from minilatent.batch import cut_chain, encode
 from minilatent.config import UserError
 from minilatent.metrics import from_hex, to_hex
 from minilatent.reproduce import Row
@@ -175,6 +177,27 @@ def test_every_row_of_the_comparison_can_be_resolved_and_every_trend_is_about_ro
         assert trend.a in names and (trend.b in names or not trend.b), trend
 
 
+def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
+    """But for the space between two steps. So its fixed partner of equal #L is itself; it is compared with adaptive segments."""
+    for name in verdicts.SETS:
+        for row in encode(data.load(name, "test", limit=200), tok, 512)[0]:
+            step, fixed = (list(map(tok.decode, cut_chain(row, how, 8))) for how in ("step", "fixed"))
+            assert [s.strip() for s in step] == [s.strip() for s in fixed]
+
+
+def test_a_row_of_half_the_budget_has_half_of_each_stage_and_rl_is_planned_before_what_it_starts_from_is_trained(monkeypatch, tok, tmp_path):
+    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
+    monkeypatch.setattr(reproduce, "RUNS", tmp_path)
+    args = Namespace(budget=1.0, device="cpu", threads=1, out=str(tmp_path))
+    tiny = {k: v for k, v in TINY.items() if k != "seed"}
+    half = Row("half", "", "ablation", {**tiny, "method": "latent_sft", "stage1_steps": "8,4,40"}, share=0.5)
+    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"
+    rl = Row("rl", "", "main", {**{k: v for k, v in tiny.items() if k != "init"}, "method": "latent_rl", "group": 2}, share=0.5, after="half")
+    monkeypatch.setattr(reproduce, "ROWS", [half, rl])
+    plan = reproduce.plan_of(rl, 0, args, 1e13)
+    assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("n", [1, 4, 5, 1000])
@@ -228,8 +251,32 @@ def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
     assert slope == pytest.approx(((y - y.mean()) * (x - x.mean())).sum().item() / (x - x.mean()).pow(2).sum().item())
     trend = Trend("", "a", "", ("mini",), measure="swap")
     for share, said in ((0.02, "holds"), (0.9, "does not hold")):
-        lines = [made_line(correct=drawn(0.9, n, 0), interventions={"swap": {"n": n, "accuracy": share}})]
+        lines = [made_line(correct=drawn(0.9, n, 0), interventions=swapped(drawn(share, n, 1)))]
         assert verdicts.verdict(lines, trend)[0] == said
+
+
+def swapped(correct, judged=None) -> dict:
+    return {"swap": {"questions": {"correct": to_hex(correct), "judged": to_hex(judged or [True] * len(correct))}}}
+
+
+def test_swap_is_judged_question_by_question_those_without_a_donor_apart():
+    line = made_line(correct=[1, 1, 0, 0], interventions=swapped([1, 0, 1, 0], [True, True, True, False]))
+    assert verdicts.swapped(line)[:3].tolist() == [-0.5, 0.5, -1.0] and verdicts.swapped(line)[3].isnan()
+    *_, seeds, n = verdicts.estimate([line], "a", ("mini",), "swap")
+    assert (seeds, n) == (1, 3)                                                                  # the fourth is not counted
+    assert verdicts.estimate([made_line()], "a", ("mini",), "swap") is None                      # nothing was swapped
+    # Paired: where it is the rightly answered ones that survive, the difference varies less than two independent shares would.
+    own = drawn(0.5, 1000, 4)
+    half = [o and i % 3 == 0 for i, o in enumerate(own)]
+    width = [high - low for correct in (half, sorted(half)) for _, low, high, *_ in
+             [verdicts.estimate([made_line(correct=own, interventions=swapped(correct))], "a", ("mini",), "swap")]]
+    assert width[0] < width[1]
+
+
+def test_a_row_can_be_held_against_a_multiple_of_another():
+    lines = [{**made_line(row, correct=[1] * 40), "questions": {"correct": to_hex([1] * 40), "len": [n] * 40}} for row, n in (("a", 12), ("b", 24))]
+    for times, tolerance, said in ((0.5, 1.0, "holds"), (0.4, 1.0, "does not hold"), (1.0, 0.0, "holds")):
+        assert verdicts.verdict(lines, Trend("", "a", "b", ("mini",), "<", tolerance, "length", times))[0] == said
 
 
 def test_the_better_of_two_ways_is_chosen_on_validation():
@@ -254,9 +301,9 @@ def test_the_tables_say_the_numbers_and_over_what():
 def made_up(folder, n=1000):
     """Lines of a whole comparison, and curves, out of thin air."""
     strength = {"base": 0.95, "cot_sft": 0.97, "cot_sft_soft": 0.965, "no_cot": 0.2, "no_cot_scratch": 0.1, "pause": 0.22, "icot": 0.45,
-                "coconut": 0.5, "codi": 0.55, "colar_5": 0.35, "colar_2": 0.6, "latent_sft_4": 0.72, "latent_sft_2": 0.88}
+                "coconut": 0.5, "codi": 0.55, "colar_5": 0.35, "colar_2": 0.6, "latent_sft_4": 0.72, "latent_sft_2": 0.88, "latent_rl": 0.86}
     length = {"base": 24, "cot_sft": 24, "cot_sft_soft": 24, "pause": 6, "coconut": 6, "codi": 6, "colar_5": 5.2, "colar_2": 12,
-              "latent_sft_4": 6.1, "latent_sft_2": 12.2}
+              "latent_sft_4": 6.1, "latent_sft_2": 12.2, "latent_rl": 9.5}
     lines = []
     for row in reproduce.ROWS:
         for v in row.variants:
