@@ -149,6 +149,37 @@ def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path):
     assert call("--rows", "half", "--budget", 20)[0] == 0            # it is only judged now
 
 
+def test_trials_are_done_once_and_the_best_learning_rate_is_the_rows(call, tmp_path, monkeypatch):
+    real, given = reproduce.train, []
+    monkeypatch.setattr(reproduce, "train", lambda settings: (given.append(settings), real(settings)))
+    assert call("--trials", "--rows", "cot_sft", "--budget", 4)[0] == 0
+    path = tmp_path / "results/trials.jsonl"
+    trials = [json.loads(l) for l in path.read_text().splitlines()]
+    own = config.resolve({"method": "cot_sft"}).lr
+    assert [t["lr"] for t in trials] == [s["lr"] for s in given] == pytest.approx([own / 2, own, 2 * own])
+    assert {t["budget"] for t in trials} == {1.0} and len({s["steps"] for s in given}) == 1 and given[0]["steps"] * 4 == pytest.approx(24, abs=3)
+    assert not (tmp_path / "results/rows.jsonl").exists() and (tmp_path / f"results/curves/cot_sft-lr{own:g}-seed0.json").exists()
+    assert call("--trials", "--rows", "cot_sft", "--budget", 4)[0] == 0 and len(given) == 3              # nothing is done again
+    for best, trial in enumerate(trials):                                                                # whichever is best on validation
+        path.write_text("".join(json.dumps({**t, "val_accuracy": 0.9 if i == best else 0.1}) + "\n" for i, t in enumerate(trials)))
+        _, out, _ = call("--plan", "--rows", "cot_sft", "colar", "--budget", 4)
+        assert f"lr {trial['lr']:g} (best of its trials)" in out and out.count("best of its trials") == 1
+    assert call("--rows", "cot_sft", "--budget", 4)[0] == 0 and given[-1]["lr"] == trials[-1]["lr"] and given[-1]["steps"] == 24
+    line = json.loads((tmp_path / "results/rows.jsonl").read_text().splitlines()[0])
+    assert line["lr"] == trials[-1]["lr"]
+    path.write_text(json.dumps(trials[0]) + "\n")                                                        # one of three is not enough
+    assert "best of" not in call("--plan", "--rows", "colar", "--budget", 4)[1]
+    assert call("--trials", "--plan", "--rows", "cot_sft", "--budget", 4)[1].count("cot_sft-lr") == 2    # the others are left to do
+
+
+def test_every_method_gets_as_many_trials_and_they_follow_its_preset(monkeypatch):
+    families = {reproduce.tuned_as(row): [t.train for t in reproduce.trials_of(row)] for row in reproduce.ROWS if row.train}
+    assert set(families) >= set(config.METHODS) and all(len(trials) == len(reproduce.TRIED) for trials in families.values())
+    assert {t["ratio"] for t in families["latent_sft"]} == {2} and "latent_loss" not in families["colar"][0]      # the main row's
+    monkeypatch.setitem(config.PRESETS["mini"], "cot_sft", {"lr": 0.125})
+    assert [t.train["lr"] for t in reproduce.trials_of(reproduce.row_named("cot_sft"))] == [0.0625, 0.125, 0.25]
+
+
 @pytest.mark.parametrize("argv, said", [(["--rows", "latnt"], "unknown row 'latnt'"), (["--budget", 0], "--budget"), (["--seeds", -1], "--seeds"),
                                         (["--limit", 0], "--limit"), (["--sedes", 1], "did you mean '--seeds'")])
 def test_bad_input_is_one_clear_line(call, argv, said):
@@ -188,12 +219,12 @@ def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
 def test_a_row_of_half_the_budget_has_half_of_each_stage_and_rl_is_planned_before_what_it_starts_from_is_trained(monkeypatch, tok, tmp_path):
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(reproduce, "RUNS", tmp_path)
-    args = Namespace(budget=1.0, device="cpu", threads=1, out=str(tmp_path))
+    args = Namespace(budget=1.0, trials=False, device="cpu", threads=1, out=str(tmp_path))
     tiny = {k: v for k, v in TINY.items() if k != "seed"}
     half = Row("half", "", "ablation", {**tiny, "method": "latent_sft", "stage1_steps": "8,4,40"}, share=0.5)
-    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"
     rl = Row("rl", "", "main", {**{k: v for k, v in tiny.items() if k != "init"}, "method": "latent_rl", "group": 2}, share=0.5, after="half")
     monkeypatch.setattr(reproduce, "ROWS", [half, rl])
+    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"
     plan = reproduce.plan_of(rl, 0, args, 1e13)
     assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
 
