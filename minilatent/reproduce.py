@@ -162,6 +162,7 @@ def settings_of(row: Row, seed: int, args) -> dict:
              "threads": args.threads}
     if row.after:
         given["init"] = str(folder_of(row_named(row.after), seed, args))
+        given["head_width"] = resolve(row_named(row.after).train).head_width       # of the latent head that it takes over
     if given["method"] == "latent_sft" and (share := min(1, args.budget) * row.share) < 1:        # a smaller copy of the whole recipe
         stages = resolve(given).stage1_steps.split(",")
         given["stage1_steps"] = ",".join(str(max(1, round(int(s) * share))) for s in stages)
