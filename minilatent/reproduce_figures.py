@@ -55,7 +55,7 @@ def frontier_figure(lines: list[Line]):
     longest = max((p[2] for p in points), default=1.0)
     columns: list[list] = []                             # points with about the same #L: their labels must not overlap
     for p in sorted(points, key=lambda p: p[2]):
-        if columns and p[2] - columns[-1][0][2] < 0.18 * longest:
+        if columns and p[2] - columns[-1][0][2] < 0.12 * longest:
             columns[-1].append(p)
         else:
             columns.append([p])
@@ -191,7 +191,7 @@ def steps_figure(lines: list[Line], sets=("mini", "mini_hard")):
 @plt.rc_context(STYLE)
 def interventions_figure(lines: list[Line]):
     """A heat map: accuracy when the latents are replaced, and how often the answer is the donor's."""
-    judged = [l for l in lines if l.get("interventions") and l["group"] == "main"]
+    judged = [l for l in lines if len(l.get("interventions", {})) > 1 and l["group"] == "main"]      # elsewhere: swap only, for a verdict
     if not judged:
         return None
     names = list(judged[0]["interventions"])

@@ -347,9 +347,9 @@ def made_up(folder, n=1000):
                     hits = [rng.random() < max(0.02, base - hard * base - (1 - base) * 0.15 * (k - 2)) for k in steps]
                     line = made_line(name, seed, s, hits, run=row.name, title=v.title or row.title, group=row.group, instead_of=row.instead_of,
                                      mean_len=float(length.get(name, 0)))
-                    if s == "mini" and name in length:
+                    if name in length:
                         line["interventions"] = {x: {"n": n, "accuracy": base * rng.random() * 0.5, "follows_donor": base * 0.95}
-                                                 for x in reproduce.SHOWN}
+                                                 for x in (reproduce.SHOWN if s == "mini" else ["swap"])}
                     lines.append(line)
         if not row.train:
             continue
