@@ -7,10 +7,11 @@ import torch
 
 from minilatent import data
 from minilatent.analysis import INTERVENTIONS, intervene, report_interventions
-from minilatent.figures import results_figure, save_figure, speed_figure
+from minilatent.figures import look_figure, results_figure, save_figure, space_figure, speed_figure
 from minilatent.files import write_json
 from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, nearest, run
 from minilatent.evaluate import evaluate, label, report, training_tokens
+from minilatent.look import look, report_look
 from minilatent.methods import CoLaR
 from minilatent.setup import load_run, pick_device
 
@@ -24,6 +25,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--figure", metavar="FILE", help="draw ECR@K and N_eff with their controls (.png, .pdf, .svg)")
     parser.add_argument("--intervene", nargs="*", metavar="NAME", help="also replace the latents and decode the answer "
                         f"from that: {', '.join(INTERVENTIONS)} [noise swap]")
+    parser.add_argument("--look", action="store_true", help="also tell what the latents look like: norms, cosines, effective rank, entropy")
+    parser.add_argument("--look_figure", metavar="FILE", help="draw that (.png, .pdf, .svg)")
+    parser.add_argument("--space_figure", metavar="FILE", help="draw hidden states against token embeddings, and these' spectrum")
     parser.add_argument("--speed", nargs="+", metavar="c", help="compression factors to ask CoLaR for: numbers, or auto [the run's]")
     parser.add_argument("--speed_figure", metavar="FILE", help="draw accuracy against #L over the speeds (.png, .pdf, .svg)")
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--speed {bad[0]}: a speed is a whole number from 1 on, or auto")
     if "data" not in given and config.data not in data.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
-    frequent, results = training_tokens(method), []
+    looks, frequent, results = "look" in given or "look_figure" in given, training_tokens(method), []
     for name in given.get("data", [config.data]):
         examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style)
         for config.speed in speeds:
@@ -58,11 +62,18 @@ def main(argv: list[str]) -> None:
                 result["method"] = "soft_thinking"
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
+            if looks:
+                result["look"] = look(method, examples, batch)
             results.append(result)
             print(f"{label(result)}: accuracy {result['accuracy']:.3f} after {result['seconds']:.1f} s", file=sys.stderr)
             if "json" in given:                      # after each one: what is done is safe
                 write_json(Path(given["json"]), results)
-    print(report(results), *(report_interventions(r) for r in results if names), sep="\n\n")
+    print(report(results), *(report_interventions(r) for r in results if names), *([report_look(results)] if looks else []),
+          sep="\n\n")
+    if "look_figure" in given:
+        save_figure(look_figure(results), given["look_figure"])
+    if "space_figure" in given:
+        save_figure(space_figure(method, examples), given["space_figure"])
     if "figure" in given:
         save_figure(results_figure(results), given["figure"])
     if "speed_figure" in given:

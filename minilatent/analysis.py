@@ -19,7 +19,7 @@ from .evaluate import fitting, label, room, solve_batches, table
 from .example import Example, extract_answer, is_correct
 from .latent import entropy
 from .methods import CoLaR
-from .metrics import partners, wilson
+from .metrics import partners, to_hex, wilson
 from .tokenizer import Tokenizer
 
 # ------------------------------------------------------------------ interventions
@@ -88,13 +88,15 @@ def answers_given(method, questions: list[str], latents: Tensor, steps: Tensor) 
 
 
 @torch.no_grad()
-def intervene(method, examples: list[Example], names: list[str], batch: int = 0, seed: int = 0) -> dict[str, dict]:
+def intervene(method, examples: list[Example], names: list[str], batch: int = 0, seed: int = 0,
+              per_question: bool = False) -> dict[str, dict]:
     """Accuracy with the latents replaced, by intervention: its 95 % interval, and the share of answers that stay
     what they were (`unchanged`). For explicit CoT the latents are its tokens' embeddings.
 
     Donors are questions of the same batch, with a chain of the same length where possible, that the model itself
     answers with something else than this question's right answer; `follows_donor` is the share of answers that
     become the donor's. Questions without a donor (`n` tells) are left out of swap.
+    per_question    also "questions": "judged" and "correct" in the examples' order, as hexadecimal bits (metrics.to_hex)
     """
     examples = fitting(method, examples)
     generator = torch.Generator().manual_seed(seed)                                # on the CPU: the same everywhere
@@ -118,6 +120,7 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
                 if name == "swap" and d < 0:
                     continue
                 found[name]["right"].append(is_correct(answer, some[i].answer))
+                found[name]["which"].append(chosen[i])
                 answer = extract_answer(answer, some[i].answer)
                 found[name]["unchanged"].append(answer == said[i])
                 if name == "swap":
@@ -127,6 +130,10 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
         n, right = len(flags["right"]), sum(flags["right"])
         shares = {key: sum(flags[key]) / n if n else None for key in ("unchanged", *(["follows_donor"] if name == "swap" else []))}
         results[name] = {"n": n, "accuracy": right / n if n else None, "ci95": list(wilson(right, n)), **shares}
+        if per_question:
+            each = dict(zip(flags["which"], flags["right"]))
+            results[name]["questions"] = {"judged": to_hex([i in each for i in range(len(examples))]),
+                                          "correct": to_hex([each.get(i, False) for i in range(len(examples))])}
     return results
 
 

@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import data
 from .batch import Row, encode
 from .config import UserError, resolve
-from .methods import METHODS, CoLaRRL
+from .methods import METHODS
 from .methods.method import Method, Stage
+from .rl import GRPO
 from .setup import initial_model, pick_dtype
 
 SAMPLE = 512         # training examples that costs are measured on
@@ -101,7 +102,7 @@ def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
     method = METHODS[config.method](config, tok, model)
     examples = data.load(config.data, "train", limit=min(SAMPLE, config.train_size), seed=config.seed)
     rows, _ = encode([e for e in examples if e.steps], tok, model.config.context, "skip")
-    if isinstance(method, CoLaRRL) and "latent_head.mu.weight" not in beside:
+    if isinstance(method, GRPO) and not config.init:
         # What it starts from is not trained yet: its chains would never end. They are given the length that they will have.
         config.max_chain = -(-sorted(len(r.chain) for r in rows)[len(rows) // 2] // method.ratio)
     else:

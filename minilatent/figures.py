@@ -14,6 +14,7 @@ from .config import UserError
 from .evaluate import label
 from .files import replace_file
 from .latent import entropy
+from .look import effective_rank, hidden_states, spectrum, usable
 from .methods.latent_sft import LatentSFT
 from .tokenizer import Tokenizer
 
@@ -201,3 +202,74 @@ def draw_n_eff(ax, r: dict, suffix: str, label: str) -> None:
     ax.set(xlabel=f"% of {r['n_multi']} questions with several chains, sorted", ylabel=label)
     ax.set_ylim(0.9, 1.45 * ax.get_ylim()[1])                                      # room for the legend
     ax.legend(loc="upper left", fontsize=9.5)
+
+
+@plt.rc_context(STYLE)
+def look_figure(results: list[dict]):
+    """A row for each data set of eval.py --look: norms against the embeddings', cosines by step, the spectrum, the entropy."""
+    wide = 4 if any(r["look"]["entropy_by_step"] for r in results) else 3
+    shape = (2, 2) if wide == 4 and len(results) == 1 else (len(results), wide)
+    figure, axes = plt.subplots(*shape, figsize=(5 * shape[1], 4 * shape[0]), layout="constrained", squeeze=False)
+    for row, r in zip(axes.reshape(len(results), wide), results):
+        seen = r["look"]
+        row[0].set_title(f"{r['method']}, {label(r)}", loc="left", fontweight="bold")
+        for key, name, colour in (("norms", "latents", BLUE), ("norms_embeddings", "embeddings", GREY)):
+            row[0].plot([100 * i / (len(seen[key]) - 1) for i in range(len(seen[key]))], seen[key], color=colour, linewidth=2, label=name)
+        row[0].set(xlabel="% of them, sorted", ylabel="norm", ylim=(0, None))
+        row[0].legend()
+        by_step = [[float("nan") if v is None else v for v in line] for line in seen["cosine_by_step"]]
+        image = row[1].imshow(by_step, cmap="RdBu_r", vmin=-1, vmax=1)
+        row[1].set(xlabel="step of thinking", ylabel="step of thinking")
+        for axis in (row[1].xaxis, row[1].yaxis):
+            axis.set_major_locator(plt.MaxNLocator(8, integer=True))
+            axis.set_major_formatter(lambda at, _: str(int(at) + 1))
+        figure.colorbar(image, ax=row[1], label="mean cosine in a chain", aspect=16)
+        draw_spectrum(row[2], {"latents": (seen["spectrum"], seen["rank"], BLUE), "embeddings": (seen["spectrum_embeddings"], seen["rank_embeddings"], GREY)})
+        if H := seen["entropy_by_step"]:
+            row[3].plot(range(1, len(H) + 1), H, color=ORANGE, marker="o", markersize=4)
+            row[3].set(xlabel="step of thinking", ylabel="entropy of the mixture (nats)", ylim=(0, None))
+            row[3].xaxis.get_major_locator().set_params(integer=True)
+        elif wide == 4:
+            row[3].set_axis_off()
+    return figure
+
+
+@plt.rc_context(STYLE)
+def space_figure(method, examples: list):
+    """Why not simply feed a hidden state back? Hidden states of the model's own chains against its embeddings: both on the first two
+    principal axes of their directions, norms, the cosine with the nearest embedding; and the embedding matrix's spectrum.
+    (Embeddings with a cosine of 1 are those of tokens that training never showed: they went the same way together.)"""
+    words, states = usable(method), hidden_states(method, examples)
+    states = states[torch.randperm(len(states), generator=torch.Generator().manual_seed(0))[:2000]]
+    figure, ((plane, length), (near, shares)) = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
+    direction = lambda x: torch.nn.functional.normalize(x, dim=-1)
+    words_to, states_to = direction(words), direction(states)
+    middle = (words_to.mean(0) + states_to.mean(0)) / 2                            # (C,) the two clouds count equally
+    axes = torch.pca_lowrank(torch.cat([words_to, states_to]) - middle, 2, center=False, niter=10)[2]     # (C, 2)
+    longest = 1.05 * max(x.norm(dim=-1).max() for x in (words, states))
+    for x, to, name, colour in ((words, words_to, "embeddings", GREY), (states, states_to, "hidden states", ORANGE)):
+        plane.scatter(*((to - middle) @ axes).T, s=12, alpha=0.5, color=colour, label=name, linewidth=0)
+        length.hist(x.norm(dim=-1).tolist(), torch.linspace(0, longest, 60).tolist(), density=True, color=colour, alpha=0.7, label=name)
+    random = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
+    cosine = {"embeddings": (words_to @ words_to.T - 2 * torch.eye(len(words)), GREY), "hidden states": (states_to @ words_to.T, ORANGE),
+              "random directions": (direction(random) @ words_to.T, BLUE)}
+    for name, (values, colour) in cosine.items():
+        near.hist(values.max(-1).values.tolist(), torch.linspace(0, 1.001, 50).tolist(), density=True, color=colour, alpha=0.6, label=name)
+    plane.set(xlabel="first principal axis of the directions", ylabel="second", title="Directions")
+    length.set(xlabel="norm", ylabel="density", title="Norms")
+    near.set(xlabel="cosine with the nearest embedding (not itself)", ylabel="density", title="Distance from the vocabulary")
+    draw_spectrum(shares, {"embedding matrix": (spectrum(words).tolist(), effective_rank(words), GREY),
+                           "random matrix": (spectrum(random).tolist(), effective_rank(random), BLUE),
+                           "hidden states": (spectrum(states).tolist(), effective_rank(states), ORANGE)})
+    shares.set_title("Spectrum")
+    for ax in (plane, length, near):
+        ax.legend(fontsize=9.5)
+    return figure
+
+
+def draw_spectrum(ax, shares: dict[str, tuple[list[float], float, str]]) -> None:
+    """How much of the energy the first directions hold. By name: the shares, the effective rank, a colour."""
+    for name, (values, rank, colour) in shares.items():
+        ax.plot(range(1, len(values) + 1), torch.tensor(values).cumsum(0).mul(100), color=colour, linewidth=2, label=f"{name}: effective rank {rank:.0f}")
+    ax.set(xlabel="directions, strongest first", ylabel="% of the energy that they hold", ylim=(0, 103), xlim=(0, None))
+    ax.legend(loc="lower right", fontsize=9.5)

@@ -1,17 +1,21 @@
 """The comparison, from one command: every row trained from the same base with the same compute, judged on the same questions.
 
     python -m minilatent.reproduce --plan                          what would be done, and how long it takes
+    python -m minilatent.reproduce --trials [--plan]               first: three learning rates for each method, judged on validation
     python -m minilatent.reproduce [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
 Every row gets the FLOPs that Latent-SFT(2) takes with its preset (times --budget), counted on one batch of each stage
 (budget.py): the main stage's steps are as many as these pay for. Rows are done one by one: Ctrl-C stops, the same command goes on,
 and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures.
+
+A method is tuned by --trials: its learning rate times each of TRIED, at a quarter of the budget, one seed. The trials are kept in
+trials.jsonl; once a method's are all there, its rows are trained with the best of them, and the plan says so.
 """
 import contextlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +32,8 @@ from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/reproduce")
 REFERENCE = {"method": "latent_sft", "ratio": 2}         # what this costs is the budget
-INTERVENED = "mini"                                      # the data set on which latents are also replaced
+INTERVENED = "mini"                                      # the data set on which latents are replaced in every way; on the others: swap
+TRIED, TRIAL_BUDGET = (0.5, 1.0, 2.0), 0.25              # times a method's own learning rate; times --budget
 SHOWN = [name for name in INTERVENTIONS if name != "keep"]
 
 
@@ -52,6 +57,7 @@ class Row:
     variants: list[Variant] = field(default_factory=lambda: [Variant()])
     share: float = 1.0                                   # of the budget that it spends itself
     after: str = ""                                      # it starts from this row's run, which has spent the rest
+    trial: bool = False                                  # of a learning rate
     instead_of: str = ""                                 # another way to that row: the better on validation stands for it
 
 
@@ -101,7 +107,43 @@ ROWS = [
     latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
     latent_sft(2, "_uniform", ", no encoder", labels="uniform"),
     *(latent_sft(2, f"_k{k}", f", k = {k}", k=k) for k in (1, 5, 50)),
+    # On mini a step is 7 tokens and a space: one latent a step is Latent-SFT(8). Its equal in #L is (8) cut adaptively.
+    *(latent_sft(r, "_adaptive", ", adaptive segments", segmentation="adaptive") for r in (2, 4)),
+    latent_sft(8, "_step", ", a latent a step", segmentation="step"),
+    latent_sft(8, "_adaptive", ", adaptive segments", segmentation="adaptive"),
+    Row("latent_sft_half", "Latent-SFT(2) before RL", "ablation", {"method": "latent_sft", "ratio": 2}, share=0.5),
+    Row("latent_rl", "Latent-RL", "main", {"method": "latent_rl", "ratio": 2}, share=0.5, after="latent_sft_half"),
 ]
+
+
+# ------------------------------------------------------------------ trials
+
+def tuned_as(row: Row) -> str:
+    """Rows of one method that start from the same weights share a learning rate: an ablation changes one thing only."""
+    return row.train["method"] + ("_scratch" if row.train.get("init") == "none" else "")
+
+
+def trials_of(row: Row) -> list[Row]:
+    """What is tried for a row's method: its last main row, with each learning rate."""
+    alike = [other for other in ROWS if other.train and tuned_as(other) == tuned_as(row)]
+    row = max(alike, key=lambda other: (other.group == "main", ROWS.index(other)))
+    lrs = [float(f"{times * resolve(row.train).lr:.6g}") for times in TRIED]
+    return [replace(row, name=f"{row.name}-lr{lr:g}", train={**row.train, "lr": lr}, trial=True) for lr in lrs]
+
+
+def tuned(row: Row, args) -> dict:
+    """The learning rate that was best on validation, once all of a method's trials are done; before, and for a trial, none."""
+    if row.trial:
+        return {}
+    score = {t["lr"]: t["val_accuracy"] for t in read_lines(Path(args.out), "trials.jsonl") if t["method"] == tuned_as(row)}
+    tried = [t.train["lr"] for t in trials_of(row)]
+    return {"lr": max(tried, key=score.get)} if set(tried) <= set(score) else {}
+
+
+def do_trial(trial: Row, seed: int, args, total: float) -> None:
+    ensure_trained(trial, seed, args, total)
+    facts = training_facts(trial, seed, args) | budget.machine(pick_device(args.device))
+    add_line(Path(args.out), {"method": tuned_as(trial), "row": trial.name, "seed": seed, "budget": args.budget, **facts}, "trials.jsonl")
 
 
 # ------------------------------------------------------------------ the plan
@@ -116,13 +158,14 @@ class Plan:
 
 def settings_of(row: Row, seed: int, args) -> dict:
     """What the row's run is trained with, all but the steps of its main stage."""
-    given = {**row.train, "seed": seed, "out": str(folder_of(row, seed, args)), "test_size": 16, "device": args.device,
+    given = {**row.train, **tuned(row, args), "seed": seed, "out": str(folder_of(row, seed, args)), "test_size": 16, "device": args.device,
              "threads": args.threads}
     if row.after:
         given["init"] = str(folder_of(row_named(row.after), seed, args))
-    if given["method"] == "latent_sft" and args.budget < 1:        # a smaller copy of the whole recipe
+        given["head_width"] = resolve(row_named(row.after).train).head_width       # of the latent head that it takes over
+    if given["method"] == "latent_sft" and (share := min(1, args.budget) * row.share) < 1:        # a smaller copy of the whole recipe
         stages = resolve(given).stage1_steps.split(",")
-        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * args.budget))) for s in stages)
+        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * share))) for s in stages)
     return given
 
 
@@ -151,7 +194,8 @@ def print_plan(todo: list[tuple[Row, int]], args, total: float) -> None:
             known[row.name] = plan_of(row, seed, args, total) if row.train else Plan({}, {}, 0.0, 0.0)
         about = known[row.name]
         stages = ", ".join(f"{name} {n}" for name, n in about.stages.items()) or "no training"
-        print(f"{row.name:24s} seed {seed}  {about.flops:.3e} FLOPs  {about.seconds / 60:5.1f} min  {stages}", flush=True)
+        lr = f"  lr {resolve(about.settings).lr:g}{' (best of its trials)' if tuned(row, args) else ''}" if row.train else ""
+        print(f"{row.name:24s} seed {seed}  {about.flops:.3e} FLOPs  {about.seconds / 60:5.1f} min  {stages}{lr}", flush=True)
         seconds += about.seconds
     print(f"\nabout {seconds / 3600:.1f} hours of training at the rate just measured; validation and judging come on top, about a fifth")
 
@@ -170,17 +214,17 @@ def folder_of(row: Row, seed: int, args) -> Path:
     return RUNS / (f"{row.name}-seed{seed}" + ("" if args.budget == 1 else f"-budget{args.budget:g}"))
 
 
-def read_lines(out: Path) -> list[dict]:
-    path = out / "rows.jsonl"
+def read_lines(out: Path, name: str = "rows.jsonl") -> list[dict]:
+    path = out / name
     try:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def add_line(out: Path, line: dict) -> None:
-    lines = [*read_lines(out), line]
-    replace_file(out / "rows.jsonl", lambda p: p.write_text("".join(json.dumps(l) + "\n" for l in lines)))
+def add_line(out: Path, line: dict, name: str = "rows.jsonl") -> None:
+    lines = [*read_lines(out, name), line]
+    replace_file(out / name, lambda p: p.write_text("".join(json.dumps(l) + "\n" for l in lines)))
 
 
 def missing(row: Row, seed: int, lines: list[dict]) -> list[tuple[Variant, str]]:
@@ -203,7 +247,7 @@ def ensure_trained(row: Row, seed: int, args, total: float) -> Path:
             shutil.rmtree(folder)
         plan = plan_of(row, seed, args, total)
         settings = plan.settings
-        write_json(folder.with_name(folder.name + ".json"), {"stages": plan.stages, "flops": plan.flops})
+        write_json(folder.with_name(folder.name + ".json"), {"stages": plan.stages, "flops": plan.flops, "lr": resolve(settings).lr})
     with open(folder.with_name(folder.name + ".log"), "a") as log, contextlib.redirect_stdout(log):
         train(settings)
     return folder
@@ -213,7 +257,7 @@ def training_facts(row: Row, seed: int, args) -> dict:
     """What a run's metrics.jsonl and its plan tell of it, with the run that it started from; its curve goes into the results."""
     folder = folder_of(row, seed, args)
     if not row.train:
-        return {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}, "val_accuracy": 0.0}
+        return {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}, "lr": 0.0, "val_accuracy": 0.0}
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keep = ("stage", "index", "step", "loss", "val_accuracy", "seconds")
     write_json(Path(args.out) / "curves" / f"{row.name}-seed{seed}.json", [{k: e[k] for k in keep if k in e} for e in log])
@@ -222,7 +266,7 @@ def training_facts(row: Row, seed: int, args) -> dict:
     before = training_facts(row_named(row.after), seed, args) if row.after else {}
     total = {"train_seconds": log[-1]["seconds"], "train_tokens": log[-1]["tokens"], "flops": told["flops"]}
     return {**{key: value + before.get(key, 0) for key, value in total.items()},
-            "stages": {**before.get("stages", {}), **told["stages"]}, "val_accuracy": best}
+            "stages": {**before.get("stages", {}), **told["stages"]}, "lr": told["lr"], "val_accuracy": best}
 
 
 def do_row(row: Row, seed: int, args, total: float) -> None:
@@ -237,8 +281,8 @@ def do_row(row: Row, seed: int, args, total: float) -> None:
         line = {"row": row.name + variant.suffix, "run": row.name, "title": variant.title or row.title, "group": row.group, "seed": seed,
                 "instead_of": row.instead_of, "budget": args.budget, "limit": args.limit, **facts,
                 **evaluate(method, examples, name, frequent=training_tokens(method), per_question=True)}
-        if name == INTERVENED and method.thinker() is not None:
-            line["interventions"] = intervene(method, examples, SHOWN)
+        if method.thinker() is not None:
+            line["interventions"] = intervene(method, examples, SHOWN if name == INTERVENED else ["swap"], per_question=True)
         add_line(out, line)
 
 
@@ -255,6 +299,18 @@ def write_results(out: Path) -> None:
     draw(lines, out)
 
 
+def do_all(todo: list[tuple[Row, int]], work, args) -> None:
+    """work() on each row and seed; with --plan only what that would be."""
+    total = full_budget(args) if any(row.train for row, _ in todo) else 0.0
+    if args.plan:
+        return print_plan(todo, args, total)
+    for row, seed in (bar := tqdm(todo, desc="trials" if args.trials else "rows", unit="run", dynamic_ncols=True)):
+        bar.set_postfix_str(f"{row.name} seed {seed}")
+        work(row, seed, args, total)
+        write_results(Path(args.out))
+    print(f"{len(todo)} runs done; see {args.out}", file=sys.stderr)
+
+
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", metavar="NAME", default=[row.name for row in ROWS], help="which rows; default: all")
@@ -263,6 +319,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--budget", type=float, default=1.0, metavar="float", help="times the FLOPs of Latent-SFT(2)")
     parser.add_argument("--limit", type=int, default=1000, metavar="int", help="test questions of each data set")
     parser.add_argument("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
+    parser.add_argument("--trials", action="store_true", help="tune the rows' methods: three learning rates each, a quarter of the budget")
     parser.add_argument("--figures", action="store_true", help="only write table, verdicts and figures anew")
     add_fields(parser, Config, only=("device", "threads"))
     parser.set_defaults(device="auto", threads=0)
@@ -273,22 +330,21 @@ def main(argv: list[str]) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     chosen, out = [row_named(name) for name in args.rows], Path(args.out)
-    for line in read_lines(out):
-        for name in ("budget", "limit"):                 # rows that are compared must agree in these
-            if line[name] != getattr(args, name) and not args.figures:
-                raise UserError(f"{out}/rows.jsonl was made with --{name} {line[name]:g}: give that, or another --out")
     if args.figures:
         return write_results(out)
+    made = {"budget": {l["budget"] for l in read_lines(out)} | {t["budget"] / TRIAL_BUDGET for t in read_lines(out, "trials.jsonl")},
+            "limit": {l["limit"] for l in read_lines(out)}}
+    for name, values in made.items():                    # what is compared must agree in these
+        if other := values - {getattr(args, name)}:
+            raise UserError(f"{out} holds what was made with --{name} {other.pop():g}: give that, or another --out")
+    if args.trials:
+        args.budget *= TRIAL_BUDGET
+        done = {t["row"] for t in read_lines(out, "trials.jsonl")}
+        todo = [(trial, 0) for trial in {t.name: t for row in chosen if row.train for t in trials_of(row)}.values() if trial.name not in done]
+        return do_all(todo, do_trial, args)
     # Seed by seed, so that one whole table comes first. The base is one model, whatever the seed.
     todo = [(row, seed) for i, seed in enumerate(args.seeds) for row in chosen if (row.train or i == 0) and missing(row, seed, read_lines(out))]
-    total = full_budget(args) if any(row.train for row, _ in todo) else 0.0
-    if args.plan:
-        return print_plan(todo, args, total)
-    for row, seed in (bar := tqdm(todo, desc="rows", unit="row", dynamic_ncols=True)):
-        bar.set_postfix_str(f"{row.name} seed {seed}")
-        do_row(row, seed, args, total)
-        write_results(out)
-    print(f"{len(todo)} runs done; see {out}/table.md and {out}/verdicts.md", file=sys.stderr)
+    do_all(todo, do_row, args)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from .figures import BLUE, GREY, ORANGE, RED, STYLE, plt, results_figure, save_f
 from .verdicts import Line, better, estimate, problem_steps, right
 
 # The families of methods, in the order in which a row's name is looked up: its colour and marker everywhere.
-FAMILIES = {"latent_sft": (BLUE, "o", "superpositions"), "colar": (ORANGE, "s", "merged embeddings"), "coconut": ("#4d9a5b", "D", "hidden states"),
+FAMILIES = {"latent_sft": (BLUE, "o", "superpositions"), "latent_rl": ("#17375e", "H", "superpositions"),
+            "colar": (ORANGE, "s", "merged embeddings"), "coconut": ("#4d9a5b", "D", "hidden states"),
             "codi": ("#7b5aa6", "P", "hidden states, distilled"), "icot": ("#b3538b", "X", "no chain"), "no_cot": (GREY, "v", "no chain"),
             "pause": ("#5f666f", "^", "pause tokens"), "cot_sft_soft": ("#c98a86", "*", "words"), "": (RED, "*", "words")}
 
@@ -54,7 +55,7 @@ def frontier_figure(lines: list[Line]):
     longest = max((p[2] for p in points), default=1.0)
     columns: list[list] = []                             # points with about the same #L: their labels must not overlap
     for p in sorted(points, key=lambda p: p[2]):
-        if columns and p[2] - columns[-1][0][2] < 0.18 * longest:
+        if columns and p[2] - columns[-1][0][2] < 0.12 * longest:
             columns[-1].append(p)
         else:
             columns.append([p])
@@ -75,11 +76,11 @@ def ablation_figure(lines: list[Line]):
     """A row's ablations below it: average accuracy with intervals, and the difference from the whole method."""
     found = {row: (title, estimate(lines, row)) for row, title in {l["row"]: l["title"] for l in lines}.items()}
     groups = {whole: [whole] + [row for row in found if parent(row) == whole]
-              for whole in ("latent_sft_2", "latent_sft_4", "colar_2", "colar_5", "colar_rl")}
+              for whole in ("latent_sft_2", "latent_sft_4", "latent_sft_8_step", "latent_rl", "colar_2", "colar_5", "colar_rl")}
     groups = {whole: some for whole, rows in groups.items() if len(some := [r for r in rows if r in found and found[r][1]]) > 1}
     if not groups:
         return None
-    columns = [c for c in ([g for g in groups.items() if g[0].startswith(family)] for family in ("latent_sft", "colar")) if c]
+    columns = [c for c in ([g for g in groups.items() if g[0].startswith(family)] for family in ("latent", "colar")) if c]
     rows = max(sum(len(some) + 1.2 for _, some in column) for column in columns)
     figure = plt.figure(figsize=(7.6 * len(columns), 0.36 * rows + 1), layout="constrained")
     for part, column in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns):
@@ -115,10 +116,9 @@ def draw_ablations(ax, whole: str, found: dict[str, tuple]) -> None:
 
 def parent(row: str) -> str | None:
     """The whole method that a row is an ablation of, by its name: colar_mean_2 of colar_2, colar_rl_x of colar_rl."""
-    if row == "colar_nll_half_2":                        # what RL starts from
-        return "colar_rl"
-    if row == "colar_nll_half_5":
-        return None
+    if row in (known := {"colar_nll_half_2": "colar_rl", "latent_sft_half": "latent_rl", "latent_sft_8_adaptive": "latent_sft_8_step",
+                         "colar_nll_half_5": None}):                       # what RL starts from; equals in #L
+        return known[row]
     for whole in ("latent_sft_2", "latent_sft_4", "colar_rl"):
         if row.startswith(whole + "_"):
             return whole
@@ -191,7 +191,7 @@ def steps_figure(lines: list[Line], sets=("mini", "mini_hard")):
 @plt.rc_context(STYLE)
 def interventions_figure(lines: list[Line]):
     """A heat map: accuracy when the latents are replaced, and how often the answer is the donor's."""
-    judged = [l for l in lines if l.get("interventions") and l["group"] == "main"]
+    judged = [l for l in lines if len(l.get("interventions", {})) > 1 and l["group"] == "main"]      # elsewhere: swap only, for a verdict
     if not judged:
         return None
     names = list(judged[0]["interventions"])

@@ -45,12 +45,13 @@ def listed(key: str) -> Callable[[Line], Tensor]:
 
 
 def swapped(line: Line) -> Tensor:
-    """Half the accuracy less the answer's being right with another question's latents: positive on average if these destroy
-    more than half of it. Which question is which is not kept; one alone does not need it."""
-    swap = line.get("interventions", {}).get("swap", {"n": 0, "accuracy": None})
-    hits = torch.zeros(swap["n"]).double()
-    hits[:round(swap["n"] * (swap["accuracy"] or 0))] = 1
-    return line["accuracy"] / 2 - hits
+    """Half of a right answer less one that is right with another question's latents: positive on average if these destroy more
+    than half of the answers. NaN for a question without a donor."""
+    swap = line.get("interventions", {}).get("swap", {}).get("questions")
+    if swap is None:
+        return torch.tensor([])
+    judged, hits = (torch.tensor(from_hex(swap[key], line["n"])) for key in ("judged", "correct"))
+    return (right(line) / 2 - hits.double()).masked_fill(~judged, NAN)
 
 
 # Of a line, one number a question, (n,); NaN where the question has none.
@@ -91,20 +92,21 @@ def bootstrap(samples: list[Tensor]) -> tuple[float, float, float]:
     return torch.stack(means).mean().item(), low, high
 
 
-def estimate(lines: list[Line], row: str, sets=SETS, measure: str = "accuracy", against: str = "") -> tuple[float, float, float, int, int] | None:
-    """Mean, interval, seeds, questions of a row, or of its difference from the row `against` on what both have. None
-    where a data set is missing."""
+def estimate(lines: list[Line], row: str, sets=SETS, measure: str = "accuracy", against: str = "",
+             times: float = 1.0) -> tuple[float, float, float, int, int] | None:
+    """Mean, interval, seeds, questions (those with a value) of a row, or of its difference from `times` the row `against` on
+    what both have. None where a data set is missing."""
     samples = []
     for name in sets:
         ours, theirs = values(lines, row, name, measure), values(lines, against, name, measure) if against else {}
         shared = sorted(s for s in ours if not against or s in theirs and len(theirs[s]) == len(ours[s]))
-        samples.append({s: ours[s] - theirs[s] if against else ours[s] for s in shared})
+        samples.append({s: ours[s] - times * theirs[s] if against else ours[s] for s in shared})
     seeds = sorted(set.intersection(*(set(s) for s in samples)))
     samples = [[s[seed] for seed in seeds] for s in samples]
     if not seeds or any(len({len(v) for v in s}) > 1 for s in samples):
         return None
     stacked = [torch.stack(s) for s in samples]
-    return *bootstrap(stacked), len(seeds), sum(s.shape[1] for s in stacked)
+    return *bootstrap(stacked), len(seeds), sum(int((~s.isnan()).any(0).sum()) for s in stacked)
 
 
 # ------------------------------------------------------------------ trends
@@ -119,43 +121,49 @@ class Trend:
     direction: str = ">"
     tolerance: float = 0.0             # in the measure's own unit, accuracy in 0..1
     measure: str = "accuracy"
+    times: float = 1.0                 # that of row b
 
 
-LATENT = ("coconut", "codi", "colar_5", "colar_2", "latent_sft_4", "latent_sft_2")
-MINI = ("mini",)                       # where the chains are known best
+LATENT = ("coconut", "codi", "colar_5", "colar_2", "colar_rl", "latent_sft_4", "latent_sft_2", "latent_rl")
+SEVERAL = SETS[:3]                     # problems of several lengths, some with several valid chains: not so in mini_multiarith
+RL = {"CoLaR-RL": ("colar_rl", "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}      # and what it starts from
 TRENDS = (
-    Trend("superposition at least CoT at half the length, within a point", "latent_sft_2", "cot_sft", tolerance=0.01),
+    Trend("superposition at least CoT, within a point", "latent_sft_2", "cot_sft", tolerance=0.01),
+    Trend("at half the length, within a step", "latent_sft_2", "cot_sft", direction="<", tolerance=1.0, measure="length", times=0.5),
     Trend("Latent-SFT(2) above (4)", "latent_sft_2", "latent_sft_4"),
     Trend("Latent-SFT above CoLaR at equal length, 2", "latent_sft_2", "colar_2"),
     Trend("Latent-SFT(4) above CoLaR-5", "latent_sft_4", "colar_5"),
     Trend("CoLaR-2 above CoLaR-5", "colar_2", "colar_5"),
-    *(Trend(f"{row} above No-CoT", row, "no_cot") for row in LATENT),
+    *(Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", *LATENT)),
     *(Trend(f"{row} above pause tokens", row, "pause") for row in LATENT),
     *(trend for r in (2, 4) for trend in (
         Trend(f"superposition above hidden state, r = {r}", f"latent_sft_{r}", f"latent_sft_{r}_hidden"),
         Trend(f"the induction mask helps, r = {r}", f"latent_sft_{r}", f"latent_sft_{r}_no_ltim"),
         Trend(f"the supervision mask helps, r = {r}", f"latent_sft_{r}", f"latent_sft_{r}_no_ltsum"))),
     Trend("an encoder's labels above uniform mixtures", "latent_sft_2", "latent_sft_2_uniform"),
+    *(Trend(f"adaptive segments above {what} at equal #L", f"latent_sft_{r}_adaptive", f"latent_sft_{other}")
+      for r, other, what in ((2, "2", "fixed ones, r = 2,"), (4, "4", "fixed ones, r = 4,"), (8, "8_step", "a latent a step"))),
     Trend("Gumbel noise helps", "latent_sft_2_gumbel", "latent_sft_2"),
     *(trend for c in (2, 5) for trend in (
         Trend(f"√c above mean pooling, c = {c}", f"colar_{c}", f"colar_mean_{c}"),
         Trend(f"soft-MSE above NLL, c = {c}", f"colar_{c}", f"colar_nll_{c}"))),
     *(Trend(f"ECR@10 above its control, r = {r}", f"latent_sft_{r}", "", measure="ecr_gain") for r in (2, 4)),
     Trend("ECR@10 above its control by more for r = 4", "latent_sft_4", "latent_sft_2", measure="ecr_gain"),
-    *(Trend(f"N_eff above that of one chain only, r = {r}", f"latent_sft_{r}", "", MINI, measure="n_eff_gain") for r in (2, 4)),
-    Trend("N_eff above that of one chain by more for r = 4", "latent_sft_4", "latent_sft_2", MINI, measure="n_eff_gain"),
-    Trend("RL shortens the chain", "colar_rl", "colar_nll_half_2", direction="<", measure="length"),
-    Trend("RL keeps the accuracy, within a point", "colar_rl", "colar_nll_half_2", tolerance=0.01),
+    *(Trend(f"N_eff above that of one chain only, r = {r}", f"latent_sft_{r}", "", SEVERAL, measure="n_eff_gain") for r in (2, 4)),
+    Trend("N_eff above that of one chain by more for r = 4", "latent_sft_4", "latent_sft_2", SEVERAL, measure="n_eff_gain"),
+    *(trend for name, (row, before) in RL.items() for trend in (
+        Trend(f"{name} shortens the chain", row, before, direction="<", measure="length"),
+        Trend(f"{name} keeps the accuracy, within a point", row, before, tolerance=0.01))),
     Trend("averaging is needed in RL", "colar_rl", "colar_rl_no_average"),
-    *(Trend(f"accuracy falls faster with the number of steps than CoT's: {row}", row, "cot_sft", ("mini", "mini_hard"), "<", measure="slope")
+    *(Trend(f"accuracy falls faster with the number of steps than CoT's: {row}", row, "cot_sft", SEVERAL, "<", measure="slope")
       for row in LATENT),
-    *(Trend(f"another question's latents destroy more than half of the answers: {row}", row, "", MINI, measure="swap") for row in LATENT),
+    *(Trend(f"another question's latents destroy more than half of the answers: {row}", row, "", measure="swap") for row in LATENT),
 )
 
 
 def verdict(lines: list[Line], trend: Trend) -> tuple[str, tuple | None]:
     """holds | does not hold | within noise | not run; and the estimate that says so."""
-    found = estimate(lines, trend.a, trend.sets, trend.measure, trend.b)
+    found = estimate(lines, trend.a, trend.sets, trend.measure, trend.b, trend.times)
     if found is None:
         return "not run", None
     sign = 1 if trend.direction == ">" else -1

@@ -13,6 +13,7 @@ from minilatent.analysis import INTERVENTIONS, Chains, answers_given, describe, 
 from minilatent.config import Config, UserError
 from minilatent.evaluate import evaluate, fitting, frequent_tokens, other_chains, report, solve_all
 from minilatent.methods import METHODS
+from minilatent.metrics import from_hex
 from minilatent.model import ModelConfig, Transformer
 from minilatent.tokenizer import mini_tokenizer
 
@@ -142,6 +143,10 @@ def test_interventions_do_what_they_say(tok, examples):
     assert found == intervene(method, examples, names), "seeded"
     assert found["keep"]["unchanged"] == 1.0 and found["keep"]["n"] == len(examples)
     assert set(found["swap"]) == {"n", "accuracy", "ci95", "unchanged", "follows_donor"}
+    each = intervene(method, examples, ["keep", "swap"], batch=7, per_question=True)
+    judged, correct = (from_hex(each["swap"]["questions"][key], len(examples)) for key in ("judged", "correct"))
+    assert sum(judged) == each["swap"]["n"] and sum(correct) == round(each["swap"]["accuracy"] * each["swap"]["n"])
+    assert from_hex(each["keep"]["questions"]["correct"], len(examples)) == solve_all(method, examples)["correct"]
 
     out = method.solve([e.question for e in examples[:6]])
     z, n, g = out.latents, out.lengths, torch.Generator().manual_seed(0)

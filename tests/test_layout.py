@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minilatent"
 ORDER = ["config", "files", "parallel", "example", "mini", "prosqa", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks",
          "latent", "losses", "decode", "metrics", "evaluate", "checkpoint", "lora", "pretrained", "rl", "methods.method",
          "methods.cot_sft", "methods.no_cot", "methods.pause", "methods.icot", "methods.coconut", "methods.codi",
-         "methods.latent_sft", "methods.latent_rl", "methods.colar", "methods", "trainer", "setup", "analysis", "figures", "verdicts",
+         "methods.latent_sft", "methods.latent_rl", "methods.colar", "methods", "trainer", "setup", "analysis", "look", "figures", "verdicts",
          "budget", "reproduce_figures", "reproduce", "export", "benchmark", "rebuild_base"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 

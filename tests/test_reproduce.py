@@ -2,11 +2,13 @@
 import json
 import random
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 
-from minilatent import budget, config, reproduce, reproduce_figures, setup, verdicts
+from minilatent import budget, config, data, reproduce, reproduce_figures, setup, verdicts
+from minilatent.batch import cut_chain, encode
 from minilatent.config import UserError
 from minilatent.metrics import from_hex, to_hex
 from minilatent.reproduce import Row
@@ -147,6 +149,37 @@ def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path):
     assert call("--rows", "half", "--budget", 20)[0] == 0            # it is only judged now
 
 
+def test_trials_are_done_once_and_the_best_learning_rate_is_the_rows(call, tmp_path, monkeypatch):
+    real, given = reproduce.train, []
+    monkeypatch.setattr(reproduce, "train", lambda settings: (given.append(settings), real(settings)))
+    assert call("--trials", "--rows", "cot_sft", "--budget", 4)[0] == 0
+    path = tmp_path / "results/trials.jsonl"
+    trials = [json.loads(l) for l in path.read_text().splitlines()]
+    own = config.resolve({"method": "cot_sft"}).lr
+    assert [t["lr"] for t in trials] == [s["lr"] for s in given] == pytest.approx([own / 2, own, 2 * own])
+    assert {t["budget"] for t in trials} == {1.0} and len({s["steps"] for s in given}) == 1 and given[0]["steps"] * 4 == pytest.approx(24, abs=3)
+    assert not (tmp_path / "results/rows.jsonl").exists() and (tmp_path / f"results/curves/cot_sft-lr{own:g}-seed0.json").exists()
+    assert call("--trials", "--rows", "cot_sft", "--budget", 4)[0] == 0 and len(given) == 3              # nothing is done again
+    for best, trial in enumerate(trials):                                                                # whichever is best on validation
+        path.write_text("".join(json.dumps({**t, "val_accuracy": 0.9 if i == best else 0.1}) + "\n" for i, t in enumerate(trials)))
+        _, out, _ = call("--plan", "--rows", "cot_sft", "colar", "--budget", 4)
+        assert f"lr {trial['lr']:g} (best of its trials)" in out and out.count("best of its trials") == 1
+    assert call("--rows", "cot_sft", "--budget", 4)[0] == 0 and given[-1]["lr"] == trials[-1]["lr"] and given[-1]["steps"] == 24
+    line = json.loads((tmp_path / "results/rows.jsonl").read_text().splitlines()[0])
+    assert line["lr"] == trials[-1]["lr"]
+    path.write_text(json.dumps(trials[0]) + "\n")                                                        # one of three is not enough
+    assert "best of" not in call("--plan", "--rows", "colar", "--budget", 4)[1]
+    assert call("--trials", "--plan", "--rows", "cot_sft", "--budget", 4)[1].count("cot_sft-lr") == 2    # the others are left to do
+
+
+def test_every_method_gets_as_many_trials_and_they_follow_its_preset(monkeypatch):
+    families = {reproduce.tuned_as(row): [t.train for t in reproduce.trials_of(row)] for row in reproduce.ROWS if row.train}
+    assert set(families) >= set(config.METHODS) and all(len(trials) == len(reproduce.TRIED) for trials in families.values())
+    assert {t["ratio"] for t in families["latent_sft"]} == {2} and "latent_loss" not in families["colar"][0]      # the main row's
+    monkeypatch.setitem(config.PRESETS["mini"], "cot_sft", {"lr": 0.125})
+    assert [t.train["lr"] for t in reproduce.trials_of(reproduce.row_named("cot_sft"))] == [0.0625, 0.125, 0.25]
+
+
 @pytest.mark.parametrize("argv, said", [(["--rows", "latnt"], "unknown row 'latnt'"), (["--budget", 0], "--budget"), (["--seeds", -1], "--seeds"),
                                         (["--limit", 0], "--limit"), (["--sedes", 1], "did you mean '--seeds'")])
 def test_bad_input_is_one_clear_line(call, argv, said):
@@ -173,6 +206,27 @@ def test_every_row_of_the_comparison_can_be_resolved_and_every_trend_is_about_ro
         assert not row.instead_of or reproduce.row_named(row.instead_of)
     for trend in verdicts.TRENDS:
         assert trend.a in names and (trend.b in names or not trend.b), trend
+
+
+def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
+    """But for the space between two steps. So its fixed partner of equal #L is itself; it is compared with adaptive segments."""
+    for name in verdicts.SETS:
+        for row in encode(data.load(name, "test", limit=200), tok, 512)[0]:
+            step, fixed = (list(map(tok.decode, cut_chain(row, how, 8))) for how in ("step", "fixed"))
+            assert [s.strip() for s in step] == [s.strip() for s in fixed]
+
+
+def test_a_row_of_half_the_budget_has_half_of_each_stage_and_rl_is_planned_before_what_it_starts_from_is_trained(monkeypatch, tok, tmp_path):
+    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
+    monkeypatch.setattr(reproduce, "RUNS", tmp_path)
+    args = Namespace(budget=1.0, trials=False, device="cpu", threads=1, out=str(tmp_path))
+    tiny = {k: v for k, v in TINY.items() if k != "seed"}
+    half = Row("half", "", "ablation", {**tiny, "method": "latent_sft", "stage1_steps": "8,4,40"}, share=0.5)
+    rl = Row("rl", "", "main", {**{k: v for k, v in tiny.items() if k != "init"}, "method": "latent_rl", "group": 2}, share=0.5, after="half")
+    monkeypatch.setattr(reproduce, "ROWS", [half, rl])
+    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"
+    plan = reproduce.plan_of(rl, 0, args, 1e13)
+    assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------
@@ -228,8 +282,32 @@ def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
     assert slope == pytest.approx(((y - y.mean()) * (x - x.mean())).sum().item() / (x - x.mean()).pow(2).sum().item())
     trend = Trend("", "a", "", ("mini",), measure="swap")
     for share, said in ((0.02, "holds"), (0.9, "does not hold")):
-        lines = [made_line(correct=drawn(0.9, n, 0), interventions={"swap": {"n": n, "accuracy": share}})]
+        lines = [made_line(correct=drawn(0.9, n, 0), interventions=swapped(drawn(share, n, 1)))]
         assert verdicts.verdict(lines, trend)[0] == said
+
+
+def swapped(correct, judged=None) -> dict:
+    return {"swap": {"questions": {"correct": to_hex(correct), "judged": to_hex(judged or [True] * len(correct))}}}
+
+
+def test_swap_is_judged_question_by_question_those_without_a_donor_apart():
+    line = made_line(correct=[1, 1, 0, 0], interventions=swapped([1, 0, 1, 0], [True, True, True, False]))
+    assert verdicts.swapped(line)[:3].tolist() == [-0.5, 0.5, -1.0] and verdicts.swapped(line)[3].isnan()
+    *_, seeds, n = verdicts.estimate([line], "a", ("mini",), "swap")
+    assert (seeds, n) == (1, 3)                                                                  # the fourth is not counted
+    assert verdicts.estimate([made_line()], "a", ("mini",), "swap") is None                      # nothing was swapped
+    # Paired: where it is the rightly answered ones that survive, the difference varies less than two independent shares would.
+    own = drawn(0.5, 1000, 4)
+    half = [o and i % 3 == 0 for i, o in enumerate(own)]
+    width = [high - low for correct in (half, sorted(half)) for _, low, high, *_ in
+             [verdicts.estimate([made_line(correct=own, interventions=swapped(correct))], "a", ("mini",), "swap")]]
+    assert width[0] < width[1]
+
+
+def test_a_row_can_be_held_against_a_multiple_of_another():
+    lines = [{**made_line(row, correct=[1] * 40), "questions": {"correct": to_hex([1] * 40), "len": [n] * 40}} for row, n in (("a", 12), ("b", 24))]
+    for times, tolerance, said in ((0.5, 1.0, "holds"), (0.4, 1.0, "does not hold"), (1.0, 0.0, "holds")):
+        assert verdicts.verdict(lines, Trend("", "a", "b", ("mini",), "<", tolerance, "length", times))[0] == said
 
 
 def test_the_better_of_two_ways_is_chosen_on_validation():
@@ -254,9 +332,9 @@ def test_the_tables_say_the_numbers_and_over_what():
 def made_up(folder, n=1000):
     """Lines of a whole comparison, and curves, out of thin air."""
     strength = {"base": 0.95, "cot_sft": 0.97, "cot_sft_soft": 0.965, "no_cot": 0.2, "no_cot_scratch": 0.1, "pause": 0.22, "icot": 0.45,
-                "coconut": 0.5, "codi": 0.55, "colar_5": 0.35, "colar_2": 0.6, "latent_sft_4": 0.72, "latent_sft_2": 0.88}
+                "coconut": 0.5, "codi": 0.55, "colar_5": 0.35, "colar_2": 0.6, "latent_sft_4": 0.72, "latent_sft_2": 0.88, "latent_rl": 0.86}
     length = {"base": 24, "cot_sft": 24, "cot_sft_soft": 24, "pause": 6, "coconut": 6, "codi": 6, "colar_5": 5.2, "colar_2": 12,
-              "latent_sft_4": 6.1, "latent_sft_2": 12.2}
+              "latent_sft_4": 6.1, "latent_sft_2": 12.2, "latent_rl": 9.5}
     lines = []
     for row in reproduce.ROWS:
         for v in row.variants:
@@ -269,9 +347,9 @@ def made_up(folder, n=1000):
                     hits = [rng.random() < max(0.02, base - hard * base - (1 - base) * 0.15 * (k - 2)) for k in steps]
                     line = made_line(name, seed, s, hits, run=row.name, title=v.title or row.title, group=row.group, instead_of=row.instead_of,
                                      mean_len=float(length.get(name, 0)))
-                    if s == "mini" and name in length:
+                    if name in length:
                         line["interventions"] = {x: {"n": n, "accuracy": base * rng.random() * 0.5, "follows_donor": base * 0.95}
-                                                 for x in reproduce.SHOWN}
+                                                 for x in (reproduce.SHOWN if s == "mini" else ["swap"])}
                     lines.append(line)
         if not row.train:
             continue

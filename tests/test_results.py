@@ -1,0 +1,82 @@
+"""README says what results/ says."""
+import json
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+from test_reproduce import made_line
+
+sys.path.insert(0, str(ROOT))
+from minilatent import config  # noqa: E402
+from minilatent.config import UserError  # noqa: E402
+from minilatent.verdicts import SETS  # noqa: E402
+from results import table  # noqa: E402
+
+
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_marked_number_is_that_of_the_results(page):
+    assert table.written(page.read_text())[1] == [], "python -m results.table puts it right"
+
+
+def test_no_measured_share_stands_in_the_readme_without_a_mark():
+    """What is no measurement of ours: a definition, or a share of the data."""
+    plain = table.MARK.sub("", table.PAGES[0].read_text())
+    assert re.findall(r"\d[\d.,]* ?(?:±|% (?:right|of the answers|of cases|on))", plain) == []
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """results/ with two seeds of two rows, a run of eval.py and a page."""
+    (tmp_path / "mini").mkdir()
+    share = lambda n: [True] * n + [False] * (40 - n)
+    lines = [made_line(row, seed, name, share(n + 2 * seed), mean_len=12.0 if row == "a" else 3.0)
+             for row, n in (("a", 30), ("b", 10)) for seed in (0, 1) for name in SETS]
+    lines.append({**made_line("c", 0, "mini", share(1)), "group": "ablation"})
+    (tmp_path / "mini/rows.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
+    (tmp_path / "mini/first_r2-seed0.json").write_text(json.dumps([{"data": "mini", "n": 40, "accuracy": 0.5, "mean_len": 7.25, "deep": {"accuracy": 0.018}}]))
+    (tmp_path / "log.jsonl").write_text('{"seconds": 60}\n{"seconds": 1830}\n')
+    monkeypatch.setattr(table, "HERE", tmp_path)
+    monkeypatch.setattr(table, "PAGES", (tmp_path / "README.md",))
+    return tmp_path
+
+
+def mark(name, text=""):
+    return f"<!-- results:{name} -->{text}<!-- /results -->"
+
+
+@pytest.mark.parametrize("name, expected", [("a mini accuracy", "77.5"), ("a average accuracy", "77.5"), ("b mini mean_len", "3.0"), ("a mini n", "40"),
+                                            ("first_r2 mini deep.accuracy", "1.8"), ("log.jsonl -1.seconds", "1,830"), ("log.jsonl 1.seconds/60", "30")])
+def test_numbers_are_found_and_are_means_over_seeds(folder, name, expected):
+    assert table.quoted(name) == expected
+
+
+@pytest.mark.parametrize("name", ["nothing", "d mini accuracy", "a mini_long accuracy", "c average accuracy", "a mini acuracy", "log.jsonl 7.seconds", "no.json 0"])
+def test_a_mark_without_a_number_is_an_error(folder, name):
+    with pytest.raises(UserError):
+        table.quoted(name)
+
+
+def test_blocks_hold_the_rows(folder):
+    text = table.quoted("comparison")
+    assert text.startswith("\n| row |") and text.endswith("|\n") and "| a | 2 | 77.5 ± " in text and text.count("\n") == 5     # c is no main row
+    assert len({row.count("|") for row in text.strip().splitlines()}) == 1 and text.splitlines()[1].endswith("| #L |")
+    assert "| first_r2 | 1 | 50.0 ± " in table.quoted("first_runs")
+
+
+def test_the_command_writes_what_differs_and_check_only_tells(folder, monkeypatch, capsys):
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["table", *argv])
+        with pytest.raises(SystemExit) as caught:
+            config.run(table.main)
+        return caught.value.code or 0, capsys.readouterr().err
+    page = folder / "README.md"
+    before = f"Right: {mark('a mini accuracy', '99.9')} %, kept: {mark('b mini mean_len', '3.0')}.\n{mark('comparison')}\nEnd 5 %."
+    page.write_text(before)
+    code, said = call("--check")
+    assert code == 2 and "a mini accuracy, comparison" in said and "mean_len" not in said and page.read_text() == before
+    assert call()[0] == 0
+    assert f"Right: {mark('a mini accuracy', '77.5')} %" in page.read_text() and page.read_text().endswith("End 5 %.")
+    assert call("--check")[0] == 0
+    written = page.read_text()
+    assert call()[0] == 0 and page.read_text() == written                            # nothing is left to write
