@@ -99,6 +99,7 @@ def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
     config = resolve(given)
     config.dtype = pick_dtype(config.dtype, device)
     model, tok, settings, beside = initial_model(config)
+    METHODS[config.method].inherit(config, settings)
     method = METHODS[config.method](config, tok, model)
     examples = data.load(config.data, "train", limit=min(SAMPLE, config.train_size), seed=config.seed)
     rows, _ = encode([e for e in examples if e.steps], tok, model.config.context, "skip")

@@ -168,15 +168,12 @@ def on_gpu(init: str, **more) -> dict:
 
 # A preset is a dict of defaults; "METHOD" inside it adds what holds for that method only.
 PRESETS: dict[str, dict] = {
-    "mini": {"cot_sft": {"steps": 1500, "lr": 5e-4},
-             "pause": {"steps": 1500, "lr": 5e-4},
-             "icot": {"steps": 1500, "lr": 5e-4},
-             "coconut": {"steps": 1500, "lr": 5e-4},
-             "codi": {"steps": 1500, "lr": 5e-4},
-             "latent_sft": {"train_size": 80_000, "steps": 5000, "lr": 4e-3, "optimizer": "muon",
-                            "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
-             "colar": {"steps": 3000, "lr": 3e-3, "optimizer": "muon", "head_width": 512, "latent_weight": 10.0},
-             "latent_rl": {"steps": 200, "lr": 1e-4, "batch_size": 32}},
+    "mini": {"optimizer": "muon",
+             **dict.fromkeys(("cot_sft", "no_cot", "pause", "icot", "coconut", "codi"), {"steps": 1500}),
+             "latent_sft": {"train_size": 80_000, "steps": 5000, "lr": 4e-3, "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
+             "colar": {"steps": 3000, "lr": 3e-3, "head_width": 512, "latent_weight": 10.0},
+             "latent_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 32},
+             "colar_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 16, "latent_loss": "nll"}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
     "smollm2-135m": on_gpu("HuggingFaceTB/SmolLM2-135M-Instruct"),

@@ -4,11 +4,11 @@
     python -m minilatent.reproduce --trials [--plan]               first: three learning rates for each method, judged on validation
     python -m minilatent.reproduce [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
-Every row gets the FLOPs that Latent-SFT(2) takes with its preset (times --budget), counted on one batch of each stage
+Every row gets the FLOPs that Latent-SFT(2) takes with 1,000 steps (times --budget), counted on one batch of each stage
 (budget.py): the main stage's steps are as many as these pay for. Rows are done one by one: Ctrl-C stops, the same command goes on,
 and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures.
 
-A method is tuned by --trials: its learning rate times each of TRIED, at a quarter of the budget, one seed. The trials are kept in
+A method is tuned by --trials: its learning rate times each of TRIED, for a quarter of its main stage's steps, one seed. The trials are kept in
 trials.jsonl; once a method's are all there, its rows are trained with the best of them, and the plan says so.
 """
 import contextlib
@@ -31,9 +31,10 @@ from .setup import BASE, load_run, pick_device, train
 from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/reproduce")
-REFERENCE = {"method": "latent_sft", "ratio": 2}         # what this costs is the budget
+# What this costs is the budget: a fifth of the preset's steps, so that one seed of all rows takes an afternoon.
+REFERENCE = {"method": "latent_sft", "ratio": 2, "train_size": 60_000, "steps": 1000}
 INTERVENED = "mini"                                      # the data set on which latents are replaced in every way; on the others: swap
-TRIED, TRIAL_BUDGET = (0.5, 1.0, 2.0), 0.25              # times a method's own learning rate; times --budget
+TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25             # times a method's own learning rate; of its main stage's steps
 SHOWN = [name for name in INTERVENTIONS if name != "keep"]
 
 
@@ -67,7 +68,7 @@ def speeds(title: str) -> list[Variant]:
 
 def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Row:
     return Row(f"latent_sft_{ratio}{suffix}", f"Latent-SFT({ratio}){what}", "ablation" if suffix else "main",
-               {"method": "latent_sft", "ratio": ratio, **train})
+               {"method": "latent_sft", "ratio": ratio, "train_size": REFERENCE["train_size"], **train})
 
 
 def colar(suffix: str = "", what: str = "", **train) -> Row:
@@ -76,7 +77,7 @@ def colar(suffix: str = "", what: str = "", **train) -> Row:
 
 
 def colar_rl(suffix: str = "", what: str = "", **train) -> Row:
-    settings = {"method": "colar_rl", "latent_loss": "nll", "lr": 1e-4, "batch_size": 16, **train}
+    settings = {"method": "colar_rl", **train}
     return Row(f"colar_rl{suffix}", f"CoLaR-RL{what}", "ablation" if suffix else "main", settings, share=0.5, after="colar_nll_half")
 
 
@@ -111,7 +112,8 @@ ROWS = [
     *(latent_sft(r, "_adaptive", ", adaptive segments", segmentation="adaptive") for r in (2, 4)),
     latent_sft(8, "_step", ", a latent a step", segmentation="step"),
     latent_sft(8, "_adaptive", ", adaptive segments", segmentation="adaptive"),
-    Row("latent_sft_half", "Latent-SFT(2) before RL", "ablation", {"method": "latent_sft", "ratio": 2}, share=0.5),
+    Row("latent_sft_half", "Latent-SFT(2) before RL", "ablation",
+        {"method": "latent_sft", "ratio": 2, "train_size": REFERENCE["train_size"]}, share=0.5),
     Row("latent_rl", "Latent-RL", "main", {"method": "latent_rl", "ratio": 2}, share=0.5, after="latent_sft_half"),
 ]
 
@@ -162,10 +164,9 @@ def settings_of(row: Row, seed: int, args) -> dict:
              "threads": args.threads}
     if row.after:
         given["init"] = str(folder_of(row_named(row.after), seed, args))
-        given["head_width"] = resolve(row_named(row.after).train).head_width       # of the latent head that it takes over
-    if given["method"] == "latent_sft" and (share := min(1, args.budget) * row.share) < 1:        # a smaller copy of the whole recipe
+    if given["method"] == "latent_sft" and args.budget < 1:        # a smaller copy of the whole recipe
         stages = resolve(given).stage1_steps.split(",")
-        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * share))) for s in stages)
+        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * args.budget))) for s in stages)
     return given
 
 
@@ -182,6 +183,8 @@ def plan_of(row: Row, seed: int, args, total: float) -> Plan:
     method, rows = budget.untrained(given if ready else {**given, "init": ""}, pick_device(args.device))
     cost = budget.measure(method, rows, method.config.train_size)
     steps = budget.affordable(method, rows, cost, row.share * total)
+    if row.trial:                                        # what comes before the main stage is not cut short
+        steps = max(1, round(TRIAL_SHARE * steps))
     stages = budget.stage_steps(method, rows, steps)
     return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
 
@@ -319,7 +322,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--budget", type=float, default=1.0, metavar="float", help="times the FLOPs of Latent-SFT(2)")
     parser.add_argument("--limit", type=int, default=1000, metavar="int", help="test questions of each data set")
     parser.add_argument("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
-    parser.add_argument("--trials", action="store_true", help="tune the rows' methods: three learning rates each, a quarter of the budget")
+    parser.add_argument("--trials", action="store_true", help="tune the rows' methods: three learning rates each, a quarter of the steps")
     parser.add_argument("--figures", action="store_true", help="only write table, verdicts and figures anew")
     add_fields(parser, Config, only=("device", "threads"))
     parser.set_defaults(device="auto", threads=0)
@@ -332,13 +335,12 @@ def main(argv: list[str]) -> None:
     chosen, out = [row_named(name) for name in args.rows], Path(args.out)
     if args.figures:
         return write_results(out)
-    made = {"budget": {l["budget"] for l in read_lines(out)} | {t["budget"] / TRIAL_BUDGET for t in read_lines(out, "trials.jsonl")},
+    made = {"budget": {l["budget"] for l in read_lines(out)} | {t["budget"] for t in read_lines(out, "trials.jsonl")},
             "limit": {l["limit"] for l in read_lines(out)}}
     for name, values in made.items():                    # what is compared must agree in these
         if other := values - {getattr(args, name)}:
             raise UserError(f"{out} holds what was made with --{name} {other.pop():g}: give that, or another --out")
     if args.trials:
-        args.budget *= TRIAL_BUDGET
         done = {t["row"] for t in read_lines(out, "trials.jsonl")}
         todo = [(trial, 0) for trial in {t.name: t for row in chosen if row.train for t in trials_of(row)}.values() if trial.name not in done]
         return do_all(todo, do_trial, args)

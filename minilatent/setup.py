@@ -206,6 +206,7 @@ def train(given: dict) -> None:
     config.dtype = pick_dtype(config.dtype, device)
     first = parallel.rank() == 0             # of several processes: it alone writes and speaks
     model, tok, settings, beside = initial_model(config)
+    METHODS[config.method].inherit(config, settings)
     if not config.chat:
         tok.chat = ""                        # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)

@@ -146,7 +146,7 @@ def test_the_loss_is_every_row_by_itself_whatever_the_padding(tok, rows, c, swit
     loss, logged = run(method, rows, c)
     assert logged["comp"] == pytest.approx(sum(comp) / len(comp), abs=2e-4)
     assert logged["latent"] == pytest.approx(sum(latent) / len(latent), rel=1e-4)
-    assert loss.item() == pytest.approx(logged["comp"] + logged["latent"], rel=1e-5)
+    assert loss.item() == pytest.approx(logged["comp"] + method.config.latent_weight * logged["latent"], rel=1e-5)
 
 
 def test_a_label_is_each_token_of_its_block_about_as_often(tok, rows):
@@ -173,7 +173,7 @@ def test_the_table_stays_frozen_and_all_else_learns(tok, rows, tmp_path, monkeyp
 def test_own_latents_supervise_the_answer_through_what_the_head_would_feed(tok, rows):
     method = make(tok, own_latents=1.0, latent_loss="nll")
     loss, logged = run(method, rows[:3], 2)
-    assert loss.item() == pytest.approx(logged["comp"] + logged["latent"] + logged["own"], rel=1e-5)
+    assert loss.item() == pytest.approx(logged["comp"] + method.config.latent_weight * logged["latent"] + logged["own"], rel=1e-5)
     grads = torch.autograd.grad(loss - run(make(tok, latent_loss="nll"), rows[:3], 2)[0], method.latent_head.mu.weight)
     assert grads[0].abs().sum() > 0
     assert logged["own"] != run(method, rows[:3], 2, seed=1)[1]["own"]           # sampled
@@ -380,7 +380,7 @@ def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
     method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
                  {"method": "colar", "latent_loss": "nll"})
     assert method.scale == 1.0                                       # the unit of its latents
+    assert all(torch.equal(method.latent_head.state_dict()[n], t) for n, t in head.items())
     with pytest.raises(UserError, match="the latent head of --init .*mu.weight.* has shape"):
         method.adopt({f"latent_head.{n}": t for n, t in make(tok, head_width=7).latent_head.state_dict().items() if n == "mu.weight"} |
                      {f"latent_head.{n}": t for n, t in head.items() if n != "mu.weight"}, {"method": "colar", "latent_loss": "nll"})
-    assert all(torch.equal(method.latent_head.state_dict()[n], t) for n, t in head.items())

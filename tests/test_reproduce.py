@@ -140,7 +140,8 @@ def test_an_interrupted_row_is_resumed_not_begun_again(call, tmp_path, monkeypat
 
 
 def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path):
-    assert call("--rows", "rl", "--budget", 20)[0] == 0
+    code, _, said = call("--rows", "rl", "--budget", 20)
+    assert code == 0, said
     lines = [json.loads(l) for l in (tmp_path / "results/rows.jsonl").read_text().splitlines()]
     assert {l["row"] for l in lines} == {"rl"} and set(lines[0]["stages"]) == {"colar", "colar_rl"}
     assert (tmp_path / "runs/half-seed0-budget20/model.safetensors").exists()
@@ -156,8 +157,8 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_the_rows(call, tmp_p
     path = tmp_path / "results/trials.jsonl"
     trials = [json.loads(l) for l in path.read_text().splitlines()]
     own = config.resolve({"method": "cot_sft"}).lr
-    assert [t["lr"] for t in trials] == [s["lr"] for s in given] == pytest.approx([own / 2, own, 2 * own])
-    assert {t["budget"] for t in trials} == {1.0} and len({s["steps"] for s in given}) == 1 and given[0]["steps"] * 4 == pytest.approx(24, abs=3)
+    assert [t["lr"] for t in trials] == [s["lr"] for s in given] == pytest.approx([own / 3, own, 3 * own])
+    assert {t["budget"] for t in trials} == {4.0} and {s["steps"] for s in given} == {6}                  # a quarter of 24
     assert not (tmp_path / "results/rows.jsonl").exists() and (tmp_path / f"results/curves/cot_sft-lr{own:g}-seed0.json").exists()
     assert call("--trials", "--rows", "cot_sft", "--budget", 4)[0] == 0 and len(given) == 3              # nothing is done again
     for best, trial in enumerate(trials):                                                                # whichever is best on validation
@@ -176,8 +177,8 @@ def test_every_method_gets_as_many_trials_and_they_follow_its_preset(monkeypatch
     families = {reproduce.tuned_as(row): [t.train for t in reproduce.trials_of(row)] for row in reproduce.ROWS if row.train}
     assert set(families) >= set(config.METHODS) and all(len(trials) == len(reproduce.TRIED) for trials in families.values())
     assert {t["ratio"] for t in families["latent_sft"]} == {2} and "latent_loss" not in families["colar"][0]      # the main row's
-    monkeypatch.setitem(config.PRESETS["mini"], "cot_sft", {"lr": 0.125})
-    assert [t.train["lr"] for t in reproduce.trials_of(reproduce.row_named("cot_sft"))] == [0.0625, 0.125, 0.25]
+    monkeypatch.setitem(config.PRESETS["mini"], "cot_sft", {"lr": 0.375})
+    assert [t.train["lr"] for t in reproduce.trials_of(reproduce.row_named("cot_sft"))] == pytest.approx([0.125, 0.375, 1.125])
 
 
 @pytest.mark.parametrize("argv, said", [(["--rows", "latnt"], "unknown row 'latnt'"), (["--budget", 0], "--budget"), (["--seeds", -1], "--seeds"),
@@ -216,7 +217,7 @@ def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
             assert [s.strip() for s in step] == [s.strip() for s in fixed]
 
 
-def test_a_row_of_half_the_budget_has_half_of_each_stage_and_rl_is_planned_before_what_it_starts_from_is_trained(monkeypatch, tok, tmp_path):
+def test_rl_is_planned_before_what_it_starts_from_is_trained_and_a_small_budget_has_small_stages(monkeypatch, tok, tmp_path):
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(reproduce, "RUNS", tmp_path)
     args = Namespace(budget=1.0, trials=False, device="cpu", threads=1, out=str(tmp_path))
@@ -224,7 +225,8 @@ def test_a_row_of_half_the_budget_has_half_of_each_stage_and_rl_is_planned_befor
     half = Row("half", "", "ablation", {**tiny, "method": "latent_sft", "stage1_steps": "8,4,40"}, share=0.5)
     rl = Row("rl", "", "main", {**{k: v for k, v in tiny.items() if k != "init"}, "method": "latent_rl", "group": 2}, share=0.5, after="half")
     monkeypatch.setattr(reproduce, "ROWS", [half, rl])
-    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"
+    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "8,4,40"          # the main stage alone pays for what comes after
+    assert reproduce.settings_of(half, 0, Namespace(**{**vars(args), "budget": 0.5}))["stage1_steps"] == "4,2,20"
     plan = reproduce.plan_of(rl, 0, args, 1e13)
     assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
 

@@ -51,6 +51,11 @@ class CoLaR(Method):
         self.register_buffer("scale", model.embed.weight.detach().std())           # () the table is frozen, so is this
         self.generator = torch.Generator().manual_seed(config.seed)                # of samples at inference
 
+    @classmethod
+    def inherit(cls, config, settings) -> None:
+        if settings.get("method") in ("colar", "colar_rl"):
+            config.head_width = settings["head_width"]
+
     def adopt(self, tensors, settings) -> None:
         if not settings and self.config.init != "none" and self.model.config.tied and not self.config.lora_rank:
             raise UserError("colar freezes the embedding table, which is this model's language head, too: it could not learn to "

@@ -58,6 +58,10 @@ class Method(nn.Module):
         """How it thinks at inference; None: it does not."""
         raise NotImplementedError
 
+    @classmethod
+    def inherit(cls, config: Config, settings: dict) -> None:
+        """Take over what must be as in the run named by --init, whose settings these are."""
+
     def adopt(self, tensors: dict[str, Tensor], settings: dict) -> None:
         """What the run named by --init holds beside its model (CoLaR's latent head), and that run's settings."""
 
