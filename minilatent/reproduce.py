@@ -269,7 +269,7 @@ def training_facts(row: Row, seed: int, args) -> dict:
     before = training_facts(row_named(row.after), seed, args) if row.after else {}
     total = {"train_seconds": log[-1]["seconds"], "train_tokens": log[-1]["tokens"], "flops": told["flops"]}
     return {**{key: value + before.get(key, 0) for key, value in total.items()},
-            "stages": {**before.get("stages", {}), **told["stages"]}, "lr": told["lr"], "val_accuracy": best}
+            "stages": {**before.get("stages", {}), **told["stages"]}, "lr": told.get("lr"), "val_accuracy": best}
 
 
 def do_row(row: Row, seed: int, args, total: float) -> None:
