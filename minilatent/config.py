@@ -107,6 +107,7 @@ class Config:
     # colar_rl, latent_rl
     group: int = opt(8, "G, chains and answers sampled for each question")
     inner: int = opt(1, "updates on each batch of samples")
+    end_temperature: float = opt(1.0, "of the decision to go on or to end, in RL's samples", least=1e-3)
     clip_ratio: float = opt(0.2, "ε of the clipped surrogate")
     average: bool = opt(True, "average a sample's terms over its length (off: every latent and token counts the same)")
     log_density: str = opt("mean", "a latent's log-density: its mean over the width, or the sum (colar_rl)", choices=("mean", "sum"))

@@ -71,7 +71,7 @@ class Decoded:
 def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
            max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0,
            cold: tuple[float, int] | None = None, sample_end: torch.Generator | None = None,
-           sample_answer: torch.Generator | None = None) -> Decoded:
+           sample_answer: torch.Generator | None = None, end_temperature: float = 1.0) -> Decoded:
     """Decode from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding. Greedily, but for
     sample_end and sample_answer.
 
@@ -82,6 +82,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
     sample_end, sample_answer   draw the end of the chain, or the answer's tokens, from the model's distribution;
                 generators on the CPU, so that a seed means the same on every device
+    end_temperature   of sample_end's distribution
     """
     B, T, C = prefix.shape
     device = prefix.device
@@ -99,7 +100,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     while True:
         logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
         logits[:, tok.never] = float("-inf")
-        token = torch.where(thinking, pick(logits, sample_end), pick(logits, sample_answer))   # (b,)
+        token = torch.where(thinking, pick(logits / end_temperature, sample_end), pick(logits, sample_answer))   # (b,)
         ends = (token == tok.end_think) & (count[rows] >= min_chain)
         if min_chain == max_chain:                              # that many steps are the chain's end, not a cut
             ends = count[rows] == max_chain

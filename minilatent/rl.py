@@ -10,6 +10,9 @@ answer's tokens from the language head. The reward is 1 for a right answer; A = 
 So each sample's chain has one advantage to share, ±1/length a latent: short right chains are made likelier by
 more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent and token alike.
 
+A model that was taught where its chains end is so sure of it that it never tries another place: `--end_temperature` above 1 makes the
+policy that draws and is trained less sure. (Greedy decoding is the same at every temperature.)
+
 ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there.
 """
 import random
@@ -73,7 +76,8 @@ class GRPO:
         ids = pad(prompts, tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         out = decode(self.model, tok, self.model.embed(ids), lengths, self.sampler(generator),
-                     **{**self.decoding(), "sample_end": generator, "sample_answer": generator})
+                     **{**self.decoding(), "sample_end": generator, "sample_answer": generator,
+                        "end_temperature": self.config.end_temperature})
         gold = [tok.decode(r.answer) for r in rows for _ in range(G)]
         right = torch.tensor([is_correct(a, g) for a, g in zip(out.answers, gold)], device=self.device)
         said = [[t for t in row if t != tok.pad] for row in out.tokens.tolist()]
@@ -102,7 +106,7 @@ class GRPO:
 
         # At each latent the chain goes on or ends; one that was cut off has not decided its last.
         decided = (here == LATENT) & ((following == LATENT) | batch["closed"][:, None])
-        logits = self.allowed(self.model.logits(h[decided]))
+        logits = self.allowed(self.model.logits(h[decided])) / self.config.end_temperature
         p_end = logits.log_softmax(-1)[:, self.tok.end_think]
         decision = torch.where(following[decided] == TAIL, p_end, log_not(logits, self.tok.end_think))
 

@@ -236,9 +236,10 @@ def score(batch, rewards):
 REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows, temperature):
     """Latents, every decision to go on or to end, and the answer: what sampling drew, and nothing else."""
-    method, batch = rolled(tok, rows)
+    method, batch = rolled(tok, rows, end_temperature=temperature)
     found, _ = method.log_probs(batch)
     E, scale, z, at = method.model.embed.weight, method.scale, batch["z"], 0
     expected = {"latents": [], "decisions": [], "answer": []}
@@ -257,7 +258,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
             mu, log_sigma = method.latent_head(h[first + i - 1])
             density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob(z[at + i] / scale).mean()
             expected["latents"].append((density.item(), r))
-            end = log_q[first + i, tok.end_think].exp()
+            end = (logits[first + i] / temperature).softmax(-1)[tok.end_think]
             if i < n - 1:
                 expected["decisions"].append(((1 - end).log().item(), r))
             elif batch["closed"][r]:
@@ -269,6 +270,14 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
     for name, (values, sample) in found.items():
         assert sample.tolist() == [r for _, r in expected[name]], name
         torch.testing.assert_close(values, torch.tensor([v for v, _ in expected[name]]), rtol=1e-4, atol=2e-4)
+
+
+def test_a_cold_end_is_greedy_and_a_hot_one_ends_chains_anywhere(tok, rows):
+    method, questions = make(tok, max_chain=64), [r.text for r in rows for _ in range(100)]
+    cold, hot = (method.solve(questions, sample_end=torch.Generator().manual_seed(1), end_temperature=t).lengths for t in (1e-4, 1e4))
+    assert torch.equal(cold, method.solve(questions).lengths)
+    every = 1 / (tok.vocab_size - len(tok.never))                                # all tokens alike: the chance to end at each latent
+    assert (hot < 64).double().mean().item() == pytest.approx(1 - (1 - every) ** 63, abs=0.05) > 0.1
 
 
 def test_both_ways_to_end_a_chain_occur_above(tok, rows):
@@ -376,7 +385,9 @@ def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
         method.adopt({}, {})
     with pytest.raises(UserError, match="has a σ|with a σ"):
         method.adopt({}, {"method": "colar", "latent_loss": "mse"})
-    head = make(tok, seed=7).latent_head.state_dict()
+    head = make(tok, seed=7, head_width=9).latent_head.state_dict()
+    method.inherit(method.config, {"method": "colar", "head_width": 9})
+    method = type(method)(method.config, tok, method.model)
     method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
                  {"method": "colar", "latent_loss": "nll"})
     assert method.scale == 1.0                                       # the unit of its latents
