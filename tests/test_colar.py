@@ -277,7 +277,7 @@ def test_a_cold_end_is_greedy_and_a_hot_one_ends_chains_anywhere(tok, rows):
     cold, hot = (method.solve(questions, sample_end=torch.Generator().manual_seed(1), end_temperature=t).lengths for t in (1e-4, 1e4))
     assert torch.equal(cold, method.solve(questions).lengths)
     every = 1 / (tok.vocab_size - len(tok.never))                                # all tokens alike: the chance to end at each latent
-    assert (hot < 64).double().mean().item() == pytest.approx(1 - (1 - every) ** 63, abs=0.05) > 0.1
+    assert (hot < 64).double().mean().item() == pytest.approx(1 - (1 - every) ** 63, abs=0.05)           # 0.11
 
 
 def test_both_ways_to_end_a_chain_occur_above(tok, rows):
