@@ -3,7 +3,6 @@
 MINILATENT_LAB_MODULE   which file is tested: "solution", "skeleton", or a path; default: the student's labN.py
 MINILATENT_LAB_SEED     the one seed of all tests [0]: a teacher grades with another one
 """
-import copy
 import functools
 import importlib.util
 import os
@@ -66,17 +65,31 @@ class Checked:
         @functools.wraps(function)
         def call(*args, **kwargs):
             given = [*args, *kwargs.values()]
-            before = [x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x) if isinstance(x, (list, dict)) else None
-                      for x in given]
+            before = snapshot(given)
             state = torch.get_rng_state()
             out = function(*args, **kwargs)
             if not torch.equal(torch.get_rng_state(), state):
                 raise AssertionError(f"{name} uses the global random numbers; it is given a generator where it needs some")
-            for x, old in zip(given, before):
-                if name in self.in_place or old is None:
-                    continue
-                same = torch.equal(x.detach().nan_to_num(), old.nan_to_num()) if isinstance(x, Tensor) else x == old
-                if not same:
-                    raise AssertionError(f"{name} changes one of its arguments")
+            if name not in self.in_place and not unchanged(given, before):
+                raise AssertionError(f"{name} changes one of its arguments")
             return out
         return call
+
+
+def snapshot(x):
+    """A copy of the tensors and plain values in lists, tuples and dicts."""
+    if isinstance(x, Tensor):
+        return x.detach().clone()
+    if isinstance(x, (list, tuple)):
+        return [snapshot(y) for y in x]
+    return {key: snapshot(y) for key, y in x.items()} if isinstance(x, dict) else x
+
+
+def unchanged(x, old) -> bool:
+    if isinstance(x, Tensor):
+        return x.shape == old.shape and torch.equal(x.detach().nan_to_num(), old.nan_to_num())
+    if isinstance(x, (list, tuple)):
+        return len(x) == len(old) and all(map(unchanged, x, old))
+    if isinstance(x, dict):
+        return x.keys() == old.keys() and all(unchanged(x[key], old[key]) for key in old)
+    return x is old or bool(x == old)

@@ -97,7 +97,7 @@ def tests_of(lab: str):
                         names = [n.strip() for n in mark.args[0].split(",")]
                         given |= dict(zip(names, value if len(names) > 1 else [value]))
                     found[problem].append((name + (f"{tuple(given.values())}" if given else ""),
-                                           lambda method=method, given=given: method(cls(), **given)))
+                                           lambda cls=cls, method=method, given=given: method(cls(), **given)))
     return module, found
 
 
