@@ -139,7 +139,7 @@ def normalise_targets(targets: Tensor, table: Tensor) -> Tensor:
     # END SOLUTION
 
 
-def mean_loss(losses: Tensor, counts: Tensor, accumulate: int) -> list[float]:
+def accumulation_weights(losses: Tensor, counts: Tensor, accumulate: int) -> list[float]:
     """Weights for gradient accumulation: a batch is split into `accumulate` parts of micro-batches, part i with counts[i]
     labels and the mean loss losses[i] over them. The factor of each part's loss, so that their sum is the mean over all
     labels of the batch. A part without labels has the factor 0. losses, counts (accumulate,)."""

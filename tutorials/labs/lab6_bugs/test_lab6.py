@@ -6,7 +6,7 @@ from labkit import close, generator, load, randn
 
 lab = load(__file__)
 POINTS = {"stage_of": 2, "flag": 2, "labels_of": 3, "think": 2, "positions_of": 2, "next_logits": 1, "load_embedding": 2,
-          "best_checkpoint": 1, "normalise_targets": 1, "mean_loss": 2}
+          "best_checkpoint": 1, "normalise_targets": 1, "accumulation_weights": 2}
 
 
 class Test_stage_of:
@@ -196,17 +196,17 @@ class Test_normalise_targets:
         assert not lab.normalise_targets(randn(2, 3, salt=19), table).requires_grad
 
 
-class Test_mean_loss:
+class Test_accumulation_weights:
     @pytest.mark.parametrize("counts", [[3, 5, 1, 7], [4], [2, 2], [0, 6, 1]], ids=str)
     def test_the_parts_together_are_the_mean_over_all_labels(self, counts):
         """Equal shares let a label of a short part count more than one of a long part."""
         each = [randn(n, salt=20 + i).square() for i, n in enumerate(counts)]
         losses = torch.stack([x.mean() if len(x) else torch.tensor(0.0, dtype=torch.float64) for x in each])
-        factors = lab.mean_loss(losses, torch.tensor(counts), len(counts))
+        factors = lab.accumulation_weights(losses, torch.tensor(counts), len(counts))
         assert len(factors) == len(counts)
         total = sum(f * x for f, x in zip(factors, losses.tolist()))
         assert total == pytest.approx(torch.cat(each).mean().item(), rel=1e-12)
         assert all(f == 0 for f, n in zip(factors, counts) if n == 0)
 
     def test_no_labels_at_all(self):
-        assert list(lab.mean_loss(torch.zeros(2), torch.tensor([0, 0]), 2)) == [0, 0]
+        assert list(lab.accumulation_weights(torch.zeros(2), torch.tensor([0, 0]), 2)) == [0, 0]

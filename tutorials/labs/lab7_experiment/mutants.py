@@ -1,0 +1,48 @@
+"""Plausible wrong answers to lab 7: (problem, what is wrong, the solution's text, what stands there instead)."""
+MUTANTS = [
+    ("interval", "the normal approximation", "BODY", """\
+if n == 0:
+    return 0.0, 1.0
+share = right / n
+half = z * math.sqrt(share * (1 - share) / n)
+return max(0.0, share - half), min(1.0, share + half)"""),
+    ("interval", "z is ignored", "if n == 0:", "z = 1.96\n    if n == 0:"),
+    ("interval", "the centre is not moved", "(share + z * z / (2 * n)) / (1 + z * z / n)", "share"),
+    ("interval", "divides by zero", "if n == 0:", "if n < 0:"),
+    ("interval", "z² is missing under the root", " + z * z / (4 * n * n)", ""),
+    ("interval", "half the width", "half = z /", "half = z / 2 /"),
+    ("interval", "the ends swapped", "return max(0.0, centre - half), min(1.0, centre + half)", "return min(1.0, centre + half), max(0.0, centre - half)"),
+    ("interval", "variance without its root", "math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))", "(share * (1 - share) / n + z * z / (4 * n * n))"),
+    ("admissible", "the limit itself is out", "<= most:", "< most:"),
+    ("admissible", "NaN passes", "not 0 <= value <= most", "value < 0 or value > most"),
+    ("admissible", "negative numbers pass", "0 <= value <= most", "value <= most"),
+    ("admissible", "training time does not count", ' ("cpu_seconds", most_seconds),', ""),
+    ("admissible", "#L does not count", '("mean_len", most_latents), ', ""),
+    ("admissible", "any accuracy will do", ', ("accuracy", 1.0)', ""),
+    ("admissible", "a missing number is 0", "entry.get(key)", "entry.get(key, 0)"),
+    ("admissible", "limits swapped", '(("mean_len", most_latents), ("cpu_seconds", most_seconds)', '(("mean_len", most_seconds), ("cpu_seconds", most_latents)'),
+    ("admissible", "one limit kept is enough", "            return False\n    return True", "            continue\n        return True\n    return False"),
+    ("choose", "selected on test", '-t["val_accuracy"]', '-t.get("test_accuracy", t["val_accuracy"])'),
+    ("choose", "test decides between equals", 't["val_mean_len"]))', 't["val_mean_len"], -t.get("test_accuracy", 0)))'),
+    ("choose", "the worst", '-t["val_accuracy"]', 't["val_accuracy"]'),
+    ("choose", "the longer of equals", ', t["val_mean_len"]))', ', -t["val_mean_len"]))'),
+    ("choose", "the first of equals, whatever its length", ', t["val_mean_len"]))', ',))'),
+    ("choose", "#L does not count", 't["val_mean_len"] <= most_latents and ', ""),
+    ("choose", "time does not count", ' and t["cpu_seconds"] <= most_seconds', ""),
+    ("choose", "accuracy by latent", '-t["val_accuracy"]', '-t["val_accuracy"] / (1 + t["val_mean_len"])'),
+    ("choose", "an error if there is none", " if within else None", ""),
+    ("choose", "any if there is none", "if within else None", "if within else (trials or [None])[0]"),
+    ("choose", "the limits themselves are out", "<=", "<"),
+    ("leaderboard", "the best seed", 'rows.append((-mean("accuracy")', 'rows.append((-max(run["accuracy"] for run in runs)'),
+    ("leaderboard", "inadmissible runs are left out, the name stays", "runs = list(seeds.values())",
+     "runs = [r for r in seeds.values() if admissible(r, most_latents, most_seconds)] or [{}]"),
+    ("leaderboard", "one admissible run is enough", "if all(", "if any("),
+    ("leaderboard", "no limits", "if all(admissible(run, most_latents, most_seconds) for run in runs):", "if runs:"),
+    ("leaderboard", "the worst first", "sorted(rows)", "sorted(rows, reverse=True)"),
+    ("leaderboard", "the last entry of a seed counts", ".setdefault(entry[\"seed\"], entry)", "[entry[\"seed\"]] = entry"),
+    ("leaderboard", "all entries of a seed count", ".setdefault(entry[\"seed\"], entry)", "[len(by_name[entry[\"name\"]])] = entry"),
+    ("leaderboard", "ties by name only", 'mean("mean_len"), name))', "0, name))"),
+    ("leaderboard", "ties by the longer chain", 'mean("mean_len"), name))', '-mean("mean_len"), name))'),
+    ("leaderboard", "the mean length of the first seed", 'mean("mean_len"), name))', 'runs[-1]["mean_len"], name))'),
+    ("leaderboard", "the sum over seeds", 'mean = lambda key: sum(run[key] for run in runs) / len(runs)', 'mean = lambda key: sum(run[key] for run in runs)'),
+]
