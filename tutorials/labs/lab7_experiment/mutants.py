@@ -45,4 +45,6 @@ return max(0.0, share - half), min(1.0, share + half)"""),
     ("leaderboard", "ties by the longer chain", 'mean("mean_len"), name))', '-mean("mean_len"), name))'),
     ("leaderboard", "the mean length of the first seed", 'mean("mean_len"), name))', 'runs[-1]["mean_len"], name))'),
     ("leaderboard", "the sum over seeds", 'mean = lambda key: sum(run[key] for run in runs) / len(runs)', 'mean = lambda key: sum(run[key] for run in runs)'),
+    ("choose", "accuracies are rounded", '-t["val_accuracy"]', '-round(t["val_accuracy"], 1)'),
+    ("leaderboard", "accuracies are rounded", '-mean("accuracy")', '-round(mean("accuracy"), 1)'),
 ]

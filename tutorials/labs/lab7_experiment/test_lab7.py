@@ -72,6 +72,10 @@ class Test_choose:
         trials = [trial(0.7, 6.0), trial(0.7, 4.0, test_accuracy=0.1), trial(0.7, 4.0, test_accuracy=0.9), trial(0.6, 1.0)]
         assert lab.choose(trials, 8, 600) is trials[1]
 
+    def test_a_small_difference_is_one(self):
+        trials = [trial(0.741, 2.0), trial(0.742, 7.0), trial(0.7419, 3.0)]
+        assert lab.choose(trials, 8, 600) is trials[1]
+
     def test_none_within_the_limits(self):
         assert lab.choose([trial(0.9, 20.0)], 8, 600) is None and lab.choose([], 8, 600) is None
 
@@ -111,6 +115,9 @@ class Test_leaderboard:
 
     def test_the_first_entry_of_a_name_and_seed_counts(self):
         assert board([entry("a", 0, 0.4), entry("a", 0, 0.9), entry("a", 1, 0.6)]) == [("a", 0.5)]
+
+    def test_a_small_difference_is_one(self):
+        assert board([entry("a", accuracy=0.741, mean_len=2.0), entry("b", accuracy=0.742, mean_len=7.0)]) == [("b", 0.742), ("a", 0.741)]
 
     def test_nobody(self):
         assert board([]) == [] and board([entry(mean_len=50.0)]) == []
