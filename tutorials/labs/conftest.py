@@ -1,0 +1,5 @@
+"""So that the tests find labkit.py, wherever pytest is started."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -1,0 +1,169 @@
+"""Points for a folder with answers to the labs: python grade.py FOLDER [--json FILE] [--report FILE] [--seed N]
+
+FOLDER holds lab1.py .. lab7.py, as they are or in folders like lab1_masks. The tests are those beside this file,
+never the folder's. Offline; the answers run in processes of their own, with limits (runner.py).
+"""
+import argparse
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LABS = sorted(p.name for p in HERE.glob("lab[0-9]_*") if p.is_dir())
+sys.dont_write_bytecode = True
+
+
+class Bad(Exception):
+    """A wrong call or bad input: one line, exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise Bad(message)
+
+
+def run(main) -> None:
+    try:
+        code = main(sys.argv[1:])
+    except Bad as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
+
+
+def lab_named(name: str) -> str:
+    for lab in LABS:
+        if name.rstrip("/") in (lab, lab.split("_")[0]):
+            return lab
+    raise Bad(f"no lab '{name}': there is {', '.join(LABS)}")
+
+
+def points_of(lab: str) -> dict[str, int]:
+    """Points of each problem, read from the test file without running it."""
+    text = (HERE / lab / f"test_{lab.split('_')[0]}.py").read_text()
+    inside = re.search(r"^POINTS = \{(.*?)\}", text, re.DOTALL | re.MULTILINE)[1]
+    return {name: int(points) for name, points in re.findall(r'"(\w+)":\s*(\d+)', inside)}
+
+
+def answers(folder: Path) -> dict[str, str]:
+    """The source of each lab's answers that the folder has."""
+    if not folder.is_dir():
+        raise Bad(f"{folder} is not a folder")
+    found = {}
+    for lab in LABS:
+        name = lab.split("_")[0]
+        for path in (folder / lab / f"{name}.py", folder / f"{name}.py"):
+            try:
+                if stat.S_ISREG(path.stat().st_mode):      # a pipe would keep us waiting
+                    with open(path, "rb") as file:
+                        found[lab] = file.read(1_000_000).decode("utf-8", "replace")
+                    break
+            except OSError:
+                continue
+    if not found:
+        raise Bad(f"{folder} holds none of {', '.join(lab.split('_')[0] + '.py' for lab in LABS)}")
+    return found
+
+
+def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
+    """{"seed", "points", "of", "labs": {lab: {"points", "of", "problems": {problem: {..}}}}}"""
+    sources = answers(folder)
+    jobs = [{"lab": lab, "problem": problem, "source": source} for lab, source in sources.items() for problem in points_of(lab)]
+    results = iter(run_apart(jobs, seed, seconds))
+    out = {"seed": seed, "points": 0, "of": 0, "labs": {}}
+    for lab in LABS:
+        worth, problems = points_of(lab), {}
+        for problem, points in worth.items():
+            if lab in sources:
+                result = next(results)
+                tests = [{"test": name, "wrong": wrong} for name, wrong in result["tests"]]
+                solved = bool(tests) and not any(t["wrong"] for t in tests) and not result.get("why")
+                why = result.get("why") or next((t["wrong"] for t in tests if t["wrong"]), None)
+            else:
+                tests, solved, why = [], False, "not handed in"
+            problems[problem] = {"points": points if solved else 0, "of": points, "why": why, "tests": tests}
+        out["labs"][lab] = {"points": sum(p["points"] for p in problems.values()), "of": sum(worth.values()), "problems": problems}
+    out["points"], out["of"] = (sum(lab[key] for lab in out["labs"].values()) for key in ("points", "of"))
+    return out
+
+
+def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
+    """runner.py in a process that has nothing of our environment but the seed."""
+    with tempfile.TemporaryDirectory() as empty:
+        environment = {"PATH": os.defpath, "HOME": empty, "TMPDIR": empty, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
+                       "MINILATENT_LAB_SEED": str(seed), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        if "SYSTEMROOT" in os.environ:
+            environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
+        limit = 120 + 4 * seconds * len(jobs)
+        try:
+            done = subprocess.run([sys.executable, str(HERE / "runner.py")], input=json.dumps({"jobs": jobs, "seconds": seconds}),
+                                  capture_output=True, text=True, cwd=empty, env=environment, timeout=limit)
+            return json.loads(done.stdout)
+        except subprocess.TimeoutExpired:
+            return [{"why": "the grader ran out of time", "tests": []}] * len(jobs)
+        except ValueError:
+            raise Bad(f"the tests could not be run: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}") from None
+
+
+def report(result: dict, name: str) -> str:
+    """What a student reads."""
+    lines = [f"# {name}: {result['points']} of {result['of']} points", "", f"Seed {result['seed']}.", ""]
+    for lab, found in result["labs"].items():
+        lines += [f"## {lab}: {found['points']} of {found['of']}", "", "| problem | points | |", "|---|---|---|"]
+        for problem, p in found["problems"].items():
+            passed = sum(not t["wrong"] for t in p["tests"])
+            note = f"all {passed} tests pass" if p["points"] else plain(p["why"])
+            first = next((t["test"] for t in p["tests"] if t["wrong"]), None)
+            if first and first[:5] == "test_":
+                note = f"{passed} of {len(p['tests'])} tests pass; first: *{first[5:].replace('_', ' ')}*: {note}"
+            lines.append(f"| {problem} | {p['points']} / {p['of']} | {note} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plain(text: str | None) -> str:
+    """On one line and in one cell, whatever a student's error message says."""
+    return re.sub(r"[^\x20-\x7e°-ÿΑ-ω√≤≥]", "?", " ".join((text or "no result").split())).replace("|", "\\|").replace("<", "&lt;")[:300]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="points and tests, as JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="the same to be read, as Markdown")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the tests' random numbers [0]")
+    parser.add_argument("--seconds", type=int, default=20, metavar="N", help="CPU time of each problem [20]")
+
+
+def main_with(given: argparse.Namespace) -> int:
+    if given.seconds < 1:
+        raise Bad("--seconds: 1 or more")
+    result = grade(given.folder, given.seed, given.seconds)
+    for path, text in ((given.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
+                       (given.report, report(result, given.folder.resolve().name))):
+        if path:
+            try:
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise Bad(f"{path}: {error.strerror}") from None
+    for lab, found in result["labs"].items():
+        print(f"{lab:24} {found['points']:3} of {found['of']:3}   " +
+              ", ".join(f"{name} {p['points']}/{p['of']}" for name, p in found["problems"].items()))
+    print(f"{'all':24} {result['points']:3} of {result['of']:3}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="grade.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options(parser)
+    return main_with(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)

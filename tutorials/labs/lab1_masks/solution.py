@@ -1,0 +1,85 @@
+"""Lab 1: masks and positions. README.md tells the problems.
+
+A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
+belongs to. B rows, T positions; rows shorter than T are padded on the right.
+"""
+import torch
+from torch import Tensor
+
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
+
+
+def decoder_layout(prefix: int, chain: int, ratio: int, tail: int, width: int) -> tuple[list[int], list[int]]:
+    """Kind and block of `Q <think> Z_1 S_2 Z_2 S_3 .. S_N Z_N </think> answer <eos>`, padded to `width` positions.
+
+    prefix   how many positions Q and <think> take; they belong to block 0
+    chain    tokens of the chain, cut into N = ⌈chain / ratio⌉ segments S_1..S_N; the last may be shorter; S_1 is not shown
+    tail     how many positions </think>, answer and <eos> take; they belong to block 0
+    Z_i and S_{i+1} belong to block i. Padding has kind PAD and block PAD.
+    """
+    # BEGIN SOLUTION
+    kind, block = [PREFIX] * prefix, [0] * prefix
+    segments = [min(ratio, chain - start) for start in range(0, chain, ratio)]
+    for i in range(1, len(segments) + 1):
+        following = segments[i] if i < len(segments) else 0
+        kind += [LATENT] + [TEXT] * following
+        block += [i] * (1 + following)
+    kind += [TAIL] * tail
+    block += [0] * tail
+    padding = [PAD] * (width - len(kind))
+    return kind + padding, block + padding
+    # END SOLUTION
+
+
+def causal(kind: Tensor) -> Tensor:
+    """Each position sees itself and what stands before it; nobody sees padding, and padding sees itself only. Here
+    padding may stand on the left, too.
+    kind (B, T) -> bool (B, T, T), [b, i, j] True = position i of row b attends to j."""
+    # BEGIN SOLUTION
+    T = kind.shape[1]
+    i = torch.arange(T, device=kind.device)
+    real = kind != PAD
+    before = i[:, None] >= i                                                       # (T, T)
+    return before & real[:, :, None] & real[:, None, :] | (i[:, None] == i)
+    # END SOLUTION
+
+
+def induction_mask(kind: Tensor) -> Tensor:
+    """LTIM, of stage 1's encoder `Q <think> S_1 L_1 S_2 L_2 ..`: causal, but nobody sees an earlier latent.
+    kind (B, T) -> bool (B, T, T)."""
+    # BEGIN SOLUTION
+    itself = torch.eye(kind.shape[1], dtype=torch.bool, device=kind.device)
+    return causal(kind) & ((kind != LATENT)[:, None, :] | itself)
+    # END SOLUTION
+
+
+def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
+    """LTSuM, of stage 1's decoder: a segment sees its own latent and itself; latents and tail see no text.
+    kind, block (B, T) -> bool (B, T, T)."""
+    # BEGIN SOLUTION
+    same_block = block[:, :, None] == block[:, None, :]
+    row_is_text, key_is_text = (kind == TEXT)[:, :, None], (kind == TEXT)[:, None, :]
+    key_is_prefix = (kind == PREFIX)[:, None, :]
+    return causal(kind) & torch.where(row_is_text, same_block & ~key_is_prefix, ~key_is_text)
+    # END SOLUTION
+
+
+def dual_track_positions(kind: Tensor) -> Tensor:
+    """Positions of the decoder's input: everything but text counts on along the main track, text counts on from
+    its latent. kind (B, T) -> int64 (B, T). At padding any position in 0..T-1 will do."""
+    # BEGIN SOLUTION
+    index = torch.arange(kind.shape[1], device=kind.device).expand_as(kind)
+    main = kind != TEXT
+    track = main.long().cumsum(1) - 1                                              # place on the main track
+    left = torch.where(main, index, 0).cummax(1).values                            # where the track was left
+    return track + index - left
+    # END SOLUTION
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q kᵀ / √D) v over the keys that each row of the mask lets through.
+    q (B, T, D), k (B, S, D), v (B, S, E), mask bool (B, T, S) -> (B, T, E). Every row of the mask has a True."""
+    # BEGIN SOLUTION
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5                            # (B, T, S)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
+    # END SOLUTION

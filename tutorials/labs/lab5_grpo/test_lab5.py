@@ -1,0 +1,233 @@
+"""Tests of lab 5, against loops, torch.distributions and numbers worked out by hand."""
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Normal
+
+from labkit import close, generator, load, randn
+
+lab = load(__file__)
+POINTS = {"group_advantage": 3, "latent_log_density": 4, "decision_log_prob": 4, "clipped_surrogate": 4, "sample_means": 3, "objective": 4}
+
+
+class Test_group_advantage:
+    def test_numbers_by_hand(self):
+        """Mean ¼, variance 3/16."""
+        rewards = torch.tensor([[1.0, 0, 0, 0], [0, 2, 2, 0]], dtype=torch.float64)
+        s = math.sqrt(3) / 4
+        expected = torch.tensor([[0.75 / s, -0.25 / s, -0.25 / s, -0.25 / s], [-1, 1, 1, -1]], dtype=torch.float64)
+        close(lab.group_advantage(rewards, eps=0.0), expected)
+
+    @pytest.mark.parametrize("Q, G", [(1, 2), (3, 4), (5, 8)])
+    @pytest.mark.parametrize("eps", [1e-6, 0.5])
+    def test_against_loops(self, Q, G, eps):
+        rewards = randn(Q, G, salt=1)
+        expected = torch.zeros_like(rewards)
+        for q, row in enumerate(rewards.tolist()):
+            mean = sum(row) / G
+            std = math.sqrt(sum((r - mean) ** 2 for r in row) / G)
+            expected[q] = torch.tensor([(r - mean) / (std + eps) for r in row], dtype=torch.float64)
+        close(lab.group_advantage(rewards, eps), expected)
+
+    def test_groups_have_nothing_to_do_with_one_another(self):
+        rewards = randn(3, 4, salt=2)
+        moved = rewards + torch.tensor([[0.0], [5.0], [-3.0]], dtype=torch.float64)
+        close(lab.group_advantage(moved), lab.group_advantage(rewards))
+        close(lab.group_advantage(rewards)[1:2], lab.group_advantage(rewards[1:2]))
+
+    def test_equal_rewards_teach_nothing_and_make_no_nan(self):
+        for rewards in (torch.ones(2, 4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)):
+            assert torch.equal(lab.group_advantage(rewards), torch.zeros_like(rewards))
+
+    def test_the_default_epsilon_is_a_millionth_beside_the_std(self):
+        rewards = 1e-6 * torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+        close(lab.group_advantage(rewards), torch.tensor([[0.5, -0.5]], dtype=torch.float64))
+
+    def test_the_dtype_is_kept(self):
+        assert lab.group_advantage(torch.tensor([[0.0, 1.0]])).dtype == torch.float32
+
+
+class Test_latent_log_density:
+    @pytest.mark.parametrize("n, C", [(1, 1), (4, 3), (2, 16)])
+    @pytest.mark.parametrize("reduce", ["sum", "mean"])
+    def test_it_is_that_of_torch_distributions_in_the_normalised_space(self, n, C, reduce):
+        z, mu, log_sigma = 0.02 * randn(n, C, salt=3), randn(n, C, salt=4), 0.5 * randn(n, C, salt=5)
+        each = Normal(mu, log_sigma.exp()).log_prob(z / 0.02)
+        close(lab.latent_log_density(z, mu, log_sigma, 0.02, reduce), getattr(each, reduce)(-1))
+
+    def test_numbers_by_hand(self):
+        """z / std = 3, μ = 1, σ = 2: one σ away, in both dimensions."""
+        full = lambda x: torch.full((1, 2), x, dtype=torch.float64)
+        each = -0.5 - math.log(2) - 0.5 * math.log(2 * math.pi)
+        close(lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "sum"), torch.tensor([2 * each], dtype=torch.float64))
+        close(lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "mean"), torch.tensor([each], dtype=torch.float64))
+
+    def test_the_gradient_reaches_mu_and_sigma_and_not_the_drawn_latent(self):
+        mu, log_sigma = randn(3, 4, salt=6).requires_grad_(), (0.3 * randn(3, 4, salt=7)).requires_grad_()
+        z = (mu + 1.0) * 0.5                                # drawn by this very policy, and still attached to it
+        lab.latent_log_density(z, mu, log_sigma, 0.5, "sum").sum().backward()
+        d, s = 1.0, log_sigma.detach().exp()
+        close(mu.grad, d / s ** 2)
+        close(log_sigma.grad, d ** 2 / s ** 2 - 1)
+
+    def test_the_dtype_is_kept(self):
+        assert lab.latent_log_density(*[torch.ones(2, 3)] * 3, 0.5, "mean").dtype == torch.float32
+
+
+class Test_decision_log_prob:
+    @pytest.mark.parametrize("n, V, end", [(1, 2, 0), (6, 5, 3), (4, 9, 8)])
+    def test_it_is_that_of_a_coin_with_the_models_probability(self, n, V, end):
+        logits, ended = 2 * randn(n, V, salt=8), torch.arange(n) % 2 == 0
+        p = Categorical(logits=logits).probs[:, end]
+        expected = torch.tensor([math.log(x) if e else math.log(1 - x) for x, e in zip(p.tolist(), ended.tolist())], dtype=torch.float64)
+        close(lab.decision_log_prob(logits, ended, end), expected)
+
+    def test_both_decisions_together_are_certain(self):
+        logits = randn(5, 7, salt=9)
+        yes = lab.decision_log_prob(logits, torch.ones(5, dtype=torch.bool), 2)
+        no = lab.decision_log_prob(logits, torch.zeros(5, dtype=torch.bool), 2)
+        close(yes.exp() + no.exp(), torch.ones(5, dtype=torch.float64))
+
+    def test_to_go_on_against_a_sure_end_is_unlikely_and_not_impossible(self):
+        """1 - p(end) is 0 in floating point; the logarithm is about -60 all the same."""
+        logits = torch.tensor([[60.0, 0.0, 0.0], [1e4, 0.0, -1e4]], dtype=torch.float64).requires_grad_()
+        out = lab.decision_log_prob(logits, torch.tensor([False, False]), 0)
+        close(out, torch.tensor([math.log(2) - 60, -1e4], dtype=torch.float64))
+        out.sum().backward()
+        assert logits.grad.isfinite().all() and (logits.grad[:, 0] < 0).all()
+
+    def test_the_gradient_is_that_of_the_coin(self):
+        logits = randn(2, 4, salt=10).requires_grad_()
+        lab.decision_log_prob(logits, torch.tensor([True, False]), 1).sum().backward()
+        p = logits.detach().softmax(-1)
+        one = torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
+        close(logits.grad[0], one - p[0])
+        close(logits.grad[1], -p[1, 1] / (1 - p[1, 1]) * (one - p[1]))
+
+    def test_the_dtype_is_kept(self):
+        assert lab.decision_log_prob(torch.ones(2, 3), torch.tensor([True, False]), 0).dtype == torch.float32
+
+
+class Test_clipped_surrogate:
+    def test_the_four_corners_by_hand(self):
+        """ρ = 2 and ½ with A = ±1 and ε = 0.2: the clip may only take away."""
+        new = torch.tensor([2.0, 0.5, 2.0, 0.5], dtype=torch.float64).log()
+        advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+        close(lab.clipped_surrogate(new, torch.zeros_like(new), advantage, 0.2),
+              torch.tensor([1.2, 0.5, -2.0, -0.8], dtype=torch.float64))
+
+    @pytest.mark.parametrize("n", [1, 40])
+    @pytest.mark.parametrize("clip", [0.1, 0.2, 0.5])
+    def test_against_loops(self, n, clip):
+        new, old, advantage = randn(n, salt=11), randn(n, salt=12), randn(n, salt=13)
+        expected = []
+        for a, b, A in zip(new.tolist(), old.tolist(), advantage.tolist()):
+            ratio = math.exp(a - b)
+            expected.append(min(ratio * A, min(max(ratio, 1 - clip), 1 + clip) * A))
+        close(lab.clipped_surrogate(new, old, advantage, clip), torch.tensor(expected, dtype=torch.float64))
+
+    def test_at_the_first_step_it_is_the_policy_gradient(self):
+        """ρ is exactly 1, its gradient the log-probability's."""
+        new, advantage = randn(5, salt=14).requires_grad_(), randn(5, salt=15)
+        out = lab.clipped_surrogate(new, new.detach(), advantage, 0.2)
+        close(out, advantage)
+        out.sum().backward()
+        close(new.grad, advantage)
+
+    def test_where_the_clip_takes_over_nothing_is_learnt_and_elsewhere_something_is(self):
+        new = torch.tensor([2.0, 0.5, 2.0, 0.5], dtype=torch.float64).log().requires_grad_()
+        advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+        lab.clipped_surrogate(new, torch.zeros(4, dtype=torch.float64), advantage, 0.2).sum().backward()
+        close(new.grad, torch.tensor([0.0, 0.5, -2.0, 0.0], dtype=torch.float64))
+
+    def test_the_gradient_reaches_neither_the_old_policy_nor_the_advantage(self):
+        new, old, advantage = (randn(6, salt=s).requires_grad_() for s in (16, 17, 18))
+        lab.clipped_surrogate(new, old, advantage, 0.2).sum().backward()
+        assert old.grad is None and advantage.grad is None and new.grad.any()
+
+    def test_the_dtype_is_kept(self):
+        assert lab.clipped_surrogate(*[torch.ones(3)] * 3, 0.2).dtype == torch.float32
+
+
+class Test_sample_means:
+    def test_numbers_by_hand(self):
+        values, sample = torch.tensor([1.0, 2, 6, 4, 8], dtype=torch.float64), torch.tensor([0, 2, 0, 2, 2])
+        close(lab.sample_means(values, sample, 4), torch.tensor([3.5, 0, 14 / 3, 0], dtype=torch.float64))
+
+    @pytest.mark.parametrize("n, samples", [(1, 1), (1, 3), (20, 6), (50, 4)])
+    def test_against_loops(self, n, samples):
+        values, sample = randn(n, salt=19), torch.randint(0, samples, (n,), generator=generator(20))
+        expected = []
+        for r in range(samples):
+            mine = [v for v, s in zip(values.tolist(), sample.tolist()) if s == r]
+            expected.append(sum(mine) / len(mine) if mine else 0.0)
+        close(lab.sample_means(values, sample, samples), torch.tensor(expected, dtype=torch.float64))
+
+    def test_the_gradient_of_a_value_is_one_over_its_samples_count(self):
+        values = randn(5, salt=21).requires_grad_()
+        (lab.sample_means(values, torch.tensor([1, 0, 1, 1, 2]), 4) * torch.tensor([1.0, 3.0, 5.0, 7.0], dtype=torch.float64)).sum().backward()
+        close(values.grad, torch.tensor([1.0, 1.0, 1.0, 1.0, 5.0], dtype=torch.float64))
+
+    def test_no_values_at_all(self):
+        out = lab.sample_means(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.long), 2)
+        close(out, torch.zeros(2, dtype=torch.float64))
+
+    def test_the_dtype_is_kept(self):
+        assert lab.sample_means(torch.ones(2), torch.tensor([0, 1]), 2).dtype == torch.float32
+
+
+def make_parts(R, salt, scale=0.4):
+    """Latents, decisions and answers of R samples of different lengths, in no order."""
+    parts = {}
+    for i, (name, longest) in enumerate((("latents", 5), ("decisions", 5), ("answer", 3))):
+        count = torch.randint(1, longest + 1, (R,), generator=generator(salt + 10 * i))
+        sample = torch.repeat_interleave(torch.arange(R), count)
+        sample = sample[torch.randperm(len(sample), generator=generator(salt + 10 * i + 1))]
+        parts[name] = (scale * randn(len(sample), salt=salt + 10 * i + 2), scale * randn(len(sample), salt=salt + 10 * i + 3), sample)
+    return parts
+
+
+class Test_objective:
+    @pytest.mark.parametrize("R", [1, 2, 8])
+    @pytest.mark.parametrize("clip", [0.1, 0.3])
+    def test_against_loops(self, R, clip):
+        parts, advantage = make_parts(R, 100 + R), randn(R, salt=22)
+        total = 0.0
+        for r in range(R):
+            A = advantage[r].item()
+            for new, old, sample in parts.values():
+                gains = []
+                for a, b, s in zip(new.tolist(), old.tolist(), sample.tolist()):
+                    if s == r:
+                        ratio = math.exp(a - b)
+                        gains.append(min(ratio * A, min(max(ratio, 1 - clip), 1 + clip) * A))
+                total += sum(gains) / len(gains)
+        close(lab.objective(parts, advantage, clip), total / R)
+
+    def test_at_the_first_step_it_is_the_number_of_parts_times_the_mean_advantage(self):
+        parts = {name: (new, new, sample) for name, (new, _, sample) in make_parts(4, 200).items()}
+        advantage = randn(4, salt=23)
+        close(lab.objective(parts, advantage, 0.2), 3 * advantage.mean())
+        del parts["decisions"]
+        close(lab.objective(parts, advantage, 0.2), 2 * advantage.mean())
+
+    def test_a_short_chains_latents_are_pushed_more_each_than_a_long_ones(self):
+        """±1 / length a latent: that is what makes right chains short."""
+        new = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+        sample = torch.tensor([0, 0, 0, 0, 0, 1])
+        advantage = torch.tensor([1.0, 1.0], dtype=torch.float64)
+        lab.objective({"latents": (new, torch.zeros(6, dtype=torch.float64), sample)}, advantage, 0.2).backward()
+        close(new.grad, torch.tensor([0.1] * 5 + [0.5], dtype=torch.float64))
+
+    def test_a_sample_without_any_of_a_part_counts_as_zero_and_still_counts(self):
+        new = torch.zeros(2, dtype=torch.float64)
+        advantage = torch.tensor([3.0, 1.0, 5.0], dtype=torch.float64)
+        close(lab.objective({"latents": (new, new, torch.tensor([0, 2]))}, advantage, 0.2), 8 / 3)
+
+    def test_the_gradient_reaches_every_new_log_probability_and_no_old_one(self):
+        parts = {name: (old.clone().requires_grad_(), old.clone().requires_grad_(), sample)
+                 for name, (_, old, sample) in make_parts(3, 300).items()}
+        lab.objective(parts, torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64), 0.2).backward()
+        for new, old, _ in parts.values():
+            assert new.grad is not None and (new.grad != 0).all() and old.grad is None

@@ -1,0 +1,209 @@
+"""Trains and measures a configuration for lab 7. Needs the repository: the package minilatent and train.py.
+
+    python experiment.py trial config.json                      on validation; the test set is not read
+    python experiment.py enter config.json --name ada           on test, once: writes ada-seed0.json
+    python experiment.py check ENTRY.json ..                     is it whole and within the limits?
+    python experiment.py board ENTRY.json ..                     the leaderboard
+
+--latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where minilatent is found).
+"""
+import argparse
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "colar")
+# What a configuration may say. Not among it: the data, the initial model, the seed, the number of questions.
+KEYS = {"method", "train_size", "steps", "batch_size", "lr", "min_lr", "warmup", "weight_decay", "beta2", "clip", "accumulate", "dtype",
+        "ratio", "segmentation", "k", "labels", "stage1_steps", "stage1_lr", "pull", "pull_end", "kl_weight", "ce_weight", "gumbel",
+        "gumbel_scale", "gumbel_tau", "ltim", "ltsum", "latent", "speed", "c_max", "auto", "pooling", "head_width", "latent_loss",
+        "entropy_weight", "latent_weight", "compressed_labels", "own_latents", "num_latents", "latents_a_step", "remove", "smoothing",
+        "curriculum", "first_stage", "distill_weight", "last_step", "max_chain", "eval_every"}
+ENTRY = {"name": str, "seed": int, "config": dict, "accuracy": float, "right": int, "n": int, "mean_len": float, "cpu_seconds": float,
+         "latents_limit": float, "seconds_limit": float, "package": str, "split": str}
+
+
+class Bad(Exception):
+    """Bad input: one line, exit code 2."""
+
+
+def read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise Bad(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise Bad(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise Bad(f"{path} holds no object {{..}}")
+    return found
+
+
+def check_config(config: dict) -> None:
+    """Bad, naming what is wrong."""
+    if unknown := sorted(config.keys() - KEYS):
+        raise Bad(f"a configuration may not say '{unknown[0]}'; it may say {', '.join(sorted(KEYS))}")
+    if config.get("method") not in METHODS:
+        raise Bad(f"\"method\" is one of {', '.join(METHODS)}")
+    for key, value in config.items():
+        if not isinstance(value, (int, float, str, bool)) or isinstance(value, float) and not math.isfinite(value):
+            raise Bad(f"'{key}' is neither a number, a text nor true or false")
+
+
+def arguments(config: dict) -> list[str]:
+    """A configuration as train.py's command line."""
+    return [f"--{'' if value is True else 'no-'}{key}" if isinstance(value, bool) else f"--{key}={value}" for key, value in config.items()]
+
+
+def repository(given: str | None) -> Path:
+    for folder in [Path(given)] if given else [Path.cwd(), *Path.cwd().parents, *HERE.parents]:
+        if (folder / "minilatent").is_dir() and (folder / "train.py").is_file():
+            return folder.resolve()
+    raise Bad("minilatent is not found from here: give --repo FOLDER, a clone of the repository")
+
+
+def package_hash(repo: Path) -> str:
+    """Of the package's source: an entry says which code made it."""
+    total = hashlib.sha256()
+    for path in sorted((repo / "minilatent").rglob("*.py")):
+        total.update(path.relative_to(repo).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
+
+
+def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> float:
+    """CPU seconds of training; the kernel ends it when they are spent."""
+    limit = math.ceil(seconds)
+
+    def restrain():
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    command = [sys.executable, "train.py", *arguments(config), f"--seed={seed}", f"--out={out}", "--data=mini", "--device=cpu", "--threads=1"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=repo, preexec_fn=restrain, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) or used > seconds:
+        raise Bad(f"training took more than {seconds:g} CPU seconds: fewer steps, a smaller batch, or a shorter stage 1")
+    if done.returncode:
+        raise Bad("training failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1])
+    return used
+
+
+def measure(run: Path, repo: Path, split: str, questions: int) -> dict:
+    """Accuracy and #L of a trained run, in a process of its own that starts when training is over."""
+    code = ("import json, sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);"
+            "from minilatent import data; from minilatent.evaluate import solve_all; from minilatent.setup import load_run;"
+            "examples = data.load('mini', sys.argv[3], limit=int(sys.argv[4]));"
+            "found = solve_all(load_run(sys.argv[2], torch.device('cpu')), examples);"
+            "print(json.dumps({'right': sum(map(bool, found['correct'])), 'n': found['n'], 'mean_len': found['mean_len']}))")
+    done = subprocess.run([sys.executable, "-c", code, str(repo), str(run), split, str(questions)], cwd=repo, capture_output=True, text=True)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        raise Bad("measuring failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1]) from None
+
+
+def check(entry: dict) -> list[str]:
+    """What is wrong with an entry. It cannot tell whether the numbers were ever measured: training it again can."""
+    wrong = [f"'{key}' is missing or no {kind.__name__}" for key, kind in ENTRY.items()
+             if not isinstance(entry.get(key), (int, float) if kind is float else kind) or isinstance(entry.get(key), bool)]
+    if wrong:
+        return wrong
+    numbers = [entry[k] for k, kind in ENTRY.items() if kind in (int, float)]
+    if not all(math.isfinite(x) and x >= 0 for x in numbers):
+        return ["a number is negative or not finite"]
+    try:
+        check_config(entry["config"])
+    except Bad as error:
+        wrong.append(str(error))
+    if not entry["n"] or entry["right"] > entry["n"] or abs(entry["right"] / entry["n"] - entry["accuracy"]) > 1e-9:
+        wrong.append("accuracy is not right / n")
+    if entry["split"] != "test":
+        wrong.append("an entry is measured on test")
+    if entry["mean_len"] > entry["latents_limit"]:
+        wrong.append(f"#L is {entry['mean_len']:.2f}, the limit {entry['latents_limit']:g}")
+    if entry["cpu_seconds"] > entry["seconds_limit"]:
+        wrong.append(f"training took {entry['cpu_seconds']:.0f} CPU seconds, the limit is {entry['seconds_limit']:g}")
+    return wrong
+
+
+def board(entries: list[dict], latents: float, seconds: float) -> list[tuple[str, float, float, int]]:
+    """(name, mean accuracy, mean #L, seeds), the best first, by the rule of the handout."""
+    by_name: dict[str, dict[int, dict]] = {}
+    for entry in entries:
+        by_name.setdefault(entry["name"], {}).setdefault(entry["seed"], entry)
+    rows = []
+    for name, seeds in by_name.items():
+        runs = list(seeds.values())
+        if all(not check({**run, "latents_limit": latents, "seconds_limit": seconds}) for run in runs):
+            rows.append((name, sum(r["accuracy"] for r in runs) / len(runs), sum(r["mean_len"] for r in runs) / len(runs), len(runs)))
+    return sorted(rows, key=lambda row: (-row[1], row[2], row[0]))
+
+
+def main(argv: list[str]) -> int:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Bad(message)
+    parser = Parser(prog="experiment.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("trial", "enter", "check", "board"))
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--latents", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--repo")
+    given = parser.parse_args(argv)
+    if given.what == "check":
+        found = {path: check(read(path)) for path in given.files}
+        for path, wrong in found.items():
+            print(f"{path}: {'; '.join(wrong) or 'whole, and within its limits'}")
+        return 1 if any(found.values()) else 0
+    if given.what == "board":
+        for place, (name, accuracy, mean_len, seeds) in enumerate(board([read(p) for p in given.files], given.latents, given.seconds), 1):
+            print(f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   {seeds} seed{'s' * (seeds > 1)}")
+        return 0
+
+    config = read(given.files[0])
+    check_config(config)
+    entry_path = Path(f"{given.name}-seed{given.seed}.json")
+    if given.what == "enter":
+        if not given.name.isidentifier():
+            raise Bad("--name: letters, digits and underscores")
+        if entry_path.exists():
+            raise Bad(f"{entry_path} is there already: a name enters once with a seed")
+    repo = repository(given.repo)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        seconds = train(config, repo, run, given.seed, given.seconds)
+        split = "test" if given.what == "enter" else "val"
+        found = measure(run, repo, split, given.questions)
+    accuracy = found["right"] / found["n"]
+    print(f"{split}: {100 * accuracy:.1f} % of {found['n']}, #L {found['mean_len']:.2f}, {seconds:.0f} CPU seconds"
+          + ("" if found["mean_len"] <= given.latents else f"; over the limit of {given.latents:g} latents"))
+    if given.what == "trial":
+        with open("trials.jsonl", "a") as file:
+            file.write(json.dumps({"config": config, "seed": given.seed, "val_accuracy": accuracy, "val_mean_len": found["mean_len"],
+                                   "cpu_seconds": seconds}) + "\n")
+        return 0
+    entry = {"name": given.name, "seed": given.seed, "config": config, "split": split, "accuracy": accuracy, **found,
+             "cpu_seconds": seconds, "latents_limit": given.latents, "seconds_limit": given.seconds, "package": package_hash(repo)}
+    entry_path.write_text(json.dumps(entry, indent=1) + "\n")
+    print(f"{entry_path}: {'; '.join(check(entry)) or 'whole, and within its limits'}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except Bad as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2)

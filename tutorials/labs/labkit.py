@@ -1,0 +1,95 @@
+"""What the tests of all labs share: the module under test, and random numbers from one seed.
+
+MINILATENT_LAB_MODULE   which file is tested: "solution", "skeleton", or a path; default: the student's labN.py
+MINILATENT_LAB_SEED     the one seed of all tests [0]: a teacher grades with another one
+"""
+import functools
+import importlib.util
+import os
+import re
+import types
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SEED = int(os.environ.get("MINILATENT_LAB_SEED", "0"))
+torch.set_num_threads(1)
+
+
+def generator(salt: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(1_000_003 * SEED + salt)
+
+
+def randn(*shape: int, salt: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers, in double precision unless told: a tolerance of 1e-9 then sees an ε in the wrong place."""
+    return torch.randn(*shape, generator=generator(salt), dtype=torch.float64).to(dtype)
+
+
+def close(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-9) -> None:
+    """Same shape, same dtype, same values, relative to the size of what is expected."""
+    if not isinstance(expected, Tensor):
+        expected = torch.tensor(expected, dtype=actual.dtype)
+    scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+def load(test_file: str, in_place: tuple[str, ...] = ()) -> "Checked":
+    """The module that the tests in `test_file` are about."""
+    folder = Path(test_file).resolve().parent
+    number = re.search(r"\d+", folder.name)[0]
+    named = os.environ.get("MINILATENT_LAB_MODULE", f"lab{number}")
+    if named == "none":                                    # the grader puts the module in itself
+        return Checked(types.ModuleType("none"), in_place)
+    path = Path(named) if named.endswith(".py") else folder / f"{named}.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: copy skeleton.py to lab{number}.py and write in that")
+    spec = importlib.util.spec_from_file_location(f"lab{number}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Checked(module, in_place)
+
+
+class Checked:
+    """A module whose functions are watched: a call has to leave its arguments and the global random numbers as they
+    were. `in_place` names the functions that are meant to change an argument."""
+
+    def __init__(self, module: types.ModuleType, in_place: tuple[str, ...] = ()):
+        self.module, self.in_place = module, in_place
+
+    def __getattr__(self, name: str):
+        function = getattr(self.module, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            given = [*args, *kwargs.values()]
+            before = snapshot(given)
+            state = torch.get_rng_state()
+            out = function(*args, **kwargs)
+            if not torch.equal(torch.get_rng_state(), state):
+                raise AssertionError(f"{name} uses the global random numbers; it is given a generator where it needs some")
+            if name not in self.in_place and not unchanged(given, before):
+                raise AssertionError(f"{name} changes one of its arguments")
+            return out
+        return call
+
+
+def snapshot(x):
+    """A copy of the tensors and plain values in lists, tuples and dicts."""
+    if isinstance(x, Tensor):
+        return x.detach().clone()
+    if isinstance(x, (list, tuple)):
+        return [snapshot(y) for y in x]
+    return {key: snapshot(y) for key, y in x.items()} if isinstance(x, dict) else x
+
+
+def unchanged(x, old) -> bool:
+    if isinstance(x, Tensor):
+        return x.shape == old.shape and torch.equal(x.detach().nan_to_num(), old.nan_to_num())
+    if isinstance(x, (list, tuple)):
+        return len(x) == len(old) and all(map(unchanged, x, old))
+    if isinstance(x, dict):
+        return x.keys() == old.keys() and all(unchanged(x[key], old[key]) for key in old)
+    return x is old or bool(x == old)
