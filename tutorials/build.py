@@ -77,7 +77,7 @@ class Mark:
 
 
 def as_number(text: str) -> float:
-    return float(re.sub(r"[,%\s]", "", text.replace("−", "-")))
+    return float(re.sub(r"[,%`\s]", "", text.replace("−", "-")))
 
 
 def read_prose(text: str) -> tuple[list[Mark], list[str], list[str], list[str]]:
