@@ -164,6 +164,9 @@ on_operands = looks[:, (seen == first) | (seen == tok.encode("3")[0])].sum(1)
 print("the head that looks most at 12 and 3 gives them", f"{on_operands.max():.2f} of its attention")
 
 # %% [markdown]
+# From layer 2 on, several heads look at nothing but the equation's own parts, `12`, `*` and `3`: the question has been read, its
+# numbers have been brought here, and what is left is a multiplication.
+#
 # ## The model reads vectors
 #
 # Nothing in `my_transformer` asked for tokens: it was given vectors. Usually they are rows of the embedding table, but that is a
@@ -201,8 +204,9 @@ print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 # %% [markdown]
 # A pure token is copied faithfully: 12 with probability 1.00<!-- probs[0, 0]:.2f --> at the left end. In the middle nothing breaks:
 # the two numbers together have 0.85<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such
-# a vector in its training, and yet it reads it mostly as "12 or 20", not as noise. A single vector can hold more than one token. That is
-# all that this course is about: what to feed instead of tokens, how to train a model to produce it, and what is gained.
+# a vector in its training, and yet it reads it as one of the two, not as noise. It decides quickly: nobody has taught it to keep
+# both. So a single vector can stand between tokens and still mean something to the model. That is what this course is about:
+# what to feed instead of tokens, how to train a model to produce it, and what is gained.
 #
 # ## Exercises
 # 1. Remove the division by $\sqrt{D}$ in `my_attention` and run again. Which assertion fails first? Why does attention need it?
