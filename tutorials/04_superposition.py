@@ -13,7 +13,7 @@
 #   superposition .63 .26 .11  0    ──>  .63 e_36 + .26 e_35 + .11 e_46          (a point between rows)
 # ```
 #
-# <!-- allow: 0.5 -->Only the k likeliest are kept (the released code of Latent-SFT has k = 10) and their weights are made to sum to 1 again.
+# Only the k likeliest are kept (the released code of Latent-SFT has k = 10) and their weights are made to sum to 1 again.
 
 # %%
 import torch
@@ -51,9 +51,9 @@ ax.fill(*E[ids].T, color=BLUE, alpha=0.12)
 ax.scatter(*E[:4].T, color=GREY, s=60)
 for i, (x, y) in enumerate(E[:4].tolist()):
     ax.annotate(f"e{i}", (x, y), xytext=(6, 6), textcoords="offset points")
-ax.scatter(*z, color=BLUE, s=90, zorder=3)
-ax.annotate("z", z, xytext=(8, -4), textcoords="offset points", color=BLUE, fontweight="bold")
-ax.scatter(*E[1], facecolor="none", edgecolor=ORANGE, s=220, linewidth=2, label="one-hot: the likeliest token")
+ax.scatter(*z.tolist(), color=BLUE, s=90, zorder=3)
+ax.annotate("z", z.tolist(), xytext=(8, -4), textcoords="offset points", color=BLUE, fontweight="bold")
+ax.scatter(*E[1].tolist(), facecolor="none", edgecolor=ORANGE, s=220, linewidth=2, label="one-hot: the likeliest token")
 ax.set(xlim=(-1, 5.5), ylim=(-1, 4.6), title="A superposition lies between its tokens")
 ax.legend(loc="upper left")
 show(figure, "04-triangle")
@@ -117,11 +117,10 @@ assert sure > 0.9
 
 # %%
 temperatures = [0.6, 1, 2, 3, 4, 5, 6, 8]
-curve, weight = [], []
+curve = []
 for T in temperatures:
     words.thinker = lambda T=T: superposition_thinker(model, 10, tok.never, temperature=T)
     curve.append(solve_all(words, test[:150])["accuracy"])
-    weight.append(None)
 print({T: round(a, 3) for T, a in zip(temperatures, curve)})
 _, out, _ = next(solve_batches(load_run(BASE, torch.device("cpu")), test[:100], keep_probs=True))
 real = torch.arange(out.probs.shape[1]) < out.lengths[:, None]

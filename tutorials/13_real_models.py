@@ -73,7 +73,7 @@ def my_name(theirs):
 
 mine = {my_name(name): shape for name, shape in theirs.items()}
 assert mine == {name: tuple(t.shape) for name, t in tiny.state_dict().items()}          # every one finds its place
-model, real_tok = load_pretrained(here / "qwen2")
+model, real_tok = load_pretrained(str(here / "qwen2"))
 text = "Ava has 12 apples. How many apples does she have?"
 ids = torch.tensor([real_tok.encode(text)])
 with torch.no_grad():
