@@ -60,10 +60,11 @@ nearest = lambda x: (F.normalize(x, dim=-1) @ F.normalize(E, dim=-1).T).max(1).v
 cosine = {"embeddings": nearest(fed[:2000]), "hidden states": nearest(H[:2000]), "superpositions": nearest(Z[:2000])}
 colours = {"embeddings": GREY, "hidden states": ORANGE, "superpositions": BLUE}
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
-for name, colour in colours.items():
-    left.hist(length[name].numpy(), bins=60, range=(0, 1.05 * max(x.max() for x in length.values()).item()), color=colour, alpha=0.75,
+for name in ("hidden states", "superpositions", "embeddings"):        # the last as an outline: it hides nothing
+    colour, kind = colours[name], "step" if name == "embeddings" else "bar"
+    left.hist(length[name].numpy(), bins=60, range=(0, 1.05 * max(x.max() for x in length.values()).item()), color=colour, alpha=0.75, histtype=kind,
               density=True, label=name)
-    right.hist(cosine[name].numpy(), bins=60, range=(0, 1.02), color=colour, alpha=0.75, density=True, label=name)
+    right.hist(cosine[name].numpy(), bins=60, range=(0, 1.02), color=colour, alpha=0.75, histtype=kind, density=True, label=name)
 left.set(xlabel="length (norm)", ylabel="density", yscale="log", title="How long?")
 right.set(xlabel="cosine with the nearest token's embedding", yscale="log", title="Is any token in that direction?")
 left.legend()

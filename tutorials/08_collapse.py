@@ -75,7 +75,7 @@ show(chain_figure(t, tok), "08-figure1")
 
 # %% [markdown]
 # Read it from left to right: each latent holds two tokens of the chain side by side, `<<` with `12`, then `*` with `3`. The right answer is 53, the model's
-# is `53`<!-- t.answer:s -->; the same chain in words had 23 tokens, here it has 999<!-- len(t.chain):d --> latents. Is the order lost? Within a latent yes, and the model
+# is `53`<!-- t.answer:s -->; the same chain in words had 23 tokens, here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent yes, and the model
 # does without: that `<<` stands before `12` is always so.
 #
 # ## How good, how long
@@ -90,8 +90,8 @@ ratio = words["mean_len"] / latent["mean_len"]
 assert 1.7 < ratio < 2.3
 
 # %% [markdown]
-# Words: 999<!-- words["accuracy"]:.1% --> with #L 999<!-- words["mean_len"]:.1f -->. Latents: 999<!-- latent["accuracy"]:.1% --> with #L 999<!-- latent["mean_len"]:.1f -->. So the chain is
-# 999<!-- ratio:.1f --> times shorter, which is r, and it costs some accuracy. Whether that is a good trade is the question of the field; a fair comparison gives
+# Words: 97.7 %<!-- words["accuracy"]:.1% --> with #L 23.8<!-- words["mean_len"]:.1f -->. Latents: 90.0 %<!-- latent["accuracy"]:.1% --> with #L 12.4<!-- latent["mean_len"]:.1f -->. So the chain is
+# 1.9<!-- ratio:.1f --> times shorter, which is r, and it costs some accuracy. Whether that is a good trade is the question of the field; a fair comparison gives
 # every method the same training (`python -m minilatent.reproduce`).
 #
 # ## When does it collapse?
@@ -118,7 +118,7 @@ doubts = sum(bool((p > 0.1).any()) for p in right + wrong)
 print(f"in {doubts} of {len(right + wrong)} chains </think> had more than 0.1 at some step before the collapse")
 
 # %% [markdown]
-# <!-- allow: 0.1 -->In 999<!-- doubts:d --> of 999<!-- len(right + wrong):d --> chains `</think>` had a probability above 0.1 somewhere before the end. Now we end the chain by force, too early
+# <!-- allow: 0.1 -->In 0<!-- doubts:d --> of 100<!-- len(right + wrong):d --> chains `</think>` had a probability above 0.1 somewhere before the end. Now we end the chain by force, too early
 # or too late, by decoding the answer from `Q <think> Z' </think>`, Z' being the first n of its latents, or the last repeated:
 
 # %%
@@ -140,8 +140,8 @@ show(figure, "08-force")
 assert results[0] > results[-4] + 0.3
 
 # %% [markdown]
-# Without its last four latents it is right in 999<!-- results[-4]:.0% --> of cases, without the last one in 999<!-- results[-1]:.0% -->, on its own in 999<!-- results[0]:.0% -->,
-# and with one too many in 999<!-- results[1]:.0% -->. The result is spoken from the last full equation: that is where the answer is.
+# Without its last four latents it is right in 1 %<!-- results[-4]:.0% --> of cases, without the last one in 75 %<!-- results[-1]:.0% -->, on its own in 91 %<!-- results[0]:.0% -->,
+# and with one too many in 91 %<!-- results[1]:.0% -->. The result is spoken from the last full equation: that is where the answer is.
 #
 # ## Exercises
 # 1. Feed the *embedding of the likeliest token* instead of the superposition in `my_think` (`feed = model.embed.weight[token]`). Is the answer still right?

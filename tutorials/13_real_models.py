@@ -146,7 +146,7 @@ for preset, shape in SHAPES.items():
 assert needs["gpt2", True] < needs["gpt2", False] < 24
 
 # %% [markdown]
-# GPT-2's first stage takes 999<!-- needs["gpt2", False]:.0f --> GB, with `--grad_checkpoint` 999<!-- needs["gpt2", True]:.0f -->: one consumer GPU. (`python -m minilatent.benchmark FOLDER --memory PRESET` prints the parts; a README table has all
+# GPT-2's first stage takes 15<!-- needs["gpt2", False]:.0f --> GB, with `--grad_checkpoint` 7<!-- needs["gpt2", True]:.0f -->: one consumer GPU. (`python -m minilatent.benchmark FOLDER --memory PRESET` prints the parts; a README table has all
 # presets.) Then:
 #
 # ```sh

@@ -18,7 +18,7 @@ COLAR = ROOT / "tutorials" / "checkpoints" / "colar"
 
 torch.set_num_threads(1)                         # these models are tiny, and one thread makes the same numbers every time
 torch.set_printoptions(precision=3, sci_mode=False, linewidth=110)
-plt.rcParams.update({**STYLE, "figure.constrained_layout.use": True, "axes.titlelocation": "left"})
+plt.rcParams.update({**STYLE, "text.parse_math": True, "figure.constrained_layout.use": True, "axes.titlelocation": "left"})
 
 
 def show(figure, name: str) -> None:
