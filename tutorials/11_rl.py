@@ -163,7 +163,7 @@ assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01
 
 # %% [markdown]
 # After 25 batches the sum succeeds in 100 %<!-- float(end["sum"][0]):.0% ± 5 --> of cases with a drift of 1.9<!-- float(end["sum"][1]):.1f ± 0.3 -->, the mean in 100 %<!-- float(end["mean"][0]):.0% ± 5 --> with a drift of
-# 3.6<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean moves freely, in the right direction and in all others. In this toy drift is free of charge. In a language model it is not:
+# 3.6<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean is there sooner, because it moves freely, in the right direction and in all others. In this toy drift is free of charge. In a language model it is not:
 # sideways means away from where the model can read its own latents. `--log_density sum` and `mean` are both there in `colar_rl`: say which one you used.
 #
 # ## Short chains

@@ -77,7 +77,7 @@ print({k: (round(result["ecr"][k], 3), round(result["ecr_control"][k], 3)) for k
 assert gain2 > gain100
 
 # %% [markdown]
-# ECR@2 is 999<!-- result["ecr"]["2"]:.2f --> of 2, the control's 999<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 999<!-- result["ecr"]["100"]:.2f --> and 999<!-- result["ecr_control"]["100"]:.2f -->: a vocabulary
+# ECR@2 is 1.89<!-- result["ecr"]["2"]:.2f --> of 2, the control's 0.50<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 1.92<!-- result["ecr"]["100"]:.2f --> and 1.91<!-- result["ecr_control"]["100"]:.2f -->: a vocabulary
 # of 549 has few tokens that chains use at all. The paper quotes K from 50 to 300; with a small vocabulary only a small K says something. So: these latents *do* hold their segments.
 #
 # ## N_eff, by hand
@@ -116,7 +116,7 @@ blind, _ = my_n_eff(one, chains)
 print(f"N_eff of latents that hold one chain only: {blind:.3f}")
 
 # %% [markdown]
-# N_eff here is 999<!-- mine:.1f -->, so "more than one chain"? Latents that were *built* to hold one chain and nothing else have 999<!-- blind:.1f -->: both orders consist of `<<`, `=`, `>>` at the
+# N_eff here is 1.9<!-- mine:.1f -->, so "more than one chain"? Latents that were *built* to hold one chain and nothing else have 1.9<!-- blind:.1f -->: both orders consist of `<<`, `=`, `>>` at the
 # same places, and these give mass to both. Over all questions with several chains, by all tokens and by those that tell the chains apart:
 
 # %%
@@ -137,8 +137,8 @@ show(figure, "12-neff")
 excess = result["n_eff_distinct"] - result["n_eff_one_path_distinct"]
 
 # %% [markdown]
-# By all tokens N_eff is 999<!-- result["n_eff"]:.2f -->, above the paper's threshold for "parallel", 1.7 (its own models have 3.6 and 4.6 on questions with more chains). <!-- allow: 1.7, 3.6, 4.6 -->
-# One chain alone gets 999<!-- result["n_eff_one_path"]:.2f -->. By the tokens that differ it is 999<!-- result["n_eff_distinct"]:.2f --> against 999<!-- result["n_eff_one_path_distinct"]:.2f -->: an excess of 999<!-- excess:.2f -->. Where the excess is
+# By all tokens N_eff is 2.33<!-- result["n_eff"]:.2f -->, above the paper's threshold for "parallel", 1.7 (its own models have 3.6 and 4.6 on questions with more chains). <!-- allow: 1.7, 3.6, 4.6 -->
+# One chain alone gets 2.32<!-- result["n_eff_one_path"]:.2f -->. By the tokens that differ it is 1.38<!-- result["n_eff_distinct"]:.2f --> against 1.41<!-- result["n_eff_one_path_distinct"]:.2f -->: an excess of -0.03<!-- excess:.2f -->. Where the excess is
 # about 0, the latents follow *one* chain, well compressed. A readable picture and a large N_eff would have told another story.
 #
 # ## Interventions
@@ -163,10 +163,10 @@ show(figure, "12-interventions")
 assert found["keep"]["unchanged"] > 0.99 and found["noise"]["accuracy"] < found["keep"]["accuracy"] / 2 and found["swap"]["follows_donor"] > 0.5
 
 # %% [markdown]
-# Kept as they are, 999<!-- found["keep"]["accuracy"]:.1% --> right (the check that replacing costs nothing). With noise of the same norm 999<!-- found["noise"]["accuracy"]:.1% -->, with zeros 999<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the
-# answer becomes *that* question's in 999<!-- found["swap"]["follows_donor"]:.1% --> of cases: the answer comes from the latents, and the question is hardly read again.
+# Kept as they are, 91.9 %<!-- found["keep"]["accuracy"]:.1% --> right (the check that replacing costs nothing). With noise of the same norm 1.2 %<!-- found["noise"]["accuracy"]:.1% -->, with zeros 0.6 %<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the
+# answer becomes *that* question's in 100.0 %<!-- found["swap"]["follows_donor"]:.1% --> of cases: the answer comes from the latents, and the question is hardly read again.
 #
-# Now a finding that cuts the other way. `top1` takes the mixture away and feeds one token a step, the likeliest: 999<!-- found["top1"]["accuracy"]:.1% --> stay right. And `shuffle`, the latents in random order: 999<!-- found["shuffle"]["accuracy"]:.1% -->. Ask
+# Now a finding that cuts the other way. `top1` takes the mixture away and feeds one token a step, the likeliest: 37.5 %<!-- found["top1"]["accuracy"]:.1% --> stay right. And `shuffle`, the latents in random order: 20.0 %<!-- found["shuffle"]["accuracy"]:.1% -->. Ask
 # of each what it says about "superposition": if nearly all survived top1, the second token of each latent would be decoration, whatever ECR shows. The share that is lost is the evidence that the mixture carries something.
 # And a careful reader asks on: *what* is lost when the latent is `12 .51  << .49` and `<<` wins by a hair? (Exercise 1.)
 #
