@@ -157,8 +157,8 @@ figure, ax = plt.subplots(figsize=(8, 3.4))
 ax.barh(names, [100 * found[n]["accuracy"] for n in names], color=[BLUE] + [ORANGE] * 7)
 ax.invert_yaxis()
 ax.plot([100 * found["swap"]["follows_donor"]], [names.index("swap")], "D", color=RED, label="swap: the donor's answer")
-ax.set(xlabel="right answers (%)", xlim=(0, 102), title="Latents replaced")
-ax.legend(loc="lower right")
+ax.set(xlabel="answers (%)", xlim=(0, 102), title="Latents replaced: right answers")
+ax.legend(loc="center right")
 show(figure, "12-interventions")
 assert found["keep"]["unchanged"] > 0.99 and found["noise"]["accuracy"] < found["keep"]["accuracy"] / 2 and found["swap"]["follows_donor"] > 0.5
 
