@@ -59,7 +59,7 @@ ax.legend(loc="upper left")
 show(figure, "04-triangle")
 
 # %% [markdown]
-# The likeliest token, 1, had probability `0.50`; among three it has weight 999<!-- float(alpha[0]):.2f -->. Two details matter in
+# The likeliest token, 1, had probability `0.50`; among three it has weight 0.56<!-- float(alpha[0]):.2f -->. Two details matter in
 # training. The embeddings in the mixture are *detached*: a gradient flows to the weights α, never to the table through the mixture
 # (else the model could move the words instead of learning to choose them). And `never`: a latent that mixes in padding means nothing.
 
@@ -87,7 +87,7 @@ print(f"the same answer: {same:.1%}")
 assert abs(soft["mean_len"] - plain["mean_len"]) < 1
 
 # %% [markdown]
-# 999<!-- plain["accuracy"]:.1% --> in words, 999<!-- soft["accuracy"]:.1% --> in mixtures, and 999<!-- same:.1% --> of the answers are the same. **#L did not change**: a mixture at
+# 98.0 %<!-- plain["accuracy"]:.1% --> in words, 97.0 %<!-- soft["accuracy"]:.1% --> in mixtures, and 98.5 %<!-- same:.1% --> of the answers are the same. **#L did not change**: a mixture at
 # each step, but as many steps. Why so little difference? Look at what is fed: how mixed is it?
 
 # %%
@@ -107,7 +107,7 @@ print(f"{sure:.1%} of the steps have a token above 0.99; mean entropy {H.mean():
 assert sure > 0.9
 
 # %% [markdown]
-# In 999<!-- float(sure):.1% --> of the steps one token has more than `0.99` of the probability: the mixture *is* that token's embedding, to within a
+# In 99.4 %<!-- float(sure):.1% --> of the steps one token has more than `0.99` of the probability: the mixture *is* that token's embedding, to within a
 # hundredth. A model trained on words is nearly one-hot, so feeding back its superposition changes nothing. (Larger models on harder
 # questions are less sure; reports on what Soft Thinking gains there differ.)
 #
@@ -135,7 +135,7 @@ show(figure, "04-temperature")
 assert curve[0] > 0.9 and curve[-1] < curve[0] - 0.2
 
 # %% [markdown]
-# At T = 8 the likeliest token's weight is 999<!-- weight[-1]:.0% --> on average, and 999<!-- curve[-1]:.1% --> of the answers are right. So mini-base reads a mixture
+# At T = 8 the likeliest token's weight is 44 %<!-- weight[-1]:.0% --> on average, and 2.0 %<!-- curve[-1]:.1% --> of the answers are right. So mini-base reads a mixture
 # as long as one token dominates it. What is between is not used, and soon hurts: what is mixed in here are the model's *runners-up* for
 # the same place, which mean nothing.
 #

@@ -77,8 +77,8 @@ print("c = 5:", {k: round(v, 2) for k, v in at5.items()})
 assert abs(at5["sqrt"] - 1) < min(abs(at5["sum"] - 1), abs(at5["mean"] - 1))
 
 # %% [markdown]
-# At c = 5 a sum is 999<!-- at5["sum"]:.2f --> times as long as a token's embedding, the mean 999<!-- at5["mean"]:.2f --> times, and the sum over √c
-# 999<!-- at5["sqrt"]:.2f --> times. √c holds the scale without knowing the table.
+# At c = 5 a sum is 2.58<!-- at5["sum"]:.2f --> times as long as a token's embedding, the mean 0.52<!-- at5["mean"]:.2f --> times, and the sum over √c
+# 1.15<!-- at5["sqrt"]:.2f --> times. √c nearly holds the scale, without knowing the table.
 #
 # ## Why should a transformer care?
 #
@@ -107,8 +107,8 @@ show(figure, "09-scale")
 mean5, sum5 = found[1], found[5]
 
 # %% [markdown]
-# At the mean's scale for c = 5 the model is right in 999<!-- mean5:.1% --> of cases, at the sum's in 999<!-- sum5:.1% -->, at its own in 999<!-- found[3]:.1% -->; at the far ends of the
-# curve in 999<!-- found[0]:.1% --> and 999<!-- found[-1]:.1% -->. Only the scale was changed here, not one bit of what the vectors say. A model that is *trained* on another
+# At the mean's scale for c = 5 the model is right in 78.7 %<!-- mean5:.1% --> of cases, at the sum's in 64.0 %<!-- sum5:.1% -->, at its own in 98.0 %<!-- found[3]:.1% -->; at the far ends of the
+# curve in 8.0 %<!-- found[0]:.1% --> and 7.3 %<!-- found[-1]:.1% -->. Only the scale was changed here, not one bit of what the vectors say. A model that is *trained* on another
 # scale will learn it, but CoLaR asks one model for c = 1, 2, .. 5: with means each c would have a scale of its own, with √c all have one.
 #
 # ## Can the tokens be found again?
@@ -131,7 +131,7 @@ print({c: f"{v:.1%}" for c, v in kept.items()})
 assert kept[1] == 1 and kept[2] > 0.9
 
 # %% [markdown]
-# For c = 2 999<!-- kept[2]:.1% --> of the tokens are found, for c = 5 999<!-- kept[5]:.1% -->. In 128 dimensions 549 embeddings are nearly at right angles, so that a handful can lie on
+# For c = 2 99.6 %<!-- kept[2]:.1% --> of the tokens are found, for c = 5 79.6 %<!-- kept[5]:.1% -->. In 128 dimensions 549 embeddings are nearly at right angles, so that a handful can lie on
 # top of one another and still be told apart. (A large model has some thousand dimensions, but a hundred thousand tokens.)
 #
 # ## Exercises
