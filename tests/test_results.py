@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
              for row, n in (("a", 30), ("b", 10)) for seed in (0, 1) for name in SETS]
     lines.append({**made_line("c", 0, "mini", share(1)), "group": "ablation"})
     (tmp_path / "mini/rows.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
-    (tmp_path / "mini/first_r2-seed0.json").write_text(json.dumps([{"data": "mini", "n": 40, "accuracy": 0.5, "mean_len": 7.25, "deep": {"accuracy": 0.018}}]))
+    (tmp_path / "mini/run.json").write_text(json.dumps([{"data": "mini", "n": 40, "deep": {"accuracy": 0.018}}]))
     (tmp_path / "log.jsonl").write_text('{"seconds": 60}\n{"seconds": 1830}\n')
     monkeypatch.setattr(table, "HERE", tmp_path)
     monkeypatch.setattr(table, "PAGES", (tmp_path / "README.md",))
@@ -45,23 +45,23 @@ def mark(name, text=""):
     return f"<!-- results:{name} -->{text}<!-- /results -->"
 
 
-@pytest.mark.parametrize("name, expected", [("a mini accuracy", "77.5"), ("a average accuracy", "77.5"), ("b mini mean_len", "3.0"), ("a mini n", "40"),
-                                            ("first_r2 mini deep.accuracy", "1.8"), ("log.jsonl -1.seconds", "1,830"), ("log.jsonl 1.seconds/60", "30")])
+@pytest.mark.parametrize("name, expected", [("mini:a mini accuracy", "77.5"), ("mini:a average accuracy", "77.5"), ("mini:b mini mean_len", "3.0"), ("mini:a mini n", "40"),
+                                            ("mini/run.json 0.deep.accuracy", "1.8"), ("log.jsonl -1.seconds", "1,830"), ("log.jsonl 1.seconds/60", "30")])
 def test_numbers_are_found_and_are_means_over_seeds(folder, name, expected):
     assert table.quoted(name) == expected
 
 
-@pytest.mark.parametrize("name", ["nothing", "d mini accuracy", "a mini_long accuracy", "c average accuracy", "a mini acuracy", "log.jsonl 7.seconds", "no.json 0"])
+@pytest.mark.parametrize("name", ["nothing", "a mini accuracy", "long:a mini accuracy", "mini:d mini accuracy", "mini:a mini_long accuracy", "mini:c average accuracy",
+                                  "mini:a mini acuracy", "table:long", "log.jsonl 7.seconds", "no.json 0"])
 def test_a_mark_without_a_number_is_an_error(folder, name):
     with pytest.raises(UserError):
         table.quoted(name)
 
 
 def test_blocks_hold_the_rows(folder):
-    text = table.quoted("comparison")
+    text = table.quoted("table:mini")
     assert text.startswith("\n| row |") and text.endswith("|\n") and "| a | 2 | 77.5 ± " in text and text.count("\n") == 5     # c is no main row
     assert len({row.count("|") for row in text.strip().splitlines()}) == 1 and text.splitlines()[1].endswith("| #L |")
-    assert "| first_r2 | 1 | 50.0 ± " in table.quoted("first_runs")
 
 
 def test_the_command_writes_what_differs_and_check_only_tells(folder, monkeypatch, capsys):
@@ -71,12 +71,12 @@ def test_the_command_writes_what_differs_and_check_only_tells(folder, monkeypatc
             config.run(table.main)
         return caught.value.code or 0, capsys.readouterr().err
     page = folder / "README.md"
-    before = f"Right: {mark('a mini accuracy', '99.9')} %, kept: {mark('b mini mean_len', '3.0')}.\n{mark('comparison')}\nEnd 5 %."
+    before = f"Right: {mark('mini:a mini accuracy', '99.9')} %, kept: {mark('mini:b mini mean_len', '3.0')}.\n{mark('table:mini')}\nEnd 5 %."
     page.write_text(before)
     code, said = call("--check")
-    assert code == 2 and "a mini accuracy, comparison" in said and "mean_len" not in said and page.read_text() == before
+    assert code == 2 and "mini:a mini accuracy, table:mini" in said and "mean_len" not in said and page.read_text() == before
     assert call()[0] == 0
-    assert f"Right: {mark('a mini accuracy', '77.5')} %" in page.read_text() and page.read_text().endswith("End 5 %.")
+    assert f"Right: {mark('mini:a mini accuracy', '77.5')} %" in page.read_text() and page.read_text().endswith("End 5 %.")
     assert call("--check")[0] == 0
     written = page.read_text()
     assert call()[0] == 0 and page.read_text() == written                            # nothing is left to write

@@ -90,7 +90,7 @@ ratio = words["mean_len"] / latent["mean_len"]
 assert 1.7 < ratio < 2.3
 
 # %% [markdown]
-# Words: 97.7 %<!-- words["accuracy"]:.1% --> with #L 23.8<!-- words["mean_len"]:.1f -->. Latents: 90.0 %<!-- latent["accuracy"]:.1% --> with #L 12.4<!-- latent["mean_len"]:.1f -->. So the chain is
+# Words: 97.7 %<!-- words["accuracy"]:.1% --> with #L 23.8<!-- words["mean_len"]:.1f -->. Latents: 97.0 %<!-- latent["accuracy"]:.1% --> with #L 12.4<!-- latent["mean_len"]:.1f -->. So the chain is
 # 1.9<!-- ratio:.1f --> times shorter, which is r, and it costs some accuracy. Whether that is a good trade is the question of the field; a fair comparison gives
 # every method the same training (`python -m minilatent.reproduce`).
 #
@@ -140,8 +140,8 @@ show(figure, "08-force")
 assert results[0] > results[-4] + 0.3
 
 # %% [markdown]
-# Without its last four latents it is right in 1 %<!-- results[-4]:.0% --> of cases, without the last one in 75 %<!-- results[-1]:.0% -->, on its own in 91 %<!-- results[0]:.0% -->,
-# and with one too many in 91 %<!-- results[1]:.0% -->. The result is spoken from the last full equation: that is where the answer is.
+# Without its last four latents it is right in 0 %<!-- results[-4]:.0% --> of cases, without the last one in 97 %<!-- results[-1]:.0% -->, on its own in 97 %<!-- results[0]:.0% -->,
+# and with one too many in 97 %<!-- results[1]:.0% -->. The result is spoken from the last full equation: that is where the answer is.
 #
 # ## Exercises
 # 1. Feed the *embedding of the likeliest token* instead of the superposition in `my_think` (`feed = model.embed.weight[token]`). Is the answer still right?
