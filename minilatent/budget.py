@@ -24,7 +24,7 @@ from .batch import Row, encode
 from .config import UserError, resolve
 from .methods import METHODS, CoLaRRL
 from .methods.method import Method, Stage
-from .setup import initial_model
+from .setup import initial_model, pick_dtype
 
 SAMPLE = 512         # training examples that costs are measured on
 DRAWS = 8
@@ -65,7 +65,9 @@ def step_work(method: Method, stage: Stage, batch_size: int):
     def work(draw: int) -> None:
         batch = {name: t.to(method.device) for name, t in stage.collate(items, random.Random(draw)).items()}
         for _ in range(stage.inner):
-            stage.loss(batch, torch.Generator().manual_seed(draw), 0.0)[0].backward()
+            with method.autocast():
+                loss, _ = stage.loss(batch, torch.Generator().manual_seed(draw), 0.0)
+            loss.backward()
         method.zero_grad(set_to_none=True)
     return work
 
@@ -94,6 +96,7 @@ def measure(method: Method, rows: list[Row], train_size: int) -> Cost:
 def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
     """A run with these settings before its first step, and a sample of its training rows."""
     config = resolve(given)
+    config.dtype = pick_dtype(config.dtype, device)
     model, tok, settings, beside = initial_model(config)
     method = METHODS[config.method](config, tok, model)
     examples = data.load(config.data, "train", limit=min(SAMPLE, config.train_size), seed=config.seed)

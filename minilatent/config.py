@@ -55,6 +55,7 @@ class Config:
     max_steps: int = opt(0, "stop every stage after this many steps (0: no limit)")
     batch_size: int = opt(64, "examples a step")
     accumulate: int = opt(1, "split each batch into this many forward passes")
+    optimizer: str = opt("adamw", "adamw, or muon for the layers' matrices and adamw for the rest", choices=("adamw", "muon"))
     lr: float = opt(1e-3, "peak learning rate")
     min_lr: float = opt(0.0, "the cosine's end, as a share of lr")
     warmup: float = opt(0.05, "share of the steps to warm up")
@@ -66,8 +67,8 @@ class Config:
     log_every: int = opt(20, "steps between lines of metrics.jsonl")
     # machine
     device: str = opt("auto", "auto | cpu | cuda | cuda:N")
-    dtype: str = opt("float32", "float32 | bfloat16 | float16: the forward pass's precision",
-                     choices=("float32", "bfloat16", "float16"))
+    dtype: str = opt("auto", "the forward pass's precision; auto: bfloat16 if the hardware multiplies it, else float32",
+                     choices=("auto", "float32", "bfloat16", "float16"))
     grad_checkpoint: bool = opt(False, "keep one activation a layer and compute the rest anew going back: less memory, a third slower")
     threads: int = opt(0, "CPU threads (0: PyTorch's choice)")
     compile: bool = opt(False, "torch.compile the model")
@@ -172,7 +173,9 @@ PRESETS: dict[str, dict] = {
              "icot": {"steps": 1500, "lr": 5e-4},
              "coconut": {"steps": 1500, "lr": 5e-4},
              "codi": {"steps": 1500, "lr": 5e-4},
-             "latent_sft": {"train_size": 40_000, "steps": 1500, "lr": 2e-3},
+             "latent_sft": {"train_size": 80_000, "steps": 5000, "lr": 4e-3, "optimizer": "muon",
+                            "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
+             "colar": {"steps": 3000, "lr": 3e-3, "optimizer": "muon", "head_width": 512, "latent_weight": 10.0},
              "latent_rl": {"steps": 200, "lr": 1e-4, "batch_size": 32}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},

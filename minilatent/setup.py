@@ -35,6 +35,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_dtype(name: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the hardware multiplies it, else float32: elsewhere it would be slower."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+
+
 def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
     """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights. With the settings
     of a run folder, and what its method trained beside the model."""
@@ -143,7 +153,7 @@ def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
     if settings["method"] != config.method:
         raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
     for key, value in given.items():
-        if key not in free and settings.get(key) != value:
+        if key not in free and settings.get(key) != value and (key, value) != ("dtype", "auto"):
             raise UserError(f"the run in {folder} was started with --{key} {settings.get(key)}; --resume cannot change it")
     stored = Config(**settings)
     return dataclasses.replace(stored, out=str(folder), resume=True, device=config.device, threads=config.threads), folder
@@ -154,7 +164,9 @@ def seconds_per_token(method: Method, rows: list[Row]) -> float:
     ids = torch.full((min(16, len(rows)), 64), method.tok.eos, device=method.device)
     for _ in range(2):                       # the first pass warms up
         start = time.perf_counter()
-        method.model.logits(method.model(ids)[:, -16:]).logsumexp(-1).sum().backward()
+        with method.autocast():
+            loss = method.model.logits(method.model(ids)[:, -16:]).logsumexp(-1).sum()
+        loss.backward()
         if method.device.type == "cuda":
             torch.cuda.synchronize()
         took = time.perf_counter() - start
@@ -191,6 +203,7 @@ def train(given: dict) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(parallel.start(config.device))
+    config.dtype = pick_dtype(config.dtype, device)
     first = parallel.rank() == 0             # of several processes: it alone writes and speaks
     model, tok, settings, beside = initial_model(config)
     if not config.chat:

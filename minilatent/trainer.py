@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint, parallel
@@ -49,6 +50,20 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, floor: floa
         return peak * (step + 1) / rise
     fall = (step - rise) / max(1, steps - rise)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall)))
+
+
+def make_optimizers(named: dict[str, nn.Parameter], method: nn.Module, lr: float, kind: str, config: Config) -> list:
+    """AdamW for all parameters; or Muon (Jordan et al. 2024; torch's, with learning rates on AdamW's scale) for the matrices
+    between the embeddings and the language head, and AdamW for the rest. Weight decay on matrices only."""
+    ends = {id(m.weight) for n, m in method.named_modules() if isinstance(m, nn.Embedding) or n.endswith("model.head")}
+    inner = [p for p in named.values() if p.dim() == 2 and id(p) not in ends] if kind == "muon" else []
+    rest = [p for p in named.values() if not any(p is q for q in inner)]
+    optimizers = [torch.optim.AdamW([{"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+                                     {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}],
+                                    lr=lr, betas=(0.9, config.beta2), fused=True)]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
 class Trainer:
@@ -101,14 +116,11 @@ class Trainer:
         for name, p in method.named_parameters():
             if name not in base and any(p is q for module in stage.trained for q in module.parameters()):
                 named[name] = p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(
-            [{"params": [p for p in named.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
-             {"params": [p for p in named.values() if p.dim() < 2], "weight_decay": 0.0}],
-            lr=stage.lr, betas=(0.9, config.beta2), fused=True)
+        optimizers = make_optimizers(named, method, stage.lr, stage.optimizer or config.optimizer, config)
         start, best = 0, -1.0
         if self.at["stage"] == index and self.at["step"] > 0:
             start, best = self.at["step"], self.at["best"]
-            self.load_optimizer(optimizer, named)
+            self.load_optimizers(optimizers, named)
 
         method.train()
         epoch, cut = -1, []
@@ -124,7 +136,7 @@ class Trainer:
             noise = torch.Generator().manual_seed(hash((config.seed, index, step, *own)) % 2 ** 63)
             torch.manual_seed(noise.initial_seed())            # dropout's
             lr = learning_rate(step, steps, stage.lr, config.warmup, config.min_lr)
-            for group in optimizer.param_groups:
+            for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = lr
 
             parts = max(1, min(config.accumulate, len(chosen)))
@@ -145,15 +157,17 @@ class Trainer:
                 logged = parallel.average({**logged, "stop": float(self.interrupted)})     # all stop, or none
                 self.tokens += round(logged.pop("tokens") * parallel.world())
                 self.interrupted = logged.pop("stop") > 0
-                self.scaler.unscale_(optimizer)
+                for optimizer in optimizers:
+                    self.scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
                 # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.
                 if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
                     raise UserError(f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step {step}; "
                                     f"the last good checkpoint is in {self.state}; try a lower --lr")
-                self.scaler.step(optimizer)
+                for optimizer in optimizers:
+                    self.scaler.step(optimizer)
+                    optimizer.zero_grad(set_to_none=True)
                 self.scaler.update()
-                optimizer.zero_grad(set_to_none=True)
 
             done, now = step + 1, time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
@@ -172,7 +186,7 @@ class Trainer:
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
             if done % config.save_every == 0 or done == steps or self.interrupted:
-                self.save(index, done, best, optimizer, named)
+                self.save(index, done, best, optimizers, named)
             if self.interrupted and done < steps:
                 bar.close()
                 if parallel.rank() == 0:
@@ -194,23 +208,25 @@ class Trainer:
         tensors, _ = checkpoint.load_tensors(self.best_file(stage))
         load_own(self.method, tensors, self.best_file(stage))
 
-    def save(self, stage: int, step: int, best: float, optimizer, named) -> None:
-        """Weights, both moments of AdamW, and where we are, in one file: no crash can leave half of it."""
+    def save(self, stage: int, step: int, best: float, optimizers, named) -> None:
+        """Weights, the optimizers' momenta, and where we are, in one file: no crash can leave half of it."""
         tensors = {f"method.{n}": t for n, t in own_state(self.method).items()}
         for name, p in named.items():
-            for key, value in optimizer.state[p].items():
+            for key, value in next(o.state[p] for o in optimizers if p in o.state).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         self.write(self.state / "resume.safetensors", tensors, {
             "stage": stage, "step": step, "best": best, "seconds": self.seconds, "tokens": self.tokens,
             "scaler": self.scaler.state_dict()})
 
-    def load_optimizer(self, optimizer, named) -> None:
+    def load_optimizers(self, optimizers, named) -> None:
         tensors, meta = checkpoint.load_tensors(self.state / "resume.safetensors")
         weights = {n[len("method."):]: t for n, t in tensors.items() if n.startswith("method.")}
         load_own(self.method, weights, self.state / "resume.safetensors")
-        for name, p in named.items():
-            optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" and
-                                  not p.is_cuda else p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+        owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+        for full in (n for n in tensors if n.startswith("optimizer.")):
+            _, key, name = full.split(".", 2)
+            p = named[name]                          # AdamW counts its steps on the CPU, unless its kernel is CUDA's
+            owner[p].state[p][key] = tensors[full].to("cpu" if key == "step" and not p.is_cuda else p.device)
         if meta["scaler"]:
             self.scaler.load_state_dict(meta["scaler"])
 

@@ -8,10 +8,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))            # so that a bare `pytest` finds the package
 
+from minilatent.config import PRESETS                  # noqa: E402
 from minilatent.model import ModelConfig, Transformer  # noqa: E402
 from minilatent.tokenizer import mini_tokenizer        # noqa: E402
 
 torch.set_num_threads(1)
+for name in ("mini", "smoke"):           # tests compare at 1e-5; `--dtype auto` has tests of its own
+    PRESETS[name]["dtype"] = "float32"
 
 GPT2 = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qkv_bias": True}
 QWEN = {"n_kv_head": 1, "qkv_bias": True, "qk_norm": True, "rope_theta": 1e6, "norm_eps": 1e-6}

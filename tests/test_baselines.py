@@ -64,10 +64,10 @@ def test_training_lowers_the_loss(tok, rows, name):
 def test_every_stage_has_its_steps_and_begins_with_an_optimizer_that_remembers_nothing(tmp_path, monkeypatch, name):
     saved, real = [], Trainer.save
 
-    def save(self, stage, step, best, optimizer, named):
-        moments = {int(s["step"]) for s in optimizer.state.values()}
+    def save(self, stage, step, best, optimizers, named):
+        moments = {int(s["step"]) for optimizer in optimizers for s in optimizer.state.values()}
         saved.append((stage, step, moments))
-        real(self, stage, step, best, optimizer, named)
+        real(self, stage, step, best, optimizers, named)
     monkeypatch.setattr(Trainer, "save", save)
     train(tmp_path / "run", name, *STEPS)
     expected = [(index, step, {step}) for index, n in enumerate(PER_STAGE[name]) for step in range(1, n + 1)]

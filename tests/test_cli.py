@@ -101,6 +101,13 @@ def test_a_wrong_call_gets_one_line_that_names_the_nearest(refused, argv, said):
 
 # --- bad input -------------------------------------------------------------------------------------------------
 
+def test_dtype_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for can, dtype in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": False}, "float32"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        assert setup.pick_dtype("auto", cpu) == dtype and setup.pick_dtype("float16", cpu) == "float16"
+
+
 def test_cuda_that_is_not_there(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = ["--method", "cot_sft", *TINY, "--out", tmp_path / "run"]

@@ -18,11 +18,11 @@ from minilatent.batch import encode
 from minilatent.config import UserError, parse_args, resolve
 from minilatent.methods import METHODS
 from minilatent.methods.cot_sft import CoTSFT
-from minilatent.trainer import Trainer, batches, learning_rate, padding
+from minilatent.trainer import Trainer, batches, learning_rate, make_optimizers, padding
 
 TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
         "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 --device cpu "
-        "--threads 1").split()
+        "--threads 1 --dtype float32").split()
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +134,18 @@ def test_max_steps_stops_every_stage(tmp_path):
     assert sorted({(e["index"], e["step"]) for e in metrics(tmp_path / "run")}) == [(0, 1), (1, 1), (2, 1), (3, 1)]
 
 
+def test_muon_moves_the_matrices_between_embeddings_and_head_and_adamw_the_rest(tok):
+    for tied in (True, False):
+        cfg = resolve({"method": "colar", "optimizer": "muon"})
+        method = METHODS["colar"](cfg, tok, tiny_model(tok.vocab_size, tied=tied, bias=True))
+        named = dict(method.named_parameters())
+        adamw, muon = make_optimizers(named, method, 1e-3, "muon", cfg)
+        of = lambda o: {n for n, p in named.items() if any(p is q for group in o.param_groups for q in group["params"])}
+        assert not of(adamw) & of(muon) and of(adamw) | of(muon) == named.keys()
+        assert of(muon) == {n for n, p in named.items() if p.dim() == 2 and n not in ("model.embed.weight", "model.head.weight")}
+        assert {n for n in of(muon) if "latent_head" in n} and len(make_optimizers(named, method, 1e-3, "adamw", cfg)) == 1
+
+
 # --- killed and resumed ----------------------------------------------------------------------------------------------
 
 class Killed(BaseException):
@@ -181,9 +193,9 @@ def test_a_run_killed_in_or_right_after_any_stage_resumes_bit_for_bit(tmp_path, 
 
 
 @pytest.mark.parametrize("method", ["colar", "colar_rl", "latent_rl", "latent_sft"])
-def test_colar_the_rl_methods_and_adaptive_segments_resume_bit_for_bit(tmp_path, method):
+def test_colar_the_rl_methods_adaptive_segments_and_muon_resume_bit_for_bit(tmp_path, method):
     """Factors, labels, samples and rewards are drawn anew from (seed, step): nothing of them is in the checkpoint."""
-    args = ["--latent_loss", "nll", "--group", 3, "--inner", 2, "--segmentation", "adaptive"]
+    args = ["--latent_loss", "nll", "--group", 3, "--inner", 2, "--segmentation", "adaptive", "--optimizer", "muon"]
     if method.endswith("_rl"):
         train(tmp_path / "start", {"colar_rl": "colar", "latent_rl": "latent_sft"}[method], *args)
         args += ["--init", tmp_path / "start"]

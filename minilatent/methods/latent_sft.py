@@ -297,11 +297,13 @@ class LatentSFT(Method):
         self.encoder = copy.deepcopy(self.model)
         tokens = [len(self.decoder_layout(r).ids) for r in train]
         trained = {"encoder": [self.encoder], "decoder": [self.model], "both": [self.encoder, self.model]}
+        # AdamW whatever --optimizer says: stage 1 has few steps to adapt a model that can read already, and Muon, which
+        # moves a matrix in all its directions at once, first breaks that.
         for i, (phase, modules) in enumerate(trained.items()):
             def loss(batch, noise, progress, i=i):                 # progress over the whole of stage 1
                 return self.loss1(batch, noise, (sum(steps[:i]) + progress * steps[i]) / max(1, sum(steps)))
             yield Stage(f"stage1-{phase}", train, tokens, self.collate1, loss, modules, steps[i],
-                        config.stage1_lr or config.lr, lambda: self.compression_accuracy(val, rows))
+                        config.stage1_lr or config.lr, lambda: self.compression_accuracy(val, rows), optimizer="adamw")
 
     def plan(self, train: list[Row]):
         self.cut(train[:1000])

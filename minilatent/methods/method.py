@@ -32,6 +32,7 @@ class Stage:
     steps: int
     lr: float
     validate: Callable[[], dict[str, float]]                 # its "accuracy" chooses the best checkpoint
+    optimizer: str = ""                                      # another than --optimizer
     inner: int = 1                                           # updates on each batch (RL: on each rollout)
 
 
