@@ -168,7 +168,7 @@ assert foreseen > 0.5
 # 1. `bill` leaves attention's own arithmetic out: about $4 \cdot T \cdot C$ operations a layer and token, T being the tokens that are seen.
 #    At what T is it as much as the 2 P of the weights here? And for a model with P = 1 billion, 16 layers and C = 2048?
 # 2. Replace the chain in `accuracy_with` by another question's (`rows[(i + 1) % len(rows)].chain`). Whose answer does it give?
-# 3. Why is 0 % of chain not simply "the model computes in its head"? Where would it have to keep `36` in order to add 17 to it?
+# 3. Why is "no chain" not simply "the model computes in its head"? Where would it have to keep `36` in order to add 17 to it?
 #
 # ## Next
 # A token is one of 549<!-- model.config.vocab_size:d --> possibilities, but what the model has at each step is a vector of 128<!-- model.config.width:d --> numbers. **Why

@@ -56,7 +56,7 @@ print("hidden states", tuple(H.shape), " embedding table", tuple(E.shape))
 
 # %%
 length = {"embeddings": fed.norm(dim=-1), "hidden states": H.norm(dim=-1), "superpositions": Z.norm(dim=-1)}
-nearest = lambda x: F.cosine_similarity(x[:, None], E[None], dim=-1).max(1).values    # with the best of all tokens
+nearest = lambda x: (F.normalize(x, dim=-1) @ F.normalize(E, dim=-1).T).max(1).values     # with the best of all tokens
 cosine = {"embeddings": nearest(fed[:2000]), "hidden states": nearest(H[:2000]), "superpositions": nearest(Z[:2000])}
 colours = {"embeddings": GREY, "hidden states": ORANGE, "superpositions": BLUE}
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))

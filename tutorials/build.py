@@ -2,7 +2,7 @@
 
     python tutorials/build.py --check [1 5 12]     run the lessons; fails on an error, a wrong number, a stale notebook
     python tutorials/build.py --update [1 5 12]    run them and write the numbers that came out into their prose
-    python tutorials/build.py [1 5 12]             make the notebooks anew, with their outputs
+    python tutorials/build.py [1 5 12]             make the notebooks anew, with their outputs (--bare: without, and run nothing)
 
 A lesson is one text file in jupytext's percent format, tutorials/NN_name.py, that plain `python` runs, too. Its notebook is
 tutorials/notebooks/NN_name.ipynb: a head that finds (on Colab: fetches) the repository, then the lesson's own cells.
@@ -215,12 +215,14 @@ def stale(path: Path) -> list[str]:
     return []
 
 
-def make_notebook(path: Path) -> None:
-    from nbclient import NotebookClient
+def make_notebook(path: Path, bare: bool = False) -> None:
+    """Write the notebook, executed, or bare: its cells alone."""
     notebook, target = notebook_of(path), notebook_path(path)
     target.parent.mkdir(exist_ok=True)
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", record_timing=False,
-                   resources={"metadata": {"path": str(target.parent)}}).execute()
+    if not bare:
+        from nbclient import NotebookClient
+        NotebookClient(notebook, timeout=1800, kernel_name="python3", record_timing=False,
+                       resources={"metadata": {"path": str(target.parent)}}).execute()
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata = {}
@@ -244,6 +246,7 @@ def main() -> None:
     parser.add_argument("numbers", nargs="*", type=int, help="which lessons (default: all)")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--update", action="store_true")
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--cells", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cells:
@@ -262,7 +265,7 @@ def main() -> None:
             changed = update(path)
             print(path.stem, *(changed or ["nothing to change"]), sep="\n     ", flush=True)
         else:
-            make_notebook(path)
+            make_notebook(path, args.bare)
             print(f"{notebook_path(path).name}: {notebook_path(path).stat().st_size / 1e3:.0f} kB", flush=True)
     if args.check:
         print(f"{failed} lessons fail, {total:.0f} CPU seconds in all")

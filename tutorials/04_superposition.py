@@ -1,0 +1,154 @@
+# %% [markdown]
+# # 4 · One-hot against superposition: what is fed back
+#
+# *25 minutes. Needs: lesson 3.*
+#
+# At every step a model has a whole distribution over the vocabulary. Thinking in words keeps one token of it and throws the rest
+# away: a **one-hot** vector of weights. A **superposition** keeps more:
+#
+# ```
+#   logits (V,)  ──softmax──>  p = .60 .25 .10 .05 ..
+#
+#   one-hot        1   0   0   0    ──>  e_36                                    (a row of the embedding table)
+#   superposition .63 .26 .11  0    ──>  .63 e_36 + .26 e_35 + .11 e_46          (a point between rows)
+# ```
+#
+# Only the k likeliest are kept (the released code of Latent-SFT has k = 10) and their weights are made to sum to 1 again.
+
+# %%
+import torch
+
+from lesson import BASE, BLUE, GREY, ORANGE, RED, plt, show
+from minilatent import data
+from minilatent.config import SoftThinking
+from minilatent.decode import superposition_thinker
+from minilatent.evaluate import solve_all, solve_batches
+from minilatent.latent import entropy, superpose
+from minilatent.setup import load_run
+
+# %% [markdown]
+# ## Ten lines
+
+# %%
+def my_superpose(logits, E, k, never):                                # (V,), (V, C)
+    logits = logits.clone()
+    logits[never] = float("-inf")                                     # padding and the latent marker may not be mixed in
+    best, ids = logits.topk(k)                                        # (k,) the likeliest first
+    alpha = best.softmax(-1)                                          # (k,) among themselves: sums to 1
+    z = sum(a * E[i] for a, i in zip(alpha, ids))                     # (C,)
+    return z, alpha, ids
+
+
+E = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0], [4.0, 3.0], [9.0, 9.0]])        # 5 tokens in the plane
+logits = torch.log(torch.tensor([0.05, 0.5, 0.25, 0.15, 0.05]))
+z, alpha, ids = my_superpose(logits, E, k=3, never=[4])
+print("alpha", alpha, " ids", ids, " z", z)
+theirs = superpose(logits, E, 3, [4])
+assert all(torch.allclose(a.float(), b.float()) for a, b in zip((z, alpha, ids), theirs))
+
+figure, ax = plt.subplots(figsize=(5, 3.8))
+ax.fill(*E[ids].T, color=BLUE, alpha=0.12)
+ax.scatter(*E[:4].T, color=GREY, s=60)
+for i, (x, y) in enumerate(E[:4].tolist()):
+    ax.annotate(f"e{i}", (x, y), xytext=(6, 6), textcoords="offset points")
+ax.scatter(*z.tolist(), color=BLUE, s=90, zorder=3)
+ax.annotate("z", z.tolist(), xytext=(8, -4), textcoords="offset points", color=BLUE, fontweight="bold")
+ax.scatter(*E[1].tolist(), facecolor="none", edgecolor=ORANGE, s=220, linewidth=2, label="one-hot: the likeliest token")
+ax.set(xlim=(-1, 5.5), ylim=(-1, 4.6), title="A superposition lies between its tokens")
+ax.legend(loc="upper left")
+show(figure, "04-triangle")
+
+# %% [markdown]
+# The likeliest token, 1, had probability `0.50`; among three it has weight 999<!-- float(alpha[0]):.2f -->. Two details matter in
+# training. The embeddings in the mixture are *detached*: a gradient flows to the weights α, never to the table through the mixture
+# (else the model could move the words instead of learning to choose them). And `never`: a latent that mixes in padding means nothing.
+
+# %%
+table = E.clone().requires_grad_()
+scores = logits.clone().requires_grad_()
+superpose(scores, table, 3, [4])[0].sum().backward()
+print("gradient of the table:", table.grad, " of the logits:", scores.grad)
+assert table.grad is None and scores.grad.abs().sum() > 0
+
+# %% [markdown]
+# ## Soft Thinking: a word model, fed with mixtures
+#
+# Soft Thinking (arXiv 2505.15778) needs no training: take a model that thinks in words and feed superpositions back, at temperature T.
+# `eval.py --soft_thinking` does it. On mini-base:
+
+# %%
+test = data.load("mini", "test", limit=200)
+words = load_run(BASE, torch.device("cpu"))
+plain = solve_all(words, test)
+soft = solve_all(load_run(BASE, torch.device("cpu"), SoftThinking(True)), test)
+print(f"words: {plain['accuracy']:.1%}, #L {plain['mean_len']:.1f}     mixtures: {soft['accuracy']:.1%}, #L {soft['mean_len']:.1f}")
+same = sum(a == b for a, b in zip(plain["answers"], soft["answers"])) / len(test)
+print(f"the same answer: {same:.1%}")
+assert abs(soft["mean_len"] - plain["mean_len"]) < 1
+
+# %% [markdown]
+# 999<!-- plain["accuracy"]:.1% --> in words, 999<!-- soft["accuracy"]:.1% --> in mixtures, and 999<!-- same:.1% --> of the answers are the same. **#L did not change**: a mixture at
+# each step, but as many steps. Why so little difference? Look at what is fed: how mixed is it?
+
+# %%
+model, tok = words.model, words.tok
+H, top = [], []
+for _, out, _ in solve_batches(words, test, keep_probs=True):
+    real = torch.arange(out.probs.shape[1]) < out.lengths[:, None]    # (B, N)
+    H.append(entropy(out.probs)[real])
+    top.append(out.probs.max(-1).values[real])
+H, top = torch.cat(H), torch.cat(top)
+figure, ax = plt.subplots(figsize=(7, 3.2))
+ax.hist(H, bins=60, color=BLUE)
+ax.set(yscale="log", xlabel="entropy of a step's distribution (nats)", ylabel="steps", title="How undecided is mini-base while it thinks?")
+show(figure, "04-entropy")
+sure = (top > 0.99).float().mean()
+print(f"{sure:.1%} of the steps have a token above 0.99; mean entropy {H.mean():.4f} nats")
+assert sure > 0.9
+
+# %% [markdown]
+# In 999<!-- float(sure):.1% --> of the steps one token has more than `0.99` of the probability: the mixture *is* that token's embedding, to within a
+# hundredth. A model trained on words is nearly one-hot, so feeding back its superposition changes nothing. (Larger models on harder
+# questions are less sure; reports on what Soft Thinking gains there differ.)
+#
+# ## Forced to mix
+#
+# A higher temperature flattens the weights: $\alpha \propto p^{1/T}$. Does the model read what then lies between the tokens?
+
+# %%
+temperatures = [0.6, 1, 2, 3, 4, 5, 6, 8]
+curve = []
+for T in temperatures:
+    words.thinker = lambda T=T: superposition_thinker(model, 10, tok.never, temperature=T)
+    curve.append(solve_all(words, test[:150])["accuracy"])
+print({T: round(a, 3) for T, a in zip(temperatures, curve)})
+_, out, _ = next(solve_batches(load_run(BASE, torch.device("cpu")), test[:100], keep_probs=True))
+real = torch.arange(out.probs.shape[1]) < out.lengths[:, None]
+logs = out.probs[real].clamp(min=1e-30).log()                         # (n, V) of steps in words
+weight = [superpose(logs / T, model.embed.weight, 10, tok.never)[1][:, 0].mean().item() for T in temperatures]
+figure, ax = plt.subplots(figsize=(7, 3.6))
+ax.plot(temperatures, [100 * a for a in curve], color=BLUE, marker="o", label="right answers (%)")
+ax.plot(temperatures, [100 * w for w in weight], color=ORANGE, marker="s", linestyle="--", label="weight of the likeliest token (%)")
+ax.set(xlabel="temperature of the mixture", ylim=(0, 103), title="Soft Thinking on mini-base: how much mixing it bears")
+ax.legend(loc="lower left")
+show(figure, "04-temperature")
+assert curve[0] > 0.9 and curve[-1] < curve[0] - 0.2
+
+# %% [markdown]
+# At T = 8 the likeliest token's weight is 999<!-- weight[-1]:.0% --> on average, and 999<!-- curve[-1]:.1% --> of the answers are right. So mini-base reads a mixture
+# as long as one token dominates it. What is between is not used, and soon hurts: what is mixed in here are the model's *runners-up* for
+# the same place, which mean nothing.
+#
+# That is the difference between two uses of the same formula. **Soft Thinking**: one token's place, its alternatives mixed in.
+# **Latent-SFT**: the weights are spread over tokens that *all belong to the chain*, r of them in one step (`<<` and `12`, say), so that
+# the chain becomes r times shorter. No model does that by itself. It has to be trained, and for that it needs a teacher.
+#
+# ## Exercises
+# 1. Set k to 1, 2 and 100 in the temperature experiment at T = 4. Which matters more, k or T? Explain by the weights.
+# 2. Where is the entropy highest? Print the token before and after the five steps with the largest `H`.
+# 3. Think: a superposition of `12` and `5` says that both are there, not in which order. What in a chain like `<<12+5=17>>` is lost?
+#    What is not, because the model has the question, too?
+#
+# ## Next
+# We want one vector for r tokens of the chain. **How do we make a training target that holds a whole segment, without letting the model
+# cheat by looking at the text?** By two attention masks → [5 · The two masks](05_masks.ipynb)

@@ -1,0 +1,154 @@
+# %% [markdown]
+# # 8 · Decoding and the collapse
+#
+# *30 minutes. Needs: lessons 4 and 7. Uses the committed checkpoint `tutorials/checkpoints/latent_sft` (r = 2).*
+#
+# At inference nobody gives latents. The model reads the question, feeds back its own superpositions, and at some step its likeliest token is
+# `</think>`. That is fed as an ordinary token, and from then on it writes words: the chain **collapses** into an answer.
+#
+# ```
+#   Q Q Q <think>   z_1 ─> z_2 ─> .. ─> z_N    argmax = </think>   ─>  53  <eos>
+#                   └─ superpositions ────┘    └─ the collapse ─┘      └ words ┘
+# ```
+
+# %%
+import torch
+
+from lesson import BASE, BLUE, GREY, LATENT_SFT, ORANGE, RED, plt, show
+from minilatent import data
+from minilatent.analysis import answers_given, describe, trace
+from minilatent.evaluate import solve_all, solve_batches
+from minilatent.example import is_correct
+from minilatent.figures import chain_figure
+from minilatent.latent import superpose
+from minilatent.metrics import wilson
+from minilatent.setup import load_run
+
+method = load_run(LATENT_SFT, torch.device("cpu"))
+model, tok = method.model, method.tok
+question = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
+            "How many apples do Ava and Ben have together?")
+
+# %% [markdown]
+# ## The loop, written out
+#
+# One question, no cache, nothing clever. Compare it with lesson 2's: only what is fed while it thinks has changed.
+
+# %%
+@torch.no_grad()
+def my_think(question, most=64):
+    x = model.embed(torch.tensor(method.prompt(question)))            # (T, C)
+    latents, chain, answer, thinking = [], [], [], True
+    while thinking or (answer[-1:] != [tok.eos] and len(answer) < 16):
+        logits = model.logits(model(embeds=x[None])[0, -1])           # (V,)
+        logits[tok.never] = float("-inf")
+        token = int(logits.argmax())
+        if thinking and token != tok.end_think and len(latents) < most:
+            feed = superpose(logits, model.embed.weight, method.config.k, tok.never)[0]
+            latents.append(feed)
+            chain.append(token)                                       # the likeliest, only to be shown
+        elif thinking:
+            thinking, feed = False, model.embed.weight[tok.end_think]             # the collapse
+        else:
+            answer.append(token)
+            feed = model.embed.weight[token]
+        x = torch.cat([x, feed[None]])
+    return latents, chain, tok.decode(answer)
+
+
+latents, chain, answer = my_think(question)
+print(len(latents), "latents, led by", [tok.name(i) for i in chain], "-> answer", answer)
+out = method.solve([question])                                        # batched, with a cache
+assert int(out.lengths) == len(latents) and out.answers[0] == answer
+assert torch.allclose(torch.stack(latents), out.latents[0], atol=1e-3)
+
+# %% [markdown]
+# ## The paper's Figure 1, from a trained model
+#
+# `trace` keeps every step's distribution. Columns are steps, the k likeliest tokens stand below one another, the orange curve is the entropy.
+# (`python sample.py --ckpt RUN --figure chain.png` makes the same for any run and question.)
+
+# %%
+t = trace(method, question)
+print(describe(t, tok))
+show(chain_figure(t, tok), "08-figure1")
+
+# %% [markdown]
+# Read it from left to right: each latent holds two tokens of the chain side by side, `<<` with `12`, then `*` with `3`. The right answer is 53, the model's
+# is `53`<!-- t.answer:s -->; the same chain in words had 23 tokens, here it has 999<!-- len(t.chain):d --> latents. Is the order lost? Within a latent yes, and the model
+# does without: that `<<` stands before `12` is always so.
+#
+# ## How good, how long
+
+# %%
+test = data.load("mini", "test", limit=300)
+words, latent = solve_all(load_run(BASE, torch.device("cpu")), test), solve_all(method, test)
+for name, r in (("words", words), ("latents", latent)):
+    low, high = wilson(round(r["accuracy"] * r["n"]), r["n"])
+    print(f"{name:8s} {r['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%})   #L {r['mean_len']:.1f}")
+ratio = words["mean_len"] / latent["mean_len"]
+assert 1.7 < ratio < 2.3
+
+# %% [markdown]
+# Words: 999<!-- words["accuracy"]:.1% --> with #L 999<!-- words["mean_len"]:.1f -->. Latents: 999<!-- latent["accuracy"]:.1% --> with #L 999<!-- latent["mean_len"]:.1f -->. So the chain is
+# 999<!-- ratio:.1f --> times shorter, which is r, and it costs some accuracy. Whether that is a good trade is the question of the field; a fair comparison gives
+# every method the same training (`python -m minilatent.reproduce`).
+#
+# ## When does it collapse?
+#
+# Nobody tells the model how many latents to make: `</think>` competes with all other tokens at each step. Here is its probability along the chain:
+
+# %%
+ends, right, wrong = [], [], []
+for chosen, out, _ in solve_batches(method, test[:100], keep_probs=True):
+    for b, i in enumerate(chosen):
+        n = int(out.lengths[b])
+        p = out.probs[b, :n, tok.end_think]
+        (right if is_correct(out.answers[b], test[i].answer) else wrong).append(p)
+figure, ax = plt.subplots(figsize=(8, 3.4))
+for group, colour in ((right, BLUE), (wrong, RED)):
+    for p in group:
+        ax.plot(range(-len(p), 0), p, color=colour, alpha=0.25, linewidth=1)
+ax.plot([], [], color=BLUE, label="right answer in the end")
+ax.plot([], [], color=RED, label="wrong answer")
+ax.set(xlabel="steps before the collapse", ylabel="p(</think>)", ylim=(0, 1), title="Is it ever in doubt whether to go on?")
+ax.legend(loc="upper left")
+show(figure, "08-end")
+doubts = sum(bool((p > 0.1).any()) for p in right + wrong)
+print(f"in {doubts} of {len(right + wrong)} chains </think> had more than 0.1 at some step before the collapse")
+
+# %% [markdown]
+# <!-- allow: 0.1 -->In 999<!-- doubts:d --> of 999<!-- len(right + wrong):d --> chains `</think>` had a probability above 0.1 somewhere before the end. Now we end the chain by force, too early
+# or too late, by decoding the answer from `Q <think> Z' </think>`, Z' being the first n of its latents, or the last repeated:
+
+# %%
+some, results = test[:150], {}
+_, out, _ = next(solve_batches(method, some, batch=150))
+order = sorted(range(len(some)), key=lambda i: len(some[i].question))             # solve_batches' order
+asked = [some[i].question for i in order]
+for change in (-4, -2, -1, 0, 1, 2, 4):
+    steps = (out.lengths + change).clamp(min=0)
+    at = torch.arange(int(steps.max())).minimum(out.lengths[:, None] - 1).clamp(min=0)        # behind the end: the last again
+    z = out.latents.gather(1, at[:, :, None].expand(-1, -1, out.latents.shape[2]))
+    answers = answers_given(method, asked, z, steps)
+    results[change] = sum(is_correct(a, some[i].answer) for a, i in zip(answers, order)) / len(some)
+print({k: round(v, 3) for k, v in results.items()})
+figure, ax = plt.subplots(figsize=(7, 3.2))
+ax.bar([f"{k:+d}" if k else "its own" for k in results], [100 * v for v in results.values()], color=[ORANGE if k else BLUE for k in results])
+ax.set(xlabel="latents taken away or added at the end", ylabel="right answers (%)", ylim=(0, 100), title="Collapse by force")
+show(figure, "08-force")
+assert results[0] > results[-4] + 0.3
+
+# %% [markdown]
+# Without its last four latents it is right in 999<!-- results[-4]:.0% --> of cases, without the last one in 999<!-- results[-1]:.0% -->, on its own in 999<!-- results[0]:.0% -->,
+# and with one too many in 999<!-- results[1]:.0% -->. The result is spoken from the last full equation: that is where the answer is.
+#
+# ## Exercises
+# 1. Feed the *embedding of the likeliest token* instead of the superposition in `my_think` (`feed = model.embed.weight[token]`). Is the answer still right?
+#    Lesson 12 does that for all questions.
+# 2. Write `my_think` with a KV cache. What does the cache hold for a latent that it would not hold for a word? (Trick question.)
+# 3. Ask a question with an irrelevant sentence ("Ben is 9 years old."). At which step would you see that the model has been led astray?
+#
+# ## Next
+# A superposition needs a softmax and a teacher. There is a more direct way to make r tokens one vector: add up their embeddings. **What is the right scale of a
+# sum?** → [9 · Merging embeddings](09_merging.ipynb)

@@ -1,0 +1,144 @@
+# %% [markdown]
+# # 9 · Merging embeddings: why √c
+#
+# *20 minutes. Needs: lesson 2; lesson 3 helps.*
+#
+# CoLaR (arXiv 2505.16552) needs no encoder. It takes the chain's token embeddings in blocks of c and merges each block into one vector:
+#
+# ```
+#   e_<<  e_12  e_*    e_3  e_=  e_36    e_>>  ..          c = 3
+#   └───── + ─────┘    └───── + ────┘
+#     z_1 = sum/√c       z_2 = sum/√c
+# ```
+#
+# Adding is natural. But by what should the sum be divided: by c (the mean), by nothing, or, as the paper says, by √c? Its ablation table gives
+# 3 to 6 points to that choice. The reason is one line of statistics, and one thing about transformers.
+
+# %%
+import torch
+
+from lesson import BASE, BLUE, GREY, ORANGE, RED, plt, show
+from minilatent import data
+from minilatent.batch import encode
+from minilatent.evaluate import solve_all
+from minilatent.latent import compress
+from minilatent.setup import load_run
+
+method = load_run(BASE, torch.device("cpu"))
+model, tok = method.model, method.tok
+E = model.embed.weight.detach()
+
+# %% [markdown]
+# ## One line of statistics
+#
+# If c vectors are independent with variance v in each dimension (and mean 0), their sum has variance c · v. Divided by √c it is v again: it looks like *an*
+# embedding. The mean has variance v / c: √c times too small. The last block of a chain may be shorter, so the count is of the real tokens.
+
+# %%
+def my_compress(block, scale="sqrt"):                                 # list of c vectors
+    total = sum(block)
+    return total / len(block) ** {"sqrt": 0.5, "mean": 1.0, "sum": 0.0}[scale]
+
+
+block = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 0.0]])            # two tokens and padding
+real = torch.tensor([True, True, False])
+print("sqrt", my_compress(list(block[:2])), " mean", my_compress(list(block[:2]), "mean"))
+assert torch.allclose(my_compress(list(block[:2])), compress(block[None], real[None])[0])
+assert torch.allclose(my_compress(list(block[:2]), "mean"), compress(block[None], real[None], "mean")[0])
+
+random = torch.randn(2000, 5, 128, generator=torch.Generator().manual_seed(0))
+for scale in ("mean", "sqrt", "sum"):
+    print(scale, "std of a merged block of 5 independent vectors of std 1:",
+          f"{torch.stack([my_compress(list(b), scale) for b in random[:300]]).std():.2f}")
+
+# %% [markdown]
+# ## On real chains
+#
+# Tokens of a chain are not independent (every block of 4 tokens has a `<<` or a `=`), and an embedding table's mean is not 0. So we measure: the
+# norm of merged blocks over the norm of single tokens, for c from 1 to 8.
+
+# %%
+rows, _ = encode(data.load("mini", "test", limit=200), tok, 512)
+single = E[torch.tensor([i for r in rows for i in r.chain])].norm(dim=-1).mean()
+factors, norms = range(1, 9), {"sum": [], "sqrt": [], "mean": []}
+for c in factors:
+    blocks = torch.tensor([r.chain[i:i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)])       # full ones
+    for scale, found in norms.items():
+        found.append((E[blocks].sum(1) / c ** {"sqrt": 0.5, "mean": 1.0, "sum": 0.0}[scale]).norm(dim=-1).mean() / single)
+figure, ax = plt.subplots(figsize=(7, 3.6))
+for (scale, found), colour, name in zip(norms.items(), (RED, BLUE, ORANGE), ("sum", "sum / √c", "mean")):
+    ax.plot(factors, found, color=colour, marker="o", label=name)
+ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
+ax.set(xlabel="c, tokens in a block", ylabel="norm, relative to one token's", ylim=(0, None), title="How long is a merged embedding?")
+ax.legend()
+show(figure, "09-norms")
+at5 = {scale: float(found[4]) for scale, found in norms.items()}
+print("c = 5:", {k: round(v, 2) for k, v in at5.items()})
+assert abs(at5["sqrt"] - 1) < min(abs(at5["sum"] - 1), abs(at5["mean"] - 1))
+
+# %% [markdown]
+# At c = 5 a sum is 999<!-- at5["sum"]:.2f --> times as long as a token's embedding, the mean 999<!-- at5["mean"]:.2f --> times, and the sum over √c
+# 999<!-- at5["sqrt"]:.2f --> times. √c holds the scale without knowing the table.
+#
+# ## Why should a transformer care?
+#
+# The first thing that a block does is to *normalise* its input. So is not every scale the same? Look at the residual stream: the block's output is added to x
+# itself, which is not normalised. A longer x makes what attention and MLP add count less, a shorter one more. We scale every
+# embedding of the *chain* (not of the question) that mini-base feeds itself while it thinks in words, with no training:
+
+# %%
+test = data.load("mini", "test", limit=150)
+scales = [0.25, 1 / 5 ** 0.5, 0.7, 1.0, 1.5, 5 ** 0.5, 4.0, 8.0]
+found = []
+for s in scales:
+    method.thinker = lambda s=s: lambda logits, hidden: s * model.embed(logits.argmax(-1))
+    found.append(solve_all(method, test)["accuracy"])
+del method.thinker
+print({round(s, 2): round(a, 3) for s, a in zip(scales, found)})
+figure, ax = plt.subplots(figsize=(7, 3.4))
+ax.plot(scales, [100 * a for a in found], color=BLUE, marker="o")
+for x, name in ((1 / 5 ** 0.5, "mean, c = 5"), (5 ** 0.5, "sum, c = 5")):
+    ax.axvline(x, color=GREY, linestyle=":", linewidth=1)
+    ax.text(x, 4, " " + name, color=GREY, fontsize=9)
+ax.set(xscale="log", xlabel="scale of the chain's embeddings", ylabel="right answers (%)", ylim=(0, 102), title="One token a step, but scaled")
+ax.set_xticks(scales, [f"{s:.2g}" for s in scales])
+ax.minorticks_off()
+show(figure, "09-scale")
+mean5, sum5 = found[1], found[5]
+
+# %% [markdown]
+# At the mean's scale for c = 5 the model is right in 999<!-- mean5:.1% --> of cases, at the sum's in 999<!-- sum5:.1% -->, at its own in 999<!-- found[3]:.1% -->; at the far ends of the
+# curve in 999<!-- found[0]:.1% --> and 999<!-- found[-1]:.1% -->. Only the scale was changed here, not one bit of what the vectors say. A model that is *trained* on another
+# scale will learn it, but CoLaR asks one model for c = 1, 2, .. 5: with means each c would have a scale of its own, with √c all have one.
+#
+# ## Can the tokens be found again?
+#
+# A sum forgets the order. Does it forget the tokens? For a merged block, take the c tokens whose embeddings have the largest cosine with it, and see
+# how many were in the block:
+
+# %%
+def recovered(c):
+    blocks = torch.tensor([r.chain[i:i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)])      # (n, c)
+    z = E[blocks].sum(1) / c ** 0.5
+    scores = torch.nn.functional.normalize(z, dim=-1) @ torch.nn.functional.normalize(E, dim=-1).T           # (n, V) cosines
+    best = scores.topk(c, dim=-1).indices                                                                    # (n, c)
+    return (best[:, :, None] == blocks[:, None]).any(1).float().mean().item()
+
+
+rows = rows[:60]
+kept = {c: recovered(c) for c in (1, 2, 3, 4, 5, 8)}
+print({c: f"{v:.1%}" for c, v in kept.items()})
+assert kept[1] == 1 and kept[2] > 0.9
+
+# %% [markdown]
+# For c = 2 999<!-- kept[2]:.1% --> of the tokens are found, for c = 5 999<!-- kept[5]:.1% -->. In 128 dimensions 549 embeddings are nearly at right angles, so that a handful can lie on
+# top of one another and still be told apart. (A large model has some thousand dimensions, but a hundred thousand tokens.)
+#
+# ## Exercises
+# 1. Subtract the table's mean from E before merging. Does √c hold the norm better or worse? Why?
+# 2. A block that repeats a token, `5 5`: is its sum / √2 of the right length? What would `12 12 12 12 12` give?
+# 3. Think: a merged embedding gives its tokens equal weight, a superposition learnt weights. Which of the two can say "36 or 46"?
+#
+# ## Next
+# Merged embeddings can be *made* from a chain. But **a vector that is no token has no logit: how does a model foretell the next one?** →
+# [10 · The latent head and dynamic speed](10_latent_head.ipynb)

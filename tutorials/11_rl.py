@@ -1,0 +1,195 @@
+# %% [markdown]
+# # 11 · RL on latents: which ratio is a likelihood ratio?
+#
+# *40 minutes. Needs: lesson 10, and having heard of policy gradients.*
+#
+# Up to now the model imitated chains. RL lets it find its own: sample G chains and answers for a question, reward 1 if the answer is right, and make likelier what
+# did better than its group (GRPO). For words this is routine. For latents one needs the probability of a *vector*.
+#
+# ```
+#   question ──> G = 8 sampled chains ──> rewards 1 0 0 1 0 0 0 1 ──> advantages A = (r - mean) / std
+#                                                       │
+#         objective:  mean of  min( ρ A, clip(ρ, 1-ε, 1+ε) A ),        ρ = p_new(z) / p_old(z)
+# ```
+
+# %%
+import math
+
+import torch
+
+from lesson import BLUE, GREY, ORANGE, RED, plt, show
+from minilatent.losses import advantages, clipped_surrogate
+
+# %% [markdown]
+# ## Advantages and the clip, by hand
+
+# %%
+def my_advantages(rewards):                                           # (G,)
+    return (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
+
+
+def my_surrogate(new, old, A, clip=0.2):                              # log-probabilities
+    rho = math.exp(new - old)
+    return min(rho * A, max(min(rho, 1 + clip), 1 - clip) * A)
+
+
+rewards = torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 1])
+A = my_advantages(rewards)
+print("advantages", A)
+assert torch.allclose(A, advantages(rewards[None])[0])
+assert advantages(torch.ones(1, 8)).abs().max() == 0                  # all right: nothing to learn from this group
+cases = [(0.0, 1.0), (0.5, 1.0), (0.5, -1.0), (-0.5, 1.0), (-0.5, -1.0)]
+for log_rho, a in cases:
+    theirs, took_over = clipped_surrogate(torch.tensor([log_rho]), torch.zeros(1), torch.tensor([a]), 0.2)
+    print(f"ρ = {math.exp(log_rho):.2f}, A = {a:+.0f}: {my_surrogate(log_rho, 0, a):+.2f}{'   clipped: no gradient' if took_over else ''}")
+    assert abs(my_surrogate(log_rho, 0, a) - theirs.item()) < 1e-6
+
+# %% [markdown]
+# The clip is a leash: once a sample has become 20 % likelier (ε = 0.2), making it likelier still earns nothing. It works only if ρ *is* the ratio of probabilities.
+# <!-- allow: 0.2, 20 % -->
+#
+# ## The ratio of two Gaussians
+#
+# A latent is drawn from N(μ, σ) in C dimensions. Its log-density is a **sum** over the width:
+#
+# $$ \log p(z) = \sum_{d=1}^{C} \log N(z_d; \mu_d, \sigma_d) $$
+#
+# CoLaR's released code takes the **mean** over the width. Then $\rho_{mean} = \exp(\tfrac1C \sum_d ..) = \rho^{1/C}$: the C-th root of the ratio. Is that still good for anything?
+# A likelihood ratio has one defining property, importance sampling: samples of the old policy, weighted by ρ, tell what the *new* policy would get,
+#
+# $$ \mathbb{E}_{old}[\rho\, r] = \mathbb{E}_{new}[r] $$
+#
+# We test it. A toy: z has 64 numbers, the reward is 1 if z lies far enough in one direction u. The old policy is N(0, 1); the new one is shifted by half a σ along u.
+
+# %%
+C, n = 64, 40_000
+u = torch.ones(C) / C**0.5                                            # the direction that pays, length 1
+reward = lambda z: (z @ u > 1).float()
+normal_cdf = lambda x: 0.5 * (1 + math.erf(x / 2**0.5))
+success = lambda mu: 1 - normal_cdf(1 - float(mu @ u))                # exactly, for N(mu, 1)
+
+
+def log_density(z, mu, how):
+    terms = torch.distributions.Normal(mu, 1.0).log_prob(z)           # (n, C)
+    return terms.sum(-1) if how == "sum" else terms.mean(-1)
+
+
+generator = torch.Generator().manual_seed(0)
+old, new = torch.zeros(C), 0.5 * u
+z = old + torch.randn(n, C, generator=generator)
+estimate = {}
+for how in ("sum", "mean"):
+    rho = (log_density(z, new, how) - log_density(z, old, how)).exp()
+    estimate[how] = float((rho * reward(z)).mean())
+    print(f"{how:5s} E_old[ρ r] = {estimate[how]:.3f}    E_old[ρ] = {rho.mean():.3f}    ρ from {rho.min():.2f} to {rho.max():.2f}")
+print(f"truth E_new[r] = {success(new):.3f}    before the shift {success(old):.3f}")
+assert abs(estimate["sum"] - success(new)) < 0.02 and abs(estimate["mean"] - success(old)) < 0.02
+
+# %% [markdown]
+# The sum tells the truth: 999<!-- estimate["sum"]:.3f ± 0.003 --> where the new policy really gets 999<!-- success(new):.3f -->. The mean says 999<!-- estimate["mean"]:.3f ± 0.003 -->, which is hardly more
+# than the *old* policy's 999<!-- success(old):.3f -->: with the C-th root nothing seems to have happened. So **the sum is the likelihood ratio; the mean is not.**
+#
+# ## And yet
+#
+# In many dimensions the true ratio is wild: a small step in each of C directions adds up. Let the new policy differ from the old by a random step of a few hundredths of σ in each dimension:
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.4))
+outside = {}
+for how, ax, colour in (("sum", axes[0], BLUE), ("mean", axes[1], ORANGE)):
+    for width, style in ((8, ":"), (128, "--"), (2048, "-")):
+        g = torch.Generator().manual_seed(1)
+        shift = 0.05 * torch.randn(width, generator=g)
+        x = torch.randn(4000, width, generator=g)
+        log_rho = log_density(x, shift, how) - log_density(x, torch.zeros(width), how)
+        outside[how, width] = float(((log_rho.exp() - 1).abs() > 0.2).float().mean())
+        ax.hist(log_rho.numpy(), bins=80, range=(-6, 4), density=True, histtype="step", linestyle=style, color=colour, linewidth=1.5,
+                label=f"C = {width}: {outside[how, width]:.0%} clipped")
+    ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
+    ax.set(xlabel="log ρ", yscale="log", title=f"{how} over the width")
+    ax.legend(loc="upper left")
+show(figure, "11-ratios")
+assert outside["sum", 2048] > 0.8 and outside["mean", 2048] == 0
+
+# %% [markdown]
+# The grey band is the leash, 1 ± ε. With the sum, at C = 2048 (a small LLM) 999<!-- outside["sum", 2048]:.0% ± 3 --> of the latents are outside it after this tiny step and learn nothing more. With the mean nobody
+# ever is: the leash is C times longer, which means that there is none. So neither choice is innocent:
+#
+# | | sum | mean |
+# |---|---|---|
+# | is it a likelihood ratio? | yes | no, its C-th root |
+# | the clip | bites almost at once when C is large | practically never bites |
+# | a latent's gradient against an answer token's | C times larger in scale | about the same |
+#
+# ## A bandit, trained in seconds
+#
+# What does that do to learning? The policy is N(μ, 1) with μ to be learnt; each batch of 64 samples is used for ten updates, so that old and new differ. We watch three things: the true success, how far μ
+# went *sideways* (across u: what was learnt from the samples' accidents), and how many samples the clip silenced.
+
+# %%
+def train(how, seed, batches=25, inner=10, lr=0.02, clip=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    mu = torch.zeros(C, requires_grad=True)
+    optimizer = torch.optim.Adam([mu], lr=lr)
+    history = []
+    for _ in range(batches):
+        z = (mu + torch.randn(64, C, generator=generator)).detach()
+        A, old = advantages(reward(z)[None])[0], log_density(z, mu.detach(), how)
+        silenced = []
+        for _ in range(inner):
+            gain, took_over = clipped_surrogate(log_density(z, mu, how), old, A, clip)
+            silenced.append(took_over.float().mean())
+            optimizer.zero_grad()
+            (-gain.mean()).backward()
+            optimizer.step()
+        m = mu.detach()
+        history.append([success(m), float((m - (m @ u) * u).norm()), float(torch.stack(silenced).mean())])
+    return torch.tensor(history)                                      # (batches, 3)
+
+
+runs = {how: torch.stack([train(how, seed) for seed in range(5)]) for how in ("sum", "mean")}
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+for column, (ax, title) in enumerate(zip(axes, ("success", "sideways drift of μ (in σ)", "silenced by the clip"))):
+    for how, colour in (("sum", BLUE), ("mean", ORANGE)):
+        ax.plot(runs[how][:, :, column].T, color=colour, alpha=0.2)
+        ax.plot(runs[how][:, :, column].mean(0), color=colour, linewidth=2, label=how)
+    ax.set(xlabel="batch", title=title, ylim=(0, None))
+axes[0].legend()
+show(figure, "11-bandit")
+end = {how: runs[how][:, -1].mean(0) for how in runs}
+for how in runs:
+    print(f"{how:5s} success {end[how][0]:.2f}   sideways {end[how][1]:.2f}   silenced {runs[how][:, :, 2].mean():.2f}")
+assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01 and end["mean"][1] > end["sum"][1]
+
+# %% [markdown]
+# After 25 batches the sum succeeds in 999<!-- float(end["sum"][0]):.0% ± 5 --> of cases with a drift of 999<!-- float(end["sum"][1]):.1f ± 0.3 -->, the mean in 999<!-- float(end["mean"][0]):.0% ± 5 --> with a drift of
+# 999<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean moves freely, in the right direction and in all others. In this toy drift is free of charge. In a language model it is not:
+# sideways means away from where the model can read its own latents. `--log_density sum` and `mean` are both there in `colar_rl`: say which one you used.
+#
+# ## Short chains
+#
+# One more line of CoLaR's RL. A chain's advantage is *shared* by its latents, A / length each (`--average`). Of two right chains the shorter one's latents are made
+# likelier by more, of two wrong ones the shorter one's less likely by more:
+
+# %%
+for length in (4, 8, 16):
+    print(f"{length:2d} latents: each gets {1 / length:+.3f} if the answer is right, {-1 / length:+.3f} if it is wrong")
+
+# %% [markdown]
+# In total each chain has the same say, but a *decision* such as "end here" is worth more in a short chain. The paper reports that without the sharing the chains grow to the limit. (A decision is drawn, too: that a
+# chain goes on has the probability $1 - p_{end}$ at each latent, and belongs in the objective; the released code scores only the last.)
+#
+# ## Latents that are superpositions
+#
+# Latent-GRPO (arXiv 2604.27998) has another policy: Gumbel noise on the log-probabilities, lesson 7's trick, then the k highest. Its density is one over k scores, and it, too, is averaged, over the k.
+# Everything said here about sum and mean holds there with C = k = 10. `minilatent/methods/latent_rl.py` reads on from here.
+#
+# ## Exercises
+# 1. Train the bandit with `clip=0.2 / C ** 0.5` for the mean. Can a shorter leash mend it? Which ε would make the clip bite as early as for the sum?
+# 2. Set `inner=1`. Where is the difference between sum and mean now? (At the first update ρ is 1 for both. What differs, and why does Adam hide it?)
+# 3. Think: soft-MSE drives σ to 0 (lesson 10). What is log ρ of a step of 0.01 in μ if σ is `0.0001`? Why must RL start from an NLL head?
+#
+# <!-- allow: 0.01 -->
+# ## Next
+# RL rewards the answer, whatever the latents hold. **How would we know what they hold, and that the answer comes from it?** →
+# [12 · What does a latent hold?](12_what_latents_hold.ipynb)
