@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 · RL on latents: which ratio is a likelihood ratio?
 #
-# *40 minutes. Needs: lesson 10, and having heard of policy gradients.*
+# *40 minutes. Needs: lesson 10, and having heard of policy gradients. Uses the checkpoint `tutorials/checkpoints/colar`.*
 #
 # Up to now the model imitated chains. RL lets it find its own: sample G chains and answers for a question, reward 1 if the answer is right, and make likelier what
 # did better than its group (GRPO). For words this is routine. For latents one needs the probability of a *vector*.
@@ -13,12 +13,19 @@
 # ```
 
 # %%
+import dataclasses
 import math
+import random
 
 import torch
+import torch.nn.functional as F
 
-from lesson import BLUE, GREY, ORANGE, RED, plt, show
+from lesson import BLUE, COLAR, GREY, ORANGE, plt, show
+from minilatent import data
+from minilatent.batch import encode
 from minilatent.losses import advantages, clipped_surrogate
+from minilatent.methods import CoLaRRL
+from minilatent.setup import load_run
 
 # %% [markdown]
 # ## Advantages and the clip, by hand
@@ -163,21 +170,128 @@ assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01
 
 # %% [markdown]
 # After 25 batches the sum succeeds in 100 %<!-- float(end["sum"][0]):.0% ± 5 --> of cases with a drift of 1.9<!-- float(end["sum"][1]):.1f ± 0.3 -->, the mean in 100 %<!-- float(end["mean"][0]):.0% ± 5 --> with a drift of
-# 3.6<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean is there sooner, because it moves freely, in the right direction and in all others. In this toy drift is free of charge. In a language model it is not:
+# 3.6<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean moves freely, in the right direction and in all others. In this toy drift is free of charge. In a language model it is not:
 # sideways means away from where the model can read its own latents. `--log_density sum` and `mean` are both there in `colar_rl`: say which one you used.
 #
-# ## Short chains
+# ## On a trained model
 #
-# One more line of CoLaR's RL. A chain's advantage is *shared* by its latents, A / length each (`--average`). Of two right chains the shorter one's latents are made
-# likelier by more, of two wrong ones the shorter one's less likely by more:
+# Now the package's own `colar_rl`, on the CoLaR model of lesson 10. That one was trained by soft-MSE, so its σ is next to nothing and there is nothing to explore; for this experiment we *set* σ to a tenth of the embeddings' standard
+# deviation in every dimension. Four chains each for sixteen questions are drawn, and then one small step of Adam is made, as RL would make it. How far does that move ρ of the latents?
 
 # %%
-for length in (4, 8, 16):
-    print(f"{length:2d} latents: each gets {1 / length:+.3f} if the answer is right, {-1 / length:+.3f} if it is wrong")
+def rl_model(how):
+    run = load_run(COLAR, torch.device("cpu"))
+    rl = CoLaRRL(dataclasses.replace(run.config, method="colar_rl", latent_loss="nll", log_density=how, speed="2", group=4), run.tok, run.model)
+    rl.latent_head.load_state_dict(run.latent_head.state_dict())
+    rl.scale.copy_(run.scale)
+    torch.nn.init.zeros_(rl.latent_head.log_sigma.weight)
+    torch.nn.init.constant_(rl.latent_head.log_sigma.bias, math.log(0.1))
+    return rl.eval()
+
+
+moved = {}
+for how in ("sum", "mean"):
+    rl = rl_model(how)
+    rows, _ = encode(data.load("mini", "train", limit=16), rl.tok, 512)
+    batch = rl.rollout(rows, random.Random(0))                        # the same samples for both
+    hidden = torch.randn(3, rl.model.config.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():                                             # the density by hand, and the package's
+        mu, log_sigma = rl.latent_head(hidden)
+        x = (batch["z"][:3] / rl.scale - mu) / log_sigma.exp()
+        terms = -0.5 * x ** 2 - log_sigma - 0.5 * math.log(2 * math.pi)               # (3, C)
+        theirs, _ = rl.latent_log_prob({"z": batch["z"][:3]}, hidden)
+    assert torch.allclose(terms.sum(-1) if how == "sum" else terms.mean(-1), theirs, rtol=1e-4)
+    loss, told = rl.loss(batch, None, 0.0)
+    trained = [p for m in rl.trainable() for p in m.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=3e-5)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        moved[how] = rl.log_probs(batch)[0]["latents"][0] - batch["old_latents"]      # (n,) log ρ
+    outside[how] = float(((moved[how].exp() - 1).abs() > 0.2).float().mean())
+    print(f"{how:5s} {told['accuracy']:.0%} of the samples right; after one step ρ of {len(moved[how])} latents: median distance of log ρ from 0 "
+          f"{moved[how].abs().median():.3f}, outside 1 ± 0.2: {outside[how]:.0%}")
+figure, ax = plt.subplots(figsize=(7, 3.2))
+for how, colour in (("sum", BLUE), ("mean", ORANGE)):
+    ax.hist(moved[how].clamp(-3, 3).numpy(), bins=61, range=(-3, 3), color=colour, alpha=0.7, label=f"{how}: {outside[how]:.0%} outside")
+ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
+ax.set(xlabel="log ρ of a latent after one step (beyond ±3: at the edge)", ylabel="latents", yscale="log", title="CoLaR on mini, C = 128")
+ax.legend()
+show(figure, "11-trained")
+assert outside["sum"] > 0.2 and outside["mean"] < 0.02
 
 # %% [markdown]
-# In total each chain has the same say, but a *decision* such as "end here" is worth more in a short chain. The paper reports that without the sharing the chains grow to the limit. (A decision is drawn, too: that a
-# chain goes on has the probability $1 - p_{end}$ at each latent, and belongs in the objective; the released code scores only the last.)
+# One step of learning rate `3e-5`, and 63 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the leash by the likelihood ratio, 0 %<!-- outside["mean"]:.0% --> by its 128th root. It is the toy again.
+#
+# ## Decisions to go on
+#
+# A chain of latents is more than its vectors. At every latent the language head also decides: end here, or go on? A chain of L latents went on L - 1 times and ended once, and all of these were drawn:
+#
+# $$ \log p = \log p_{end}(z_L) + \sum_{i<L} \log\,(1 - p_{end}(z_i)) $$
+#
+# The released code of CoLaR counts only the first term. Then "ending" can only ever become likelier by right chains and less likely by wrong ones, and nobody learns from *not* having ended. With both terms, and rewards that have nothing
+# to do with the length, the gradient is zero on average, as it must be; with the first term alone it is not:
+
+# %%
+def mean_gradient(p_end, with_going_on, n=400_000, most=64):
+    """Of log p, in the direction of the logit of p_end, over chains that are drawn from it."""
+    length = 1 + (torch.rand(n, generator=torch.Generator().manual_seed(0)).log() / math.log(1 - p_end)).floor()
+    ended, went_on = 1 - p_end, -p_end                                # d log p / d logit = 1 - p,  d log(1 - p) / d logit = -p
+    return float((ended + (with_going_on * (length - 1) * went_on)).mean())
+
+
+for p_end in (0.1, 0.3):
+    print(f"p_end = {p_end}: all decisions {mean_gradient(p_end, True):+.3f}   the last one only {mean_gradient(p_end, False):+.3f}")
+    assert abs(mean_gradient(p_end, True)) < 0.02 and mean_gradient(p_end, False) > 0.5
+
+# %% [markdown]
+# (A policy's score has mean zero. A sum that lacks some of the terms is no score.) In `rl.py` this is the line `decision = ..`.
+#
+# ## Averaging over the chain
+#
+# One more choice. A chain's advantage is *shared* by its latents and decisions, A / L each (CoLaR; `--no-average` counts all alike). Of two right chains the shorter one's are made likelier by more. But of two wrong ones the shorter
+# one's are also punished by more:
+
+# %%
+for L in (4, 8, 16):
+    print(f"{L:2d} latents: each gets {1 / L:+.3f} if the answer is right, {-1 / L:+.3f} if it is wrong")
+
+
+def lengths(shared, seed, updates=250, most=64):
+    """The mean length over training of a policy whose only parameter is p_end. Right: chains of 4 to 12 latents."""
+    generator, theta = torch.Generator().manual_seed(seed), torch.tensor(-2.0, requires_grad=True)
+    optimizer, history = torch.optim.Adam([theta], lr=0.05), []
+    for _ in range(updates):
+        ends = torch.rand(32, 8, most, generator=generator) < theta.sigmoid().detach()                # 32 groups of G = 8
+        ends[..., -1] = True
+        L = ends.int().argmax(-1) + 1                                 # (32, 8)
+        A = advantages(((L >= 4) & (L <= 12)).float())
+        log_p = (L - 1) * F.logsigmoid(-theta) + torch.where(L < most, F.logsigmoid(theta), 0)        # one that is cut off did not end
+        gain = (A * log_p / L).mean() if shared else (A * log_p).sum() / L.sum()
+        optimizer.zero_grad()
+        (-gain).backward()
+        optimizer.step()
+        history.append(float(L.float().mean()))
+    return torch.tensor(history)
+
+
+grown = {name: torch.stack([lengths(shared, seed) for seed in range(3)]) for name, shared in (("A / L each", True), ("all alike", False))}
+figure, ax = plt.subplots(figsize=(7, 3.2))
+for (name, found), colour in zip(grown.items(), (ORANGE, BLUE)):
+    ax.plot(found.T, color=colour, alpha=0.25)
+    ax.plot(found.mean(0), color=colour, linewidth=2, label=name)
+ax.axhspan(4, 12, color=GREY, alpha=0.2, linewidth=0)
+ax.set(xlabel="update", ylabel="mean length", ylim=(0, None), title="A policy that learns when to end (grey: the right lengths)")
+ax.legend()
+show(figure, "11-lengths")
+last = {name: float(found[:, -50:].mean()) for name, found in grown.items()}
+print(last)
+assert last["A / L each"] > last["all alike"] + 3
+
+# %% [markdown]
+# In this toy sharing makes chains *longer*: 21<!-- last["A / L each"]:.0f ± 3 --> latents against 7<!-- last["all alike"]:.0f ± 1 -->. What a long wrong chain does is punished with a small share, what a short wrong one does with a large one. CoLaR's paper reports
+# the opposite on MATH: with sharing chains become short, without it they grow to the limit and accuracy falls to 0. Both can be true, for what happens depends on which chains are right, on cut-off ones, and on the clip. What is certain is
+# the arithmetic: A / L is not the gradient of the expected reward (the sum over the chain is), but another objective, in which a step in a short chain weighs more. Say which one you used, and log the length.
 #
 # ## Latents that are superpositions
 #

@@ -16,7 +16,7 @@
 # %%
 import torch
 
-from lesson import BLUE, GREY, LATENT_SFT, ORANGE, RED, plt, show
+from lesson import BASE, BLUE, GREY, LATENT_SFT, ORANGE, RED, plt, show
 from minilatent import data
 from minilatent.analysis import INTERVENTIONS, intervene
 from minilatent.batch import pad
@@ -77,7 +77,7 @@ print({k: (round(result["ecr"][k], 3), round(result["ecr_control"][k], 3)) for k
 assert gain2 > gain100
 
 # %% [markdown]
-# ECR@2 is 1.89<!-- result["ecr"]["2"]:.2f --> of 2, the control's 0.50<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 1.92<!-- result["ecr"]["100"]:.2f --> and 1.91<!-- result["ecr_control"]["100"]:.2f -->: a vocabulary
+# ECR@2 is 1.90<!-- result["ecr"]["2"]:.2f --> of 2, the control's 0.50<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 1.92<!-- result["ecr"]["100"]:.2f --> and 1.91<!-- result["ecr_control"]["100"]:.2f -->: a vocabulary
 # of 549 has few tokens that chains use at all. The paper quotes K from 50 to 300; with a small vocabulary only a small K says something. So: these latents *do* hold their segments.
 #
 # ## N_eff, by hand
@@ -153,25 +153,54 @@ found = intervene(method, test[:160], names)
 for name, r in found.items():
     more = f"   becomes the donor's: {r['follows_donor']:.1%}" if "follows_donor" in r else ""
     print(f"{name:9s} right {r['accuracy']:.1%}   same answer as its own {r['unchanged']:.1%}{more}")
-figure, ax = plt.subplots(figsize=(8, 3.4))
-ax.barh(names, [100 * found[n]["accuracy"] for n in names], color=[BLUE] + [ORANGE] * 7)
-ax.invert_yaxis()
-ax.plot([100 * found["swap"]["follows_donor"]], [names.index("swap")], "D", color=RED, label="swap: the donor's answer")
-ax.set(xlabel="answers (%)", xlim=(0, 102), title="Latents replaced: right answers")
-ax.legend(loc="center right")
-show(figure, "12-interventions")
-assert found["keep"]["unchanged"] > 0.99 and found["noise"]["accuracy"] < found["keep"]["accuracy"] / 2 and found["swap"]["follows_donor"] > 0.5
 
 # %% [markdown]
-# Kept as they are, 91.9 %<!-- found["keep"]["accuracy"]:.1% --> right (the check that replacing costs nothing). With noise of the same norm 1.2 %<!-- found["noise"]["accuracy"]:.1% -->, with zeros 0.6 %<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the
-# answer becomes *that* question's in 100.0 %<!-- found["swap"]["follows_donor"]:.1% --> of cases: the answer comes from the latents, and the question is hardly read again.
+# A test that always says "used" proves nothing. So we need a case whose answer we know, a **positive control**: chain-of-thought in words, whose answer must come from its words
+# (lesson 2: without them it is lost). The same interventions on mini-base, where the "latents" are the embeddings of the tokens that it wrote:
+
+# %%
+words = load_run(BASE, torch.device("cpu"))
+explicit = intervene(words, test[:80], names)
+for name, r in explicit.items():
+    more = f"   becomes the donor's: {r['follows_donor']:.1%}" if "follows_donor" in r else ""
+    print(f"{name:9s} right {r['accuracy']:.1%}   same answer as its own {r['unchanged']:.1%}{more}")
+figure, ax = plt.subplots(figsize=(8, 4.2))
+for shift, who, colour, label in ((-0.2, found, BLUE, "Latent-SFT"), (0.2, explicit, GREY, "words: the positive control")):
+    y = [i + shift for i in range(len(names))]
+    ax.barh(y, [100 * who[n]["accuracy"] for n in names], 0.38, color=colour, label=label)
+    ax.plot(100 * who["swap"]["follows_donor"], y[-1], "D", color=RED, clip_on=False, label=None if shift > 0 else "swap: the donor's answer")
+ax.set_yticks(range(len(names)), names)
+ax.invert_yaxis()
+ax.set(xlabel="right answers (%)", xlim=(0, 102), title="What was thought, replaced")
+ax.legend(loc="center right")
+show(figure, "12-interventions")
+for who in (found, explicit):
+    assert who["keep"]["unchanged"] > 0.99 and who["noise"]["accuracy"] < who["keep"]["accuracy"] / 2 and who["swap"]["follows_donor"] > 0.5
+    assert max(who[n]["accuracy"] for n in ("mean", "zeros", "swap")) < 0.4
+assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < found["keep"]["accuracy"] - 0.2
+
+# %% [markdown]
+# Kept as they are, 94.4 %<!-- found["keep"]["accuracy"]:.1% --> right (the check that replacing costs nothing). With noise of the same norm 1.2 %<!-- found["noise"]["accuracy"]:.1% -->, with the mean latent 0.6 %<!-- found["mean"]["accuracy"]:.1% -->, with zeros
+# 1.2 %<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the answer becomes *that* question's in 99.4 %<!-- found["swap"]["follows_donor"]:.1% --> of cases. In words these are 5.0 %<!-- explicit["noise"]["accuracy"]:.1% -->, 0.0 %<!-- explicit["mean"]["accuracy"]:.1% -->, 2.5 %<!-- explicit["zeros"]["accuracy"]:.1% -->
+# and 100.0 %<!-- explicit["swap"]["follows_donor"]:.1% -->: the latents pass the test as words do. The answer comes from them. (Noise alone would be weak evidence: a model that never saw such input may break for that reason. Swap feeds
+# real latents, and the answer goes where they point.)
 #
-# Now a finding that cuts the other way. `top1` takes the mixture away and feeds one token a step, the likeliest: 37.5 %<!-- found["top1"]["accuracy"]:.1% --> stay right. And `shuffle`, the latents in random order: 20.0 %<!-- found["shuffle"]["accuracy"]:.1% -->. Ask
-# of each what it says about "superposition": if nearly all survived top1, the second token of each latent would be decoration, whatever ECR shows. The share that is lost is the evidence that the mixture carries something.
-# And a careful reader asks on: *what* is lost when the latent is `12 .51  << .49` and `<<` wins by a hair? (Exercise 1.)
+# ## Where the kinds of evidence contradict one another
+#
+# `top1` feeds one token a step, the likeliest, instead of the mixture: 30.0 %<!-- found["top1"]["accuracy"]:.1% --> stay right. (For words it changes nothing, by construction.) So the mixture is *used*. Does that make it a superposition of
+# several lines of thought? N_eff said no: what is mixed are the r tokens of *one* segment of one chain. Put the three side by side:
+#
+# | you look at | and you could conclude | but |
+# |---|---|---|
+# | ECR@2 of 1.90<!-- result["ecr"]["2"]:.2f --> | two tokens in each latent | true, and its control has 0.50<!-- result["ecr_control"]["2"]:.2f --> |
+# | N_eff of 2.33<!-- result["n_eff"]:.2f --> | "more than 1.7: several chains at once" | latents made of one chain have 2.32<!-- result["n_eff_one_path"]:.2f --> |
+# | top1 costs 64<!-- 100 * (found["keep"]["accuracy"] - found["top1"]["accuracy"]):.0f --> points | "a superposition of thoughts, and it matters" | it is a *compression*: half of each segment is cut out |
+#
+# `shuffle`, the question's own latents in random order, keeps 23.8 %<!-- found["shuffle"]["accuracy"]:.1% -->: what is held is the same, so ECR without order would see no change, but where it stands matters. (Some survive: where the last latents
+# happen to stay in place, or the numbers alone are enough.)
 #
 # ## Exercises
-# 1. Write an intervention `second`, which feeds the *second* likeliest token's embedding, and one that feeds the likeliest *number* of each latent. Compare with top1. Add them to `INTERVENTIONS`.
+# 1. What is lost when the latent is `12 .51  << .49` and `<<` wins by a hair? Write an intervention `second`, which feeds the *second* likeliest token's embedding, and one that feeds the likeliest *number* of each latent. Compare with top1. Add them to `INTERVENTIONS`.
 # 2. ECR@2 on `mini_long` (five and six steps; never trained): does it fall before the accuracy does, or after?
 # 3. On ProsQA Coconut stays right when its latents are noise (arXiv 2602.22441). How can a model be right with latents that it does not use, and would any *picture* of them show it?
 #
