@@ -17,9 +17,9 @@
 # %%
 import torch
 
-from lesson import BASE, BLUE, GREY, ORANGE, RED, plt, show
+from lesson import BASE, BLUE, COLAR, GREY, ORANGE, RED, plt, show
 from minilatent import data
-from minilatent.batch import encode
+from minilatent.batch import encode, pad, segments
 from minilatent.evaluate import solve_all
 from minilatent.latent import compress
 from minilatent.setup import load_run
@@ -78,7 +78,47 @@ assert abs(at5["sqrt"] - 1) < min(abs(at5["sum"] - 1), abs(at5["mean"] - 1))
 
 # %% [markdown]
 # At c = 5 a sum is 2.58<!-- at5["sum"]:.2f --> times as long as a token's embedding, the mean 0.52<!-- at5["mean"]:.2f --> times, and the sum over √c
-# 1.15<!-- at5["sqrt"]:.2f --> times. √c nearly holds the scale, without knowing the table.
+# 1.15<!-- at5["sqrt"]:.2f --> times. √c holds the scale without knowing the table.
+#
+# ## A block as the model sees it, and the ragged last one
+#
+# What CoLaR reads is the question, how fast it shall think, and one vector for each block. We print what a real row becomes at c = 5:
+
+# %%
+colar = load_run(COLAR, torch.device("cpu"))
+question = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
+            "How many apples do Ava and Ben have together?")
+chain = tok.encode("<<12*3=36>> <<12+5=17>> <<17+36=53>>")
+colar.config.speed = "5"
+print(" ".join(tok.name(i) for i in colar.prompt(question)[-8:]))
+blocks = segments(chain, 5)
+for b in blocks:
+    print(f"   z   {len(b)} tokens: {' '.join(tok.name(i) for i in b):24s} length {compress(E[torch.tensor([b])], torch.ones(1, len(b), dtype=torch.bool)).norm():.2f}")
+print("</think> 53 <eos>")
+
+# %% [markdown]
+# The last block has 3<!-- len(blocks[-1]):d --> tokens. In a batch it is padded, and its sum has to be divided by the root of its *own* count. A fixed √5 would make last blocks short, the shorter the fewer they
+# hold, just where the answer is about to be read. Over many chains:
+
+# %%
+last = [segments(r.chain, 5)[-1] for r in rows] + [segments(r.chain[:n], 5)[-1] for r in rows[:40] for n in (11, 12, 13, 14)]
+ids = pad(last, tok.pad)                                              # (n, 5)
+right = compress(E[ids], ids != tok.pad).norm(dim=-1) / single
+wrong = (E[ids] * (ids != tok.pad)[:, :, None]).sum(1).norm(dim=-1) / 5 ** 0.5 / single
+count = (ids != tok.pad).sum(1)
+own, fixed = ([float(x[count == n].mean()) for n in range(1, 6)] for x in (right, wrong))
+figure, ax = plt.subplots(figsize=(7, 3.2))
+ax.plot(range(1, 6), own, color=BLUE, marker="o", label="sum / √(its own tokens)")
+ax.plot(range(1, 6), fixed, color=RED, marker="o", linestyle="--", label="sum / √5, padding counted")
+ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
+ax.set(xlabel="real tokens in a last block of 5", ylabel="norm, relative to one token's", xticks=range(1, 6), ylim=(0, None), title="The ragged last block")
+ax.legend(loc="lower right")
+show(figure, "09-ragged")
+print("own", [round(x, 2) for x in own], " fixed", [round(x, 2) for x in fixed])
+assert min(own) > 0.7 and fixed[0] < 0.6 and abs(own[4] - fixed[4]) < 1e-4
+
+# %% [markdown]
+# A last block of one token would come out at 0.37<!-- fixed[0]:.2f --> of its length; counted rightly it is the token itself (0.82<!-- own[0]:.2f -->: those that stand there are a little shorter than the mean token; `compress` takes `real` for that reason).
 #
 # ## Why should a transformer care?
 #

@@ -113,12 +113,12 @@ print("share of the variance that μ misses", {c: f"{v:.1%}" for c, v in share.i
 
 # %% [markdown]
 # `soft_mse`<!-- method.config.latent_loss:s -->, with a mean σ of `6e-07`<!-- sigmas[2]:.0e --> at c = 2 (in units of the embeddings' standard deviation). Given the true chain, μ misses
-# 0.4 %<!-- share[1]:.1% --> of the targets' variance at c = 1 and 2.3 %<!-- share[5]:.1% --> at c = 5. What is missed is no small change: it is fed back, and the next step reads it.
+# 0.4 %<!-- share[1]:.1% --> of the targets' variance at c = 1 and 2.3 %<!-- share[5]:.1% --> at c = 5. Little is missed; but it is fed back, and all later steps read it.
 #
 # ## Why L_latent needs weight
 #
 # CoLaR's loss is L_comp + L_latent. L_comp is cross-entropy of the language head, and the label of a merged position is *one token of its block, drawn at random*. The best
-# that a model can do is to give each of the c tokens 1/c, and that costs log c nats for ever (the answer's labels, which are in the same mean, can be foreseen). So near its end
+# that a model can do is to give each of the c tokens 1/c, and that costs log c nats for ever (a bit less where a block repeats a token; and the answer's labels, in the same mean, can be foreseen). So near its end
 # training has two terms that do not look alike. We take a batch and look at the gradient of each, for eight draws of the labels:
 
 # %%

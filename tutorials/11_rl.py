@@ -114,7 +114,9 @@ for how, ax, colour in (("sum", axes[0], BLUE), ("mean", axes[1], ORANGE)):
                 label=f"C = {width}: {outside[how, width]:.0%} clipped")
     ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
     ax.set(xlabel="log ρ", yscale="log", title=f"{how} over the width")
-    ax.legend(loc="upper left")
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9, columnspacing=1)
 show(figure, "11-ratios")
 assert outside["sum", 2048] > 0.8 and outside["mean", 2048] == 0
 
@@ -170,7 +172,7 @@ assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01
 
 # %% [markdown]
 # After 25 batches the sum succeeds in 100 %<!-- float(end["sum"][0]):.0% ± 5 --> of cases with a drift of 1.9<!-- float(end["sum"][1]):.1f ± 0.3 -->, the mean in 100 %<!-- float(end["mean"][0]):.0% ± 5 --> with a drift of
-# 3.6<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean moves freely, in the right direction and in all others. In this toy drift is free of charge. In a language model it is not:
+# 3.6<!-- float(end["mean"][1]):.1f ± 0.5 -->. The mean moves freely: faster in the right direction, and in all others. In this toy drift is free of charge. In a language model it is not:
 # sideways means away from where the model can read its own latents. `--log_density sum` and `mean` are both there in `colar_rl`: say which one you used.
 #
 # ## On a trained model
@@ -216,6 +218,7 @@ for how, colour in (("sum", BLUE), ("mean", ORANGE)):
     ax.hist(moved[how].clamp(-3, 3).numpy(), bins=61, range=(-3, 3), color=colour, alpha=0.7, label=f"{how}: {outside[how]:.0%} outside")
 ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
 ax.set(xlabel="log ρ of a latent after one step (beyond ±3: at the edge)", ylabel="latents", yscale="log", title="CoLaR on mini, C = 128")
+ax.yaxis.set_major_formatter("{x:g}")
 ax.legend()
 show(figure, "11-trained")
 assert outside["sum"] > 0.2 and outside["mean"] < 0.02
@@ -229,23 +232,24 @@ assert outside["sum"] > 0.2 and outside["mean"] < 0.02
 #
 # $$ \log p = \log p_{end}(z_L) + \sum_{i<L} \log\,(1 - p_{end}(z_i)) $$
 #
-# The released code of CoLaR counts only the first term. Then "ending" can only ever become likelier by right chains and less likely by wrong ones, and nobody learns from *not* having ended. With both terms, and rewards that have nothing
-# to do with the length, the gradient is zero on average, as it must be; with the first term alone it is not:
+# The released code of CoLaR counts only the first term. What is lost? Take a policy with one p_end for all steps, and the reward "at most five latents". How fast the success grows with the logit of p_end can be computed exactly:
+# $\frac{d}{d\,\mathrm{logit}}\,(1 - (1-p)^5) = 5\,(1-p)^4\,p\,(1-p)$. And estimated from samples, as RL does, by advantage times the gradient of log p:
 
 # %%
-def mean_gradient(p_end, with_going_on, n=400_000, most=64):
-    """Of log p, in the direction of the logit of p_end, over chains that are drawn from it."""
-    length = 1 + (torch.rand(n, generator=torch.Generator().manual_seed(0)).log() / math.log(1 - p_end)).floor()
-    ended, went_on = 1 - p_end, -p_end                                # d log p / d logit = 1 - p,  d log(1 - p) / d logit = -p
-    return float((ended + (with_going_on * (length - 1) * went_on)).mean())
+def policy_gradient(p, with_going_on, n=400_000):
+    length = 1 + (torch.rand(n, generator=torch.Generator().manual_seed(0)).log() / math.log(1 - p)).floor()      # drawn from the policy
+    r = (length <= 5).float()
+    gradient = (1 - p) - (length - 1) * p if with_going_on else torch.full((n,), 1 - p)       # d log p / d logit = 1 - p,  d log(1 - p) / d logit = -p
+    return float(((r - r.mean()) * gradient).mean())
 
 
 for p_end in (0.1, 0.3):
-    print(f"p_end = {p_end}: all decisions {mean_gradient(p_end, True):+.3f}   the last one only {mean_gradient(p_end, False):+.3f}")
-    assert abs(mean_gradient(p_end, True)) < 0.02 and mean_gradient(p_end, False) > 0.5
+    truth = 5 * (1 - p_end) ** 5 * p_end
+    print(f"p_end = {p_end}: truth {truth:+.3f}   all decisions {policy_gradient(p_end, True):+.3f}   the last one only {policy_gradient(p_end, False):+.3f}")
+    assert abs(policy_gradient(p_end, True) - truth) < 0.01 and abs(policy_gradient(p_end, False)) < 0.001
 
 # %% [markdown]
-# (A policy's score has mean zero. A sum that lacks some of the terms is no score.) In `rl.py` this is the line `decision = ..`.
+# With all decisions it is the truth; with the last one alone it is 0, whatever the reward says: every chain has ended once, so that the last term cannot tell a short chain from a long one. In `rl.py` this is the line `decision = ..`.
 #
 # ## Averaging over the chain
 #
@@ -281,8 +285,8 @@ for (name, found), colour in zip(grown.items(), (ORANGE, BLUE)):
     ax.plot(found.T, color=colour, alpha=0.25)
     ax.plot(found.mean(0), color=colour, linewidth=2, label=name)
 ax.axhspan(4, 12, color=GREY, alpha=0.2, linewidth=0)
-ax.set(xlabel="update", ylabel="mean length", ylim=(0, None), title="A policy that learns when to end (grey: the right lengths)")
-ax.legend()
+ax.set(xlabel="update", ylabel="mean length", ylim=(0, 36), title="A policy that learns when to end (grey: the right lengths)")
+ax.legend(loc="upper right")
 show(figure, "11-lengths")
 last = {name: float(found[:, -50:].mean()) for name, found in grown.items()}
 print(last)
