@@ -90,7 +90,7 @@ question = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 
             "How many apples do Ava and Ben have together?")
 chain = tok.encode("<<12*3=36>> <<12+5=17>> <<17+36=53>>")
 colar.config.speed = "5"
-print(" ".join(tok.name(i) for i in colar.prompt(question)[-8:]))
+print("..", tok.decode(colar.prompt(question))[-39:], "<think>")
 blocks = segments(chain, 5)
 for b in blocks:
     print(f"   z   {len(b)} tokens: {' '.join(tok.name(i) for i in b):24s} length {compress(E[torch.tensor([b])], torch.ones(1, len(b), dtype=torch.bool)).norm():.2f}")
