@@ -23,7 +23,7 @@ from .files import write_json
 from .lora import add_lora, own_state
 from .model import ModelConfig, Transformer
 from .pretrained import load_pretrained, model_config
-from .setup import pick_device
+from .setup import pick_device, pick_dtype
 from .tokenizer import Tokenizer
 
 
@@ -173,7 +173,7 @@ def training_memory(model: ModelConfig, config: Config, length: int, labelled: i
                  times their number and one layer; then the logits, three times: as they are, in float32, and their gradient
     Latent-SFT's stage 1 has a second model, which shares what LoRA freezes, but for its embedding.
     """
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, pick_dtype(config.dtype, torch.device("cpu")))
     with torch.device("meta"):
         net = Transformer(model)
     size = net.num_parameters()

@@ -212,7 +212,7 @@ class Trainer:
         """Weights, the optimizers' momenta, and where we are, in one file: no crash can leave half of it."""
         tensors = {f"method.{n}": t for n, t in own_state(self.method).items()}
         for name, p in named.items():
-            for key, value in next(o.state[p] for o in optimizers if p in o.state).items():
+            for key, value in next((o.state[p] for o in optimizers if p in o.state), {}).items():   # {}: it had no gradient yet
                 tensors[f"optimizer.{key}.{name}"] = value
         self.write(self.state / "resume.safetensors", tensors, {
             "stage": stage, "step": step, "best": best, "seconds": self.seconds, "tokens": self.tokens,

@@ -47,7 +47,7 @@ def test_without_transformers_the_benchmark_says_what_to_install(monkeypatch, tm
 
 def test_the_memory_of_training_is_what_the_formula_says():
     of = lambda method="cot_sft", length=64, **more: benchmark.training_memory(
-        SMALL, Config(method=method, batch_size=4096, **more), length, 16)
+        SMALL, Config(**{"method": method, "batch_size": 4096, "dtype": "float32", **more}), length, 16)
     size = 1000 * 64 + 4 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128 + 128) + 64
     full = of()
     assert full["weights"] == round(4 * size / 1e9, 2) and full["total"] == pytest.approx(sum(list(full.values())[:3]), abs=0.02)

@@ -16,7 +16,7 @@ from minilatent.config import UserError, parse_args
 
 TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 17 --val_size 5 --steps 5 --stage1_steps 3,3,3 "
         "--batch_size 8 --save_every 1 --log_every 1 --eval_every 3 --eval_batch 4 --max_chain 6 --max_answer 4 --test_size 5 "
-        "--device cpu --dtype float32 --threads 1 --lr 0.01").split()
+        "--device cpu --dtype float32 --optimizer adamw --latent_weight 1 --threads 1 --lr 0.01").split()
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
 
 
