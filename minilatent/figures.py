@@ -157,7 +157,8 @@ def results_figure(results: list[dict]):
 
 @plt.rc_context(STYLE)
 def speed_figure(results: list[dict]):
-    """Accuracy against #L over CoLaR's speeds, a line for each data set, with 95 % intervals."""
+    """Accuracy against #L over CoLaR's speeds, a line for each data set, with 95 % intervals. Where a higher speed no longer
+    shortens the chain (a factor that was never trained), the marks are hollow and the line ends."""
     results = [r for r in results if "speed" in r]
     if not results:
         raise UserError("nothing to draw: only CoLaR has speeds")
@@ -166,11 +167,22 @@ def speed_figure(results: list[dict]):
         some = [r for r in results if r["data"] == name]
         x, y = [r["mean_len"] for r in some], [100 * r["accuracy"] for r in some]
         error = [[100 * abs(r["ci95"][i] - r["accuracy"]) for r in some] for i in (0, 1)]
-        line = ax.errorbar(x, y, error, marker="o", capsize=3, label=name)[0]
-        for r, a, b in zip(some, x, y):
-            ax.annotate(f"×{r['speed']}", (a, b), xytext=(7, -13), textcoords="offset points", fontsize=9.5, color=line.get_color())
+        obeyed = next((i for i in range(1, len(x)) if x[i] >= x[i - 1]), len(x))
+        line = ax.plot(x[:obeyed], y[:obeyed], label=name)[0]
+        color = line.get_color()
+        labels: list[tuple[float, float, str]] = []
+        for i, r in enumerate(some):
+            ax.errorbar(x[i], y[i], [[e[i]] for e in error], marker="o", capsize=3, color=color,
+                        markerfacecolor=color if i < obeyed else "white")
+            near = next((l for l in labels if abs(l[0] - x[i]) < 0.3 and abs(l[1] - y[i]) < 3), None)
+            if near:                                       # one label for marks on top of each other
+                labels[labels.index(near)] = (*near[:2], f"{near[2]}, ×{r['speed']}")
+            else:
+                labels.append((x[i], y[i], f"×{r['speed']}"))
+        for *at, text in labels:
+            ax.annotate(text, at, xytext=(7, -13), textcoords="offset points", fontsize=9.5, color=color)
     ax.set(xlabel="#L, steps of thinking", ylabel="accuracy (%)", ylim=(0, 100))
-    ax.set_xlim(0, None)
+    ax.set_xlim(0, 1.06 * max(r["mean_len"] for r in results))
     ax.grid(alpha=0.25)
     ax.legend(loc="lower right")
     ax.set_title("One checkpoint, many speeds", loc="left", fontweight="bold")
