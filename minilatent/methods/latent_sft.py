@@ -206,7 +206,7 @@ class LatentSFT(Method):
         self.eval()
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + len(rows[i].chain))   # little padding
         places = self.places(rows, order)
-        model, n, batch = self.model.config, int(places["count"].sum()), self.config.eval_batch
+        model, n, batch = self.model.config, int(places["count"].sum()), self.config.batch_size
         k = min(self.config.k, model.vocab_size - len(self.tok.never))
         stored = {"states": torch.zeros(n, model.width, dtype=torch.half)} if self.hidden else {
             "probs": torch.zeros(n, k, dtype=torch.half), "ids": torch.zeros(n, k, dtype=torch.int)}
