@@ -228,6 +228,9 @@ def make_notebook(path: Path, bare: bool = False) -> None:
         cell.metadata = {}
         if cell.cell_type == "code":             # progress bars and warnings are no part of a lesson
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:                      # a temporary folder has another name each time
+                if "text" in output:
+                    output.text = re.sub(re.escape(tempfile.gettempdir()) + r"/tmp\w+", "FOLDER", output.text)
     nbformat.write(notebook, target)
 
 
