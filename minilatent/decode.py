@@ -23,6 +23,8 @@ from .tokenizer import Tokenizer
 # a tuple: what is fed, and what is to be kept of the draw, (B, ..) each.
 Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
+TOGETHER = 64        # questions that are read side by side
+
 
 def explicit_thinker(model: Transformer) -> Thinker:
     """Feed the likeliest token: chain-of-thought in words."""
@@ -67,6 +69,19 @@ class Decoded:
     closed: Tensor = field(default_factory=lambda: torch.tensor([]))   # (B,) ended by itself, not by max_chain
 
 
+def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
+    """Read the questions into an empty cache and return the hidden state at the end of each, (B, C). Rows of about equal
+    length go together: a batch is padded to its longest question, and half of it would be padding."""
+    hidden = torch.empty_like(prefix[:, 0])
+    for chosen in lengths.argsort().split(TOGETHER):
+        T, here = int(lengths[chosen].max()), torch.arange(len(chosen), device=prefix.device)
+        part = KVCache(model.config, len(chosen), T, prefix.device, prefix.dtype)
+        hidden[chosen] = model(embeds=prefix[chosen, :T], cache=part, new=lengths[chosen])[here, lengths[chosen] - 1]
+        cache.k[:, chosen, :, :T], cache.v[:, chosen, :, :T] = part.k, part.v
+    cache.lengths = lengths.clone()
+    return hidden
+
+
 @torch.no_grad()
 def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
            max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0,
@@ -88,7 +103,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     device = prefix.device
     rows = torch.arange(B, device=device)                       # which question each living row belongs to
     cache = KVCache(model.config, B, T + max_chain + max_answer + 2, device, prefix.dtype)
-    hidden = model(embeds=prefix, cache=cache, new=lengths)[rows, lengths - 1]     # (B, C)
+    hidden = prefill(model, prefix, lengths, cache)                                # (B, C)
     thinking = torch.full((B,), think is not None, device=device)
     count = torch.zeros(B, dtype=torch.long, device=device)     # steps of thinking, per question
     written = torch.zeros(B, dtype=torch.long, device=device)   # answer tokens, per question

@@ -121,9 +121,9 @@ class KVCache:
 
     def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D)."""
-        index = slots[:, None, :, None].expand_as(k)
-        self.k[layer].scatter_(2, index, k)
-        self.v[layer].scatter_(2, index, v)
+        rows = torch.arange(len(slots), device=slots.device)[:, None]
+        self.k[layer][rows, :, slots] = k.transpose(1, 2)                          # (B, T, G, D)
+        self.v[layer][rows, :, slots] = v.transpose(1, 2)
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def keep(self, rows: Tensor) -> None:

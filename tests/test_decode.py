@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
+from minilatent import decode as decoding
 from minilatent.batch import pad
 from minilatent.config import Config
 from minilatent.decode import decode, explicit_thinker, hidden_thinker, superposition_thinker
@@ -16,6 +17,12 @@ FIXED = ("pause", "coconut", "codi")                                  # methods 
 OWN = (*FIXED, "colar")                                                # methods that bring what they think with
 KINDS = ("explicit", "superposition", "soft", "hidden", "no_cot", *OWN)
 COLD = (3.3, 2)                                                       # of Soft Thinking: entropy, steps in a row
+
+
+@pytest.fixture(autouse=True)
+def questions_read_in_several_groups(monkeypatch):
+    """Questions are read in groups of about equal length: the tests' few rows must make more than one."""
+    monkeypatch.setattr(decoding, "TOGETHER", 24)
 
 
 def chatty_model(family: str = "mini", seed: int = 0):
