@@ -182,7 +182,7 @@ class Trainer:
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
             bar.set_postfix(loss=f"{logged['loss']:.3f}", **shown, refresh=False)
-            if done % TRIM_EVERY == 0:
+            if done % TRIM_EVERY == 0 or done % every == 0:
                 trim_memory()
             if done % config.log_every == 0 or done == steps:
                 self.log(index, stage, done, **logged, lr=lr, grad_norm=float(norm))
