@@ -81,7 +81,7 @@ class Config:
                       choices=("encoder", "uniform"))
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
-    pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens, at the start of stage 1 (0: the paper's plain recipe)")
+    pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens, at the start of stage 1 (0, and 0 at the end: the paper's plain recipe)")
     pull_end: float = opt(1.0, "the same at the end of stage 1")
     kl_weight: float = opt(1.0, "λ, of the KL between the latent labels and the model's distribution")
     ce_weight: float = opt(1.0, "β, of the cross-entropy on </think>, answer and end")

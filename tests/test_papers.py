@@ -1,9 +1,12 @@
 """tutorials/PAPERS.md names only what there is."""
 import ast
+import dataclasses
 import re
 
 import pytest
 from conftest import ROOT
+
+from minilatent.config import Config
 
 PAGE = ROOT / "tutorials" / "PAPERS.md"
 LINKS = re.findall(r"\[([^]]+)\]\(([^)]+)\)", PAGE.read_text())
@@ -27,3 +30,9 @@ def test_every_row_of_the_map_has_a_function_and_a_test():
     assert len(rows) > 20
     for row in rows:
         assert "](../minilatent/" in row and "](../tests/test_" in row, row
+
+
+def test_every_switch_that_the_map_names_exists():
+    known = {f.name for f in dataclasses.fields(Config)}
+    switches = re.findall(r"`--(?:no-)?(\w+)", PAGE.read_text())
+    assert len(switches) > 10 and set(switches) <= known

@@ -164,7 +164,7 @@ on_operands = looks[:, (seen == first) | (seen == tok.encode("3")[0])].sum(1)
 print("the head that looks most at 12 and 3 gives them", f"{on_operands.max():.2f} of its attention")
 
 # %% [markdown]
-# From layer 2 on, several heads look at nothing but the equation's own parts, `12`, `*` and `3`: the question has been read, its
+# In the first layer as in the last, some heads look at nothing but one of the equation's own parts, `12`, `*` or `3`: the question has been read, its
 # numbers have been brought here, and what is left is a multiplication.
 #
 # ## The model reads vectors
@@ -210,7 +210,7 @@ print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 #
 # ## Exercises
 # 1. Remove the division by $\sqrt{D}$ in `my_attention` and run again. Which assertion fails first? Why does attention need it?
-# 2. In the last experiment mix `12` with a word, `tok.encode("Ben ")[0]`, instead of `20`. Is the curve as smooth?
+# 2. In the last experiment mix `12` with a word, `tok.encode("Ben ")[0]`, instead of `20`. Is the curve as smooth? And why does the assertion after it fail?
 # 3. Think: with a KV cache, how much computing does the t-th token cost compared with the first? Which part of the block is no
 #    longer the same for all?
 #

@@ -8,7 +8,7 @@
 #
 # ```
 #   Q Q Q Q <think>  << 12 * 3 = 36 >> .. << 17 + 36 = 53 >>  </think>  53 <eos>
-#   └─ one pass ──┘  └────────── 23 passes, one by one ────┘  └─ 2 more ─────┘
+#   └─ one pass ──┘  └────────── 23 passes, one by one ────┘  └─ 3 more ─────┘
 # ```
 #
 # In this lesson we write that loop, count what it costs, and measure how much of the chain the model needs.
@@ -131,7 +131,7 @@ assert kept[0] < 0.3 and kept[-1] > 0.9 and kept[3] < 0.7
 # ## Which tokens say something?
 #
 # The chain is needed; are all of its tokens? A token that could be foreseen from what stands before it tells the model nothing.
-# How surprising a token is, is $-\log p(c_t \mid Q, c_1 .. c_{t-1})$:
+# How surprising a token is, is $-\log p(c_t \mid Q, c_1 .. c_{t-1})$, in nats (the logarithm is the natural one):
 
 # %%
 @torch.no_grad()

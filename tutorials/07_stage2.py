@@ -68,7 +68,9 @@ assert torch.allclose(x.grad, logits.softmax(-1) - teacher, atol=1e-6)
 # %% [markdown]
 # ## The whole loss
 #
-# L_auto = λ · mean KL over the latents + β · mean CE over `</think>`, answer, `<eos>`. The weights are 1 each. We train it live for some steps: with
+# L_auto = λ · mean KL over the latents + β · mean CE over `</think>`, answer, `<eos>`. The weights are 1 each (`--kl_weight`, `--ce_weight`).
+# (With `--latent hidden` there is no α: the squared error to the encoder's standardised state takes the KL's place, and at a latent the head only learns that
+# `</think>` does not come yet. The paper's own way is not at hand; this is our reading.) We train it live for some steps: with
 # `--labels uniform`, which skips stage 1 and takes as teacher the uniform mixture of each segment's tokens (lesson 6's `pull` target).
 
 # %%
@@ -165,7 +167,10 @@ show(figure, "07-gumbel")
 # token leads is 0.51<!-- float(leads[0]):.2f ± 0.03 --> where α says `0.5`. τ moves them between the corners (nearly words) and the middle.
 #
 # One danger: if `</think>` led a noisy mixture in the middle of a chain, the model would learn to stop there. So a chain in which that
-# happens is drawn again.
+# happens is drawn again, at most 100 times.
+#
+# `--gumbel` switches the noise on (`--gumbel_scale` is s, `--gumbel_tau` is τ): `loss2` then draws it anew for each batch, before it mixes. It is off by default here, on in
+# the paper's released scripts; inference never has any.
 #
 # ## Exercises
 # 1. Set `config.gumbel = True` and train again. Does KL end lower or higher? It must be higher: why? (Hint: what can the model not foresee?)

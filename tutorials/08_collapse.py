@@ -108,7 +108,7 @@ for chosen, out, _ in solve_batches(method, test[:100], keep_probs=True):
 figure, ax = plt.subplots(figsize=(8, 3.4))
 for group, colour in ((right, BLUE), (wrong, RED)):
     for p in group:
-        ax.plot(range(-len(p), 0), p.clamp(min=1e-8), color=colour, alpha=0.25, linewidth=1)
+        ax.plot(range(-len(p), 0), p.clamp(min=1e-8), color=colour, alpha=0.25 if group is right else 1, linewidth=1)
 ax.plot([], [], color=BLUE, label="right answer in the end")
 ax.plot([], [], color=RED, label="wrong answer")
 ax.set(xlabel="steps before the collapse", ylabel="p(</think>), log scale", ylim=(1e-8, 3), yscale="log", title="Is it ever in doubt whether to go on?")

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 9 · Merging embeddings: why √c
 #
-# *20 minutes. Needs: lesson 2; lesson 3 helps.*
+# *20 minutes. Needs: lesson 2; lesson 3 helps. Uses the committed checkpoint `tutorials/checkpoints/colar`.*
 #
 # CoLaR (arXiv 2505.16552) needs no encoder. It takes the chain's token embeddings in blocks of c and merges each block into one vector:
 #
@@ -12,7 +12,7 @@
 # ```
 #
 # Adding is natural. But by what should the sum be divided: by c (the mean), by nothing, or, as the paper says, by √c? Its ablation table gives
-# 3 to 6 points to that choice. The reason is one line of statistics, and one thing about transformers.
+# 3 to 6 points to that choice (MP, here `--pooling mean`). The reason is one line of statistics, and one thing about transformers.
 
 # %%
 import torch

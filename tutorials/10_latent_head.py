@@ -81,7 +81,8 @@ assert all(abs(best["NLL", d] - d) < 0.02 for d in (0.25, 0.5, 1.0)) and best["s
 
 # %% [markdown]
 # NLL is lowest where σ equals the error: the head learns *how sure it may be*. Soft-MSE is lowest at σ = 0, always: its noise can only hurt. So a head that was
-# trained by it ends deterministic, and RL, which has to explore (lesson 11), needs an NLL head. Which one is this checkpoint?
+# trained by it ends deterministic, and RL, which has to explore (lesson 11), needs an NLL head. (`--latent_loss` is
+# `soft_mse`, `nll`, or `mse`: a head without σ, the paper's ablation DL.) Which one is this checkpoint?
 
 # %%
 test = data.load("mini", "test", limit=150)
@@ -117,7 +118,8 @@ print("share of the variance that μ misses", {c: f"{v:.1%}" for c, v in share.i
 #
 # ## Why L_latent needs weight
 #
-# CoLaR's loss is L_comp + L_latent. L_comp is cross-entropy of the language head, and the label of a merged position is *one token of its block, drawn at random*. The best
+# CoLaR's loss is L_comp + L_latent. L_latent is one of the two above, at `<think>` and at each z: the target is the next z, at the last one `</think>`.
+# L_comp is cross-entropy of the language head, and the label of a merged position is *one token of its block, drawn at random* (with `--no-compressed_labels`, the ablation OC, the head learns before a latent only that the chain goes on). The best
 # that a model can do is to give each of the c tokens 1/c, and that costs log c nats for ever (a bit less where a block repeats a token; and the answer's labels, in the same mean, can be foreseen). So near its end
 # training has two terms that do not look alike. We take a batch and look at the gradient of each, for eight draws of the labels:
 
@@ -261,11 +263,10 @@ ax.set(xlabel="#L, latents a question", ylabel="right answers (%)", xlim=(0, Non
 show(figure, "10-speed")
 assert all(speed[c]["mean_len"] > speed[c + 1]["mean_len"] for c in range(1, 5)) and min(speed[c]["accuracy"] for c in (1, 2)) > 0.5
 quotient = speed[1]["mean_len"] / speed[4]["mean_len"]
-fastest = max(speed, key=lambda c: speed[c]["accuracy"])
 
 # %% [markdown]
 # The length obeys: asked to think 4 times faster it takes 3.8<!-- quotient:.1f --> times fewer steps. That is learnt from the prompt alone. The accuracy is another matter: 94.0 %<!-- speed[1]["accuracy"]:.1% -->
-# at c = 1, 94.0 %<!-- speed[2]["accuracy"]:.1% --> at 2, 92.7 %<!-- speed[3]["accuracy"]:.1% --> at 3, 92.0 %<!-- speed[4]["accuracy"]:.1% --> at 4, 78.0 %<!-- speed[5]["accuracy"]:.1% --> at 5; best at c = 1<!-- fastest:d -->.
+# at c = 1, 94.0 %<!-- speed[2]["accuracy"]:.1% --> at 2, 92.7 %<!-- speed[3]["accuracy"]:.1% --> at 3, 92.0 %<!-- speed[4]["accuracy"]:.1% --> at 4, 78.0 %<!-- speed[5]["accuracy"]:.1% --> at 5.
 #
 # It need not fall evenly. Where the blocks' borders fall matters: an equation `<<12*3=36>>` with its space has 8 tokens, so that with c = 2 or 4 every equation is cut in the same
 # places, and with 3 or 5 each in others. (GSM8K's equations have no such rhythm; this is a property of mini, worth knowing when you read its numbers.)

@@ -93,8 +93,8 @@ print(f"truth E_new[r] = {success(new):.3f}    before the shift {success(old):.3
 assert abs(estimate["sum"] - success(new)) < 0.02 and abs(estimate["mean"] - success(old)) < 0.02
 
 # %% [markdown]
-# The sum tells the truth: 0.302<!-- estimate["sum"]:.3f ± 0.003 --> where the new policy really gets 0.309<!-- success(new):.3f -->. The mean says 0.158<!-- estimate["mean"]:.3f ± 0.003 -->, which is hardly more
-# than the *old* policy's 0.159<!-- success(old):.3f -->: with the C-th root nothing seems to have happened. So **the sum is the likelihood ratio; the mean is not.**
+# The sum tells the truth: 0.302<!-- estimate["sum"]:.3f ± 0.003 --> where the new policy really gets 0.309<!-- success(new):.3f -->. The mean says 0.158<!-- estimate["mean"]:.3f ± 0.003 -->, which is just the
+# *old* policy's 0.159<!-- success(old):.3f -->: with the C-th root nothing seems to have happened. So **the sum is the likelihood ratio; the mean is not.**
 #
 # ## And yet
 #
@@ -294,7 +294,7 @@ assert last["A / L each"] > last["all alike"] + 3
 
 # %% [markdown]
 # In this toy sharing makes chains *longer*: 21<!-- last["A / L each"]:.0f ± 3 --> latents against 7<!-- last["all alike"]:.0f ± 1 -->. What a long wrong chain does is punished with a small share, what a short wrong one does with a large one. CoLaR's paper reports
-# the opposite on MATH: with sharing chains become short, without it they grow to the limit and accuracy falls to 0. Both can be true, for what happens depends on which chains are right, on cut-off ones, and on the clip. What is certain is
+# the opposite on MATH: with sharing chains become short, without it they grow to the limit, and on Llama-1B accuracy falls to 0. Both can be true, for what happens depends on which chains are right, on cut-off ones, and on the clip. What is certain is
 # the arithmetic: A / L is not the gradient of the expected reward (the sum over the chain is), but another objective, in which a step in a short chain weighs more. Say which one you used, and log the length.
 #
 # ## Latents that are superpositions

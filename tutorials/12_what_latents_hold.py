@@ -117,7 +117,8 @@ print(f"N_eff of latents that hold one chain only: {blind:.3f}")
 
 # %% [markdown]
 # N_eff here is 1.9<!-- mine:.1f -->, so "more than one chain"? Latents that were *built* to hold one chain and nothing else have 1.9<!-- blind:.1f -->: both orders consist of `<<`, `=`, `>>` at the
-# same places, and these give mass to both. Over all questions with several chains, by all tokens and by those that tell the chains apart:
+# same places, and these give mass to both. (The paper's Top-2 Score, the second weight over the first, is 0.70<!-- min(w) / max(w):.2f --> here, and misleads in the same way.)
+# Over all questions with several chains, by all tokens and by those that tell the chains apart:
 
 # %%
 pairs = [("all tokens", ""), ("tokens that differ", "_distinct")]
@@ -201,7 +202,8 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 # happen to stay in place, or the numbers alone are enough.)
 #
 # ## Exercises
-# 1. What is lost when the latent is `12 .51  << .49` and `<<` wins by a hair? Write an intervention `second`, which feeds the *second* likeliest token's embedding, and one that feeds the likeliest *number* of each latent. Compare with top1. Add them to `INTERVENTIONS`.
+# 1. What is lost when the latent is `12 .51  << .49` and `<<` wins by a hair? Write an intervention `second`, which feeds the *second* likeliest token's embedding, and one that feeds the likeliest *number* of each latent. Compare with top1.
+#    (`solve_batches(.., keep_probs=True)` has the probabilities, and `answers_given` of `minilatent/analysis.py` decodes from what you feed, as in lesson 8.)
 # 2. ECR@2 on `mini_long` (five and six steps; never trained): does it fall before the accuracy does, or after?
 # 3. On ProsQA Coconut stays right when its latents are noise (arXiv 2602.22441). How can a model be right with latents that it does not use, and would any *picture* of them show it?
 #

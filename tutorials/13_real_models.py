@@ -48,7 +48,7 @@ tiny.init_weights(torch.Generator().manual_seed(0))
 export(tiny, tok, here / "qwen2")
 print(sorted(p.name for p in (here / "qwen2").iterdir()))
 settings = json.loads((here / "qwen2" / "config.json").read_text())
-print({k: settings[k] for k in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")})
+print({k: settings.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")})
 with safe_open(here / "qwen2" / "model.safetensors", "pt") as f:
     theirs = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
 for name in sorted(theirs)[:8]:
@@ -226,7 +226,8 @@ assert records
 # the test set? (On GSM8K-Aug, mind, the test set *is* GSM8K's.) And for published numbers: the same method differs by tens of points between papers, because recipes do.
 #
 # ## Exercises
-# 1. Make the tiny folder a GPT-2 (`position="learned", norm="layernorm", mlp="gelu", bias=True, qkv_bias=True`) and export it. Which tensors change their names, and which are transposed?
+# 1. Make the tiny folder a GPT-2 (`n_kv_head=4, position="learned", norm="layernorm", mlp="gelu", bias=True, qkv_bias=True`, no `rope_theta`) and export it. Print all of `theirs`: which tensors change their names, which are
+#    transposed, and where have q, k and v gone?
 # 2. Give `--lora_rank 8` to the training above. Which file becomes small, and what must not be moved away any more?
 # 3. Think: mini-base is right in nearly all cases before latent training begins; GPT-2 on GSM8K in less than half. Which of the conclusions of lessons 8 and 12 would you expect to hold there, and how would you test it?
 #

@@ -24,6 +24,7 @@ plt.rcParams.update({**STYLE, "text.parse_math": True, "figure.constrained_layou
 def show(figure, name: str) -> None:
     """A figure in the notebook. A script writes it nowhere, unless MINILATENT_FIGURES names a folder."""
     if folder := os.environ.get("MINILATENT_FIGURES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
         figure.savefig(Path(folder) / f"{name}.png", dpi=100, bbox_inches="tight", facecolor="white")
     if "ipykernel" in sys.modules:
         from IPython.display import Image, display

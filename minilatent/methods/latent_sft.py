@@ -25,7 +25,7 @@ many as fixed ones but cut so that each holds about the same information (our de
 
 Where we differ, and why:
   - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its segment's
-    tokens, with a weight that falls from `pull` to `pull_end`. Without it (0, the paper's recipe) a small model
+    tokens, with a weight that falls from `pull` to `pull_end`. Without it (both 0, the paper's recipe) a small model
     invents almost one-hot codes of its own, which stage 2 learns slowly.
   - L_sup is averaged inside each target block, then over blocks (v1's text; the release averages over all tokens).
   - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
