@@ -177,7 +177,7 @@ PRESETS: dict[str, dict] = {
              "latent_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 32},
              "colar_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 16, "latent_loss": "nll"}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
-    "base": {"init": "none", "train_size": 300_000, "steps": 8000, "lr": 2e-3, "eval_every": 250, "save_every": 500},
+    "base": {"init": "none", "train_size": 300_000, "optimizer": "muon", "steps": 4000, "lr": 4e-3, "eval_every": 500, "save_every": 500},
     "smollm2-135m": on_gpu("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "gpt2": on_gpu("gpt2"),
     "qwen2.5-0.5b": on_gpu("Qwen/Qwen2.5-0.5B-Instruct", **LORA),

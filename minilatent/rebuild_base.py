@@ -1,6 +1,6 @@
 """Train mini-base anew, from nothing, and check that it is as good as the one in the repository:
 
-    python -m minilatent.rebuild_base [--out out/base] [--install]       about an hour on 2 cores
+    python -m minilatent.rebuild_base [--out out/base] [--install]       half an hour on one core
 
 Exit code 0 if its accuracy on mini's test set is at least the lower end of the committed model's 95 % interval, else 1.
 With --install it then takes the committed one's place.
