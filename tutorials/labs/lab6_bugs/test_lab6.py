@@ -29,7 +29,7 @@ class Test_flag:
     def test_yes_is_true(self, text):
         assert lab.flag(text) is True
 
-    @pytest.mark.parametrize("text", ["", "maybe", "2", "None", "y e s", "tru"])
+    @pytest.mark.parametrize("text", ["", "maybe", "2", "None", "y e s", "tru", "y", "t", "n", "f", "disable"])
     def test_anything_else_is_an_error(self, text):
         with pytest.raises(ValueError):
             lab.flag(text)
@@ -169,6 +169,10 @@ class Test_best_checkpoint:
     def test_the_earliest_of_equals_whatever_test_says(self):
         history = [{"step": 300, "val": 0.6, "test": 0.9}, {"step": 100, "val": 0.6, "test": 0.1}, {"step": 200, "val": 0.6, "test": 0.5}]
         assert lab.best_checkpoint(history) == 100
+
+    def test_a_small_difference_is_one(self):
+        history = [{"step": 100, "val": 0.7121, "test": 0.5}, {"step": 200, "val": 0.7124, "test": 0.5}]
+        assert lab.best_checkpoint(history) == 200
 
     def test_another_test_split_chooses_the_same(self):
         g = generator(15)
