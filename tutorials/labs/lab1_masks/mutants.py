@@ -87,4 +87,6 @@ MUTANTS = [
     ("attend", "1e4 is taken from hidden scores", 'scores.masked_fill(~mask, float("-inf"))', "(scores - 1e4 * (~mask))"),
     ("attend", "no gradient to the values", "@ v", "@ v.detach()"),
     ("attend", "no gradient to the queries", "q @ k", "q.detach() @ k"),
+    ("dual_track_positions", "no position beyond the main track's last", "return track + index - left",
+     "return (track + index - left).minimum(track.amax(1, keepdim=True))"),
 ]

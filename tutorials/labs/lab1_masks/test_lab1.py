@@ -227,6 +227,10 @@ class Test_dual_track_positions:
                     at += 1
                 assert positions[b][i] == at, f"row {b}, position {i}"
 
+    def test_text_may_go_further_than_the_main_track(self):
+        kind, _ = tensors([decoder_row(1, [5, 5, 5], 1)])
+        assert lab.dual_track_positions(kind).tolist() == [[0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 7, 3, 4]]
+
     def test_without_a_chain_they_are_the_ordinary_ones(self):
         kind, _ = tensors([decoder_row(2, [], 3)])
         assert lab.dual_track_positions(kind).tolist() == [[0, 1, 2, 3, 4]]

@@ -117,4 +117,5 @@ return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).s
     ("autonomous_loss", "the cross-entropy averaged by row first", "log_q.gather(-1, labels[:, None]).mean()",
      "(torch.zeros(len(ids), dtype=log_q.dtype).index_add(0, (following == TAIL).nonzero()[:, 0], log_q.gather(-1, labels[:, None])[:, 0]) / (following == TAIL).sum(1)).mean()"),
     ("autonomous_loss", "the labels in the order of columns", "before[following == LATENT]", "before.transpose(0, 1)[following.T == LATENT]"),
+    ("top_k", "large logits are cut off", "best.softmax(-1)", "best.clamp(max=30).softmax(-1)"),
 ]

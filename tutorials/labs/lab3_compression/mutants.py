@@ -115,4 +115,6 @@ if alpha:
     squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
 return squared.mean()"""),
     ("next_input", "a large σ is cut off", "log_sigma.exp()", "log_sigma.clamp(max=1).exp()"),
+    ("soft_mse", "large errors count linearly", "(target - mu).square()",
+     "2 * torch.nn.functional.huber_loss(mu, target, reduction='none', delta=5.0)"),
 ]

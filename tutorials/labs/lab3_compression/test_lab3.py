@@ -209,6 +209,7 @@ class Test_soft_mse:
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
         close(lab.soft_mse(one(1.0), one(math.log(2)), one(4.0)), 13.0)            # 3² + 2²
         close(lab.soft_mse(one(1.0), one(0.0), one(1.0), 2.0), 1 - math.log(2 * math.pi * math.e))
+        close(lab.soft_mse(one(1.0), one(0.0), one(101.0)), 10_001.0)
 
     def test_no_sigma_is_too_wide_or_too_narrow(self):
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)

@@ -127,4 +127,5 @@ for new, old, sample in parts.values():
     R = int(sample.max()) + 1
     J = J + sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, R).mean()
 return J"""),
+    ("sample_means", "values of 0 do not count", "torch.ones_like(values)", "(values != 0).to(values.dtype)"),
 ]

@@ -166,8 +166,8 @@ class Test_clipped_surrogate:
 
 class Test_sample_means:
     def test_numbers_by_hand(self):
-        values, sample = torch.tensor([1.0, 2, 6, 4, 8], dtype=torch.float64), torch.tensor([0, 2, 0, 2, 2])
-        close(lab.sample_means(values, sample, 4), torch.tensor([3.5, 0, 14 / 3, 0], dtype=torch.float64))
+        values, sample = torch.tensor([1.0, 2, 6, 4, 8, 0], dtype=torch.float64), torch.tensor([0, 2, 0, 2, 2, 0])
+        close(lab.sample_means(values, sample, 4), torch.tensor([7 / 3, 0, 14 / 3, 0], dtype=torch.float64))      # a 0 is a value
 
     @pytest.mark.parametrize("n, samples", [(1, 1), (1, 3), (20, 6), (50, 4)])
     def test_against_loops(self, n, samples):
