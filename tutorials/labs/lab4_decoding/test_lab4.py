@@ -166,11 +166,12 @@ class Test_decode:
         compare(self.model(31, vocab=7), [3, 2, 4, 4], 61, 3, 6, 5, words=(5, 6))
 
     def test_tokens_that_may_not_be_said_do_not_decide_either(self):
-        """Here they are often likeliest of all; the likeliest of the others decides."""
-        for number in range(5):
-            model = self.model(40 + number, vocab=5)
-            model.table[NEVER] *= 4
-            compare(model, [3, 2, 4, 4], 70 + number, 3, 8, 5)
+        """Here one of them is likelier than `end` wherever `end` should win."""
+        for number in range(16):
+            model = self.model(400 + number, vocab=5)
+            factor = (2, 0.5)[number // 2 % 2]              # for scores above 0, and for those below
+            model.table[NEVER[number % 2]] = factor * model.table[END]
+            compare(model, [3, 2, 4, 4], 700 + number, 3, 8, 5)
 
     def test_a_row_does_not_depend_on_its_company(self):
         model = self.model(32, vocab=7)

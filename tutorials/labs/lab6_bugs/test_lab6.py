@@ -57,6 +57,10 @@ class Test_labels_of:
         ids, prompt, lengths = label_rows()
         assert ((lab.labels_of(ids, prompt, lengths, LATENT) == EOS).sum(1) == 1).all()
 
+    def test_the_length_says_where_the_end_is_and_not_the_first_end_id(self):
+        ids = torch.tensor([[5, 6, 7, EOS, 8, EOS, EOS, EOS]])
+        assert lab.labels_of(ids, torch.tensor([2]), torch.tensor([6]), LATENT).tolist() == [[-100, 7, EOS, 8, EOS, -100, -100, -100]]
+
     @pytest.mark.parametrize("B, T", [(1, 2), (1, 6), (7, 12)])
     def test_against_loops(self, B, T):
         ids = torch.randint(0, 12, (B, T), generator=generator(1))
