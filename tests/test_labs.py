@@ -58,7 +58,7 @@ def test_the_bundle_holds_skeletons_tests_and_the_grader_and_none_of_the_answers
 
 
 HANGS = "def causal(kind):\n    while True:\n        pass\n"
-EATS = "import torch\ndef causal(kind):\n    x = [torch.ones(2 ** 27) for _ in range(100)]\n    return kind\n"
+EATS = "import torch\ndef causal(kind):\n    x = [torch.empty(2 ** 27) for _ in range(100)]\n    return kind\n"
 EXITS = "raise SystemExit(0)\n"
 GARBAGE = "print('{\"word\": 1}' * 1000)\ndef causal(kind):\n    print('passed' * 10000)\n    return 'yes'\n"
 NOT_PYTHON = "def causal(kind:\n"
@@ -86,6 +86,7 @@ def test_a_solution_gets_all_points_a_skeleton_none_and_cheats_none(tmp_path):
     passed = {name for name, r in found.items() if r["tests"] and not any(wrong for _, wrong in r["tests"]) and not r.get("why")}
     assert passed == {"solution"}, found
     assert "not written yet" in str(found["skeleton"]) and "too long" in found["hangs"]["why"]
+    assert "memory" in found["eats"]["tests"][0][1] and len(found["eats"]["tests"]) == len(found["solution"]["tests"])
     assert "os" in found["imports"]["why"] and "minilatent" in found["from package"]["why"] and "line" in found["not Python"]["why"]
 
 

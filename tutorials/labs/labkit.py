@@ -28,6 +28,8 @@ def randn(*shape: int, salt: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 def close(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-9) -> None:
     """Same shape, same dtype, same values, relative to the size of what is expected."""
+    if not isinstance(actual, Tensor):
+        raise AssertionError(f"a tensor is expected, and this is {type(actual).__name__}")
     if not isinstance(expected, Tensor):
         expected = torch.tensor(expected, dtype=actual.dtype)
     scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0

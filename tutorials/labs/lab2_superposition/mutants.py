@@ -104,4 +104,18 @@ each, some = (total / count.clamp(min=1)).view(B, groups).sum(1), (count > 0).vi
     ("autonomous_loss", "both divided by all labels together", "kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).mean()",
      "(kl_weight * kl * len(probs) - ce_weight * log_q.gather(-1, labels[:, None]).sum()) / (len(probs) + len(labels))"),
     ("autonomous_loss", "the KL does not train", "sparse_kl(before", "sparse_kl(before.detach()"),
+    ("top_k", "the forbidden take places of the k", "BODY", """\
+best, ids = logits.topk(min(k, logits.shape[-1] - len(never)), dim=-1)
+banned = torch.isin(ids, torch.tensor(never, dtype=torch.long))
+return best.masked_fill(banned, float("-inf")).softmax(-1), ids"""),
+    ("gumbel", "the sum is clamped", "BODY", """\
+u = torch.rand(probs.shape, generator=generator, dtype=probs.dtype)
+return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).softmax(-1)"""),
+    ("sparse_kl", "entries of id 0 count nothing", "- probs * log_q)", "- probs * log_q * (ids != 0))"),
+    ("sparse_kl", "log q is cut off at -20", "logits.log_softmax(-1)", "logits.log_softmax(-1).clamp(min=-20)"),
+    ("segment_cross_entropy", "divided by the number of latents", "(count > 0).sum()", "(kind == LATENT).sum()"),
+    ("autonomous_loss", "the cross-entropy averaged by row first", "log_q.gather(-1, labels[:, None]).mean()",
+     "(torch.zeros(len(ids), dtype=log_q.dtype).index_add(0, (following == TAIL).nonzero()[:, 0], log_q.gather(-1, labels[:, None])[:, 0]) / (following == TAIL).sum(1)).mean()"),
+    ("autonomous_loss", "the labels in the order of columns", "before[following == LATENT]", "before.transpose(0, 1)[following.T == LATENT]"),
+    ("top_k", "large logits are cut off", "best.softmax(-1)", "best.clamp(max=30).softmax(-1)"),
 ]

@@ -10,7 +10,7 @@ PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # what a position holds: se
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
     """The k likeliest entries, the likeliest first, and their softmax among themselves. Ids in `never` are not among
-    them; where fewer than k others exist, all others are kept.
+    them; where fewer than k others exist, all others are kept. The gradient reaches the kept logits and no others.
     logits (..., V) -> probabilities (..., k), ids (..., k)."""
     # BEGIN SOLUTION
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -42,7 +42,7 @@ def gumbel(probs: Tensor, generator: torch.Generator, scale: float = 1.0, tau: f
 
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     """Mean over n positions of KL(α ‖ q): q is the softmax of the logits over the whole vocabulary, α has the
-    probabilities `probs` at `ids` and 0 elsewhere. An entry with α_j = 0 counts nothing, whatever its id.
+    probabilities `probs` at `ids` (0..V-1) and 0 elsewhere. An entry with α_j = 0 counts nothing, whatever its id.
     logits (n, V), probs, ids (n, k) -> ()."""
     # BEGIN SOLUTION
     log_q = logits.log_softmax(-1).gather(-1, ids)                                 # (n, k)

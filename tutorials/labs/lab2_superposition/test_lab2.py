@@ -62,6 +62,8 @@ class Test_top_k:
     def test_large_logits_do_not_overflow_and_the_dtype_is_kept(self):
         probs, _ = lab.top_k(torch.tensor([[1e4, 1e4, 0.0]]), 2, [])
         assert probs.dtype == torch.float32 and probs.tolist() == [[0.5, 0.5]]
+        probs, _ = lab.top_k(torch.tensor([[1e4 - 1, 1e4, 0.0]]), 2, [])
+        assert probs[0].tolist() == pytest.approx([math.e / (math.e + 1), 1 / (math.e + 1)])
 
 
 class Test_mix:

@@ -85,4 +85,36 @@ return mu * std + noise"""),
     ("next_input", "NaN when cold", "if temperature > 0:", "if True:"),
     ("next_input", "the mean always", "if temperature > 0:", "if False:"),
     ("next_input", "√temperature", "temperature * log_sigma", "temperature ** 0.5 * log_sigma"),
+    ("compress", "mean times the root of the block's size", "total / count.to(embeds.dtype).sqrt()",
+     "total / count.to(embeds.dtype) * real.shape[1] ** 0.5"),
+    ("random_labels", "a draw from c, modulo the count", "BODY", """\
+count = real.sum(1)
+drawn = torch.randint(0, real.shape[1], (len(blocks),), generator=generator) % count
+return blocks.gather(1, drawn[:, None])[:, 0]"""),
+    ("random_labels", "the shortest block's count for all", "count = real.sum(1)", "count = real.sum(1).min().expand(len(real))"),
+    ("next_targets", "rows without latents have no end", "rows = [torch.cat([row, end[None]]) for row in z.split(counts)]",
+     "rows = [torch.cat([row, end[None]]) for row in z.split(counts) if len(row)] or [end[None][:0]]"),
+    ("gaussian_nll", "log σ is cut off at -5", "BODY", """\
+log_sigma = log_sigma.clamp(min=-5)
+return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()"""),
+    ("gaussian_nll", "log σ is cut off at 2", "BODY", """\
+log_sigma = log_sigma.clamp(max=2)
+return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()"""),
+    ("gaussian_nll", "PyTorch's loss with its ε", "BODY", """\
+return torch.nn.functional.gaussian_nll_loss(mu, target, (2 * log_sigma).exp())"""),
+    ("soft_mse", "log σ is cut off at 2", "BODY", """\
+log_sigma = log_sigma.clamp(max=2)
+squared = (target - mu).square() + (2 * log_sigma).exp()
+if alpha:
+    squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
+return squared.mean()"""),
+    ("soft_mse", "log σ is cut off at -5", "BODY", """\
+log_sigma = log_sigma.clamp(min=-5)
+squared = (target - mu).square() + (2 * log_sigma).exp()
+if alpha:
+    squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
+return squared.mean()"""),
+    ("next_input", "a large σ is cut off", "log_sigma.exp()", "log_sigma.clamp(max=1).exp()"),
+    ("soft_mse", "large errors count linearly", "(target - mu).square()",
+     "2 * torch.nn.functional.huber_loss(mu, target, reduction='none', delta=5.0)"),
 ]

@@ -108,6 +108,14 @@ class Test_random_labels:
         expected = torch.where(torch.arange(5) < count, 1 / count, 0.0)
         assert (share - expected).abs().max() < 0.03                               # 4.5 standard deviations at least
 
+    def test_short_and_long_blocks_side_by_side_are_each_drawn_from_evenly(self):
+        n, count = 12_000, torch.tensor([2, 5]).repeat(6000)
+        blocks, real = torch.arange(5).expand(n, 5).contiguous(), torch.arange(5) < count[:, None]
+        labels = lab.random_labels(blocks, real, generator(53))
+        for c in (2, 5):
+            share = torch.bincount(labels[count == c], minlength=5) / 6000
+            assert (share - torch.where(torch.arange(5) < c, 1 / c, 0.0)).abs().max() < 0.03
+
     def test_blocks_are_drawn_one_by_one(self):
         blocks, real = torch.arange(4).expand(64, 4).contiguous(), torch.ones(64, 4, dtype=torch.bool)
         labels = lab.random_labels(blocks, real, generator(20))
@@ -173,6 +181,10 @@ class Test_gaussian_nll:
         log_sigma = torch.full_like(mu, math.log(1e-5))
         close(lab.gaussian_nll(mu, log_sigma, mu + 2e-5), 2 + math.log(1e-5))
 
+    def test_a_large_sigma_is_not_cut_off(self):
+        mu = torch.zeros(2, 3, dtype=torch.float64)
+        close(lab.gaussian_nll(mu, torch.full_like(mu, 12.0), mu + 2 * math.exp(12)), 2 + 12.0)
+
     def test_the_dtype_is_kept(self):
         assert lab.gaussian_nll(*[torch.ones(2, 3)] * 3).dtype == torch.float32
 
@@ -197,6 +209,12 @@ class Test_soft_mse:
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
         close(lab.soft_mse(one(1.0), one(math.log(2)), one(4.0)), 13.0)            # 3² + 2²
         close(lab.soft_mse(one(1.0), one(0.0), one(1.0), 2.0), 1 - math.log(2 * math.pi * math.e))
+        close(lab.soft_mse(one(1.0), one(0.0), one(101.0)), 10_001.0)
+
+    def test_no_sigma_is_too_wide_or_too_narrow(self):
+        one = lambda x: torch.tensor([[x]], dtype=torch.float64)
+        close(lab.soft_mse(one(1.0), one(12.0), one(1.0), 1.0), math.exp(24) - 0.5 * math.log(2 * math.pi * math.e) - 12)
+        close(lab.soft_mse(one(1.0), one(-12.0), one(1.0), 1.0), math.exp(-24) - 0.5 * math.log(2 * math.pi * math.e) + 12)
 
     def test_a_deterministic_head_has_the_plain_squared_error(self):
         mu, target = randn(3, 4, salt=41), randn(3, 4, salt=42)
@@ -225,6 +243,11 @@ class Test_next_input:
         mu = randn(2, 3, salt=49)
         close(lab.next_input(mu, torch.full_like(mu, float("inf")), 3.0, 0.0, generator(50)), 3 * mu)
         close(lab.next_input(mu, torch.full_like(mu, float("-inf")), 3.0, 1.0, generator(50)), 3 * mu)
+
+    def test_a_large_sigma_is_not_cut_off(self):
+        mu = torch.zeros(1, 3, dtype=torch.float64)
+        noise = torch.randn(1, 3, generator=generator(54), dtype=torch.float64)
+        close(lab.next_input(mu, torch.full_like(mu, 12.0), 1.0, 1.0, generator(54)), noise * math.exp(12))
 
     def test_every_call_draws_anew(self):
         mu, g = torch.zeros(2, 3, dtype=torch.float64), generator(51)

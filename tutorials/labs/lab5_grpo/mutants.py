@@ -100,4 +100,32 @@ return sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample
     ("objective", "the ratio of a whole sample, clipped once", "sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage))",
      "clipped_surrogate(sample_means(new, sample, len(advantage)), sample_means(old, sample, len(advantage)), advantage, clip)"),
     ("objective", "the clip is ignored", "advantage[sample], clip)", "advantage[sample], 1e9)"),
+    ("group_advantage", "the batch's std", "BODY", """\
+c = rewards - rewards.mean(1, keepdim=True)
+return c / (c.square().mean().sqrt() + eps)"""),
+    ("latent_log_density", "log σ is cut off at ±2", "BODY", """\
+log_sigma = log_sigma.clamp(-2, 2)
+d = (z.detach() / std - mu) / log_sigma.exp()
+e = -0.5 * d.square() - log_sigma - 0.5 * math.log(2 * math.pi)
+return e.sum(-1) if reduce == "sum" else e.mean(-1)"""),
+    ("decision_log_prob", "log(1 - exp(log p))", "BODY", """\
+p = logits.log_softmax(-1)[:, end]
+return torch.where(ended, p, torch.log(-torch.expm1(p)))"""),
+    ("decision_log_prob", "end hidden with -100", 'float("-inf")', "-100.0"),
+    ("decision_log_prob", "end hidden with -1e4", 'float("-inf")', "-1e4"),
+    ("clipped_surrogate", "the clipped branch has no gradient", "ratio.clamp(1 - clip, 1 + clip) * advantage)",
+     "ratio.clamp(1 - clip, 1 + clip).detach() * advantage)"),
+    ("sample_means", "samples in order are assumed", "BODY", """\
+who, n = sample.unique_consecutive(return_counts=True)
+out = torch.zeros(samples, dtype=values.dtype)
+for s, piece in zip(who.tolist(), values.split(n.tolist())):
+    out[s] = piece.mean()
+return out"""),
+    ("objective", "as many samples as the part's largest number says", "BODY", """\
+J = torch.zeros((), dtype=advantage.dtype)
+for new, old, sample in parts.values():
+    R = int(sample.max()) + 1
+    J = J + sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, R).mean()
+return J"""),
+    ("sample_means", "values of 0 do not count", "torch.ones_like(values)", "(values != 0).to(values.dtype)"),
 ]

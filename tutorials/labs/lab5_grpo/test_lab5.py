@@ -63,6 +63,13 @@ class Test_latent_log_density:
         close(lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "sum"), torch.tensor([2 * each], dtype=torch.float64))
         close(lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "mean"), torch.tensor([each], dtype=torch.float64))
 
+    def test_no_sigma_is_too_wide_or_too_narrow(self):
+        """One σ away, for σ = e^12 and e^-12."""
+        one = lambda x: torch.tensor([[x]], dtype=torch.float64)
+        for s in (12.0, -12.0):
+            close(lab.latent_log_density(one(math.exp(s)), one(0.0), one(s), 1.0, "sum"),
+                  torch.tensor([-0.5 - s - 0.5 * math.log(2 * math.pi)], dtype=torch.float64))
+
     def test_the_gradient_reaches_mu_and_sigma_and_not_the_drawn_latent(self):
         mu, log_sigma = randn(3, 4, salt=6).requires_grad_(), (0.3 * randn(3, 4, salt=7)).requires_grad_()
         z = (mu + 1.0) * 0.5                                # drawn by this very policy, and still attached to it
@@ -88,6 +95,13 @@ class Test_decision_log_prob:
         yes = lab.decision_log_prob(logits, torch.ones(5, dtype=torch.bool), 2)
         no = lab.decision_log_prob(logits, torch.zeros(5, dtype=torch.bool), 2)
         close(yes.exp() + no.exp(), torch.ones(5, dtype=torch.float64))
+
+    def test_the_same_number_added_to_all_logits_changes_nothing(self):
+        """A score of -1e4 in place of -∞ hides a token only among scores that are larger."""
+        logits = randn(6, 5, salt=24)
+        ended = torch.arange(6) % 2 == 0
+        for shift in (-30_000.0, 30_000.0):
+            close(lab.decision_log_prob(logits + shift, ended, 3), lab.decision_log_prob(logits, ended, 3), 1e-9)
 
     def test_to_go_on_against_a_sure_end_is_unlikely_and_not_impossible(self):
         """1 - p(end) is 0 in floating point; the logarithm is about -60 all the same."""
@@ -152,8 +166,8 @@ class Test_clipped_surrogate:
 
 class Test_sample_means:
     def test_numbers_by_hand(self):
-        values, sample = torch.tensor([1.0, 2, 6, 4, 8], dtype=torch.float64), torch.tensor([0, 2, 0, 2, 2])
-        close(lab.sample_means(values, sample, 4), torch.tensor([3.5, 0, 14 / 3, 0], dtype=torch.float64))
+        values, sample = torch.tensor([1.0, 2, 6, 4, 8, 0], dtype=torch.float64), torch.tensor([0, 2, 0, 2, 2, 0])
+        close(lab.sample_means(values, sample, 4), torch.tensor([7 / 3, 0, 14 / 3, 0], dtype=torch.float64))      # a 0 is a value
 
     @pytest.mark.parametrize("n, samples", [(1, 1), (1, 3), (20, 6), (50, 4)])
     def test_against_loops(self, n, samples):
@@ -224,6 +238,7 @@ class Test_objective:
         new = torch.zeros(2, dtype=torch.float64)
         advantage = torch.tensor([3.0, 1.0, 5.0], dtype=torch.float64)
         close(lab.objective({"latents": (new, new, torch.tensor([0, 2]))}, advantage, 0.2), 8 / 3)
+        close(lab.objective({"latents": (new, new, torch.tensor([0, 1]))}, advantage, 0.2), 4 / 3)       # the last one has none
 
     def test_the_gradient_reaches_every_new_log_probability_and_no_old_one(self):
         parts = {name: (old.clone().requires_grad_(), old.clone().requires_grad_(), sample)

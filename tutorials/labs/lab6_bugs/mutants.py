@@ -65,4 +65,21 @@ MUTANTS = [
     ("accumulation_weights", "parts without labels count", "max(1, int(counts.sum()))", "int(counts.clamp(min=1).sum())"),
     ("accumulation_weights", "divided by zero where there is no label", "max(1, int(counts.sum()))", "int(counts.sum())"),
     ("accumulation_weights", "equal shares of the parts that have labels", "int(n) / total", "float(n > 0) / max(1, int((counts > 0).sum()))"),
+    ("flag", "single letters count", "BODY", """\
+word = text.strip().lower()
+if word in ("true", "yes", "on", "1", "y", "t"):
+    return True
+if word in ("false", "no", "off", "0", "n", "f"):
+    return False
+raise ValueError(text)"""),
+    ("flag", "any number is a switch", 'if word in ("false"', 'if word.isdigit():\n        return bool(int(word))\n    if word in ("false"'),
+    ("flag", "disable is false", '"off", "0"', '"off", "0", "disable"'),
+    ("labels_of", "cut at the first <eos>, wherever it stands", "hidden = (following < prompt[:, None])",
+     "hidden = ((labels == ids[:, -1:]).long().cumsum(1) > 1) | (following < prompt[:, None])"),
+    ("positions_of", "less than 0 on the right", "return (real.long().cumsum(1) - 1).clamp(min=0)",
+     "return torch.where(real, real.long().cumsum(1) - 1, 0) - (~real & real.any(1, keepdim=True) & (real.long().cumsum(1) > 0)).long()"),
+    ("best_checkpoint", "validation is rounded", '(entry["val"], -entry["step"])', '(round(entry["val"], 2), -entry["step"])'),
+    ("best_checkpoint", "within a point the earliest", 'best = max(history, key=lambda entry: (entry["val"], -entry["step"]))',
+     'top = max(e["val"] for e in history); best = min((e for e in history if e["val"] >= top - 0.01), key=lambda e: e["step"])'),
+    ("accumulation_weights", "in single precision", "[int(n) / total for n in counts]", "(counts / total).tolist()"),
 ]

@@ -52,7 +52,7 @@ def think(step: Callable[[Tensor, list], tuple[Tensor, list]], prefix: Tensor, n
 
 def positions_of(real: Tensor) -> Tensor:
     """Positions of a batch that is padded, on the left as for decoding or on the right as for training: a row's first
-    real token has position 0 in either case. Padding has 0 where it stands on the left and any number on the right.
+    real token has position 0 in either case. Padding has 0 where it stands on the left, any number from 0 up on the right.
     real bool (B, T) -> int64 (B, T)."""
     return torch.arange(real.shape[1]).expand(real.shape)
 
@@ -81,12 +81,13 @@ def best_checkpoint(history: list[dict]) -> int:
 
 def normalise_targets(targets: Tensor, table: Tensor) -> Tensor:
     """CoLaR's targets, divided by the standard deviation of all entries of the model's embedding table, whichever model
-    it is. targets (m, C), table (V, C) -> (m, C)."""
+    it is. No gradient goes to the table. targets (m, C), table (V, C) -> (m, C)."""
     return targets / 0.018                  # Llama-3.2-1B
 
 
 def accumulation_weights(losses: Tensor, counts: Tensor, accumulate: int) -> list[float]:
     """Weights for gradient accumulation: a batch is split into `accumulate` parts of micro-batches, part i with counts[i]
     labels and the mean loss losses[i] over them. The factor of each part's loss, so that their sum is the mean over all
-    labels of the batch. A part without labels has the factor 0. losses, counts (accumulate,)."""
+    labels of the batch. A part without labels has the factor 0, also where all are without. Python's floats, in their double
+    precision. losses, counts (accumulate,)."""
     return [1 / accumulate for _ in counts]

@@ -29,7 +29,7 @@ class Test_flag:
     def test_yes_is_true(self, text):
         assert lab.flag(text) is True
 
-    @pytest.mark.parametrize("text", ["", "maybe", "2", "None", "y e s", "tru"])
+    @pytest.mark.parametrize("text", ["", "maybe", "2", "None", "y e s", "tru", "y", "t", "n", "f", "disable"])
     def test_anything_else_is_an_error(self, text):
         with pytest.raises(ValueError):
             lab.flag(text)
@@ -56,6 +56,10 @@ class Test_labels_of:
         """With the padding's id that of <eos>, masking by id takes away the end, and not masking trains on padding."""
         ids, prompt, lengths = label_rows()
         assert ((lab.labels_of(ids, prompt, lengths, LATENT) == EOS).sum(1) == 1).all()
+
+    def test_the_length_says_where_the_end_is_and_not_the_first_end_id(self):
+        ids = torch.tensor([[5, 6, 7, EOS, 8, EOS, EOS, EOS]])
+        assert lab.labels_of(ids, torch.tensor([2]), torch.tensor([6]), LATENT).tolist() == [[-100, 7, EOS, 8, EOS, -100, -100, -100]]
 
     @pytest.mark.parametrize("B, T", [(1, 2), (1, 6), (7, 12)])
     def test_against_loops(self, B, T):
@@ -169,6 +173,10 @@ class Test_best_checkpoint:
     def test_the_earliest_of_equals_whatever_test_says(self):
         history = [{"step": 300, "val": 0.6, "test": 0.9}, {"step": 100, "val": 0.6, "test": 0.1}, {"step": 200, "val": 0.6, "test": 0.5}]
         assert lab.best_checkpoint(history) == 100
+
+    def test_a_small_difference_is_one(self):
+        history = [{"step": 100, "val": 0.7121, "test": 0.5}, {"step": 200, "val": 0.7124, "test": 0.5}]
+        assert lab.best_checkpoint(history) == 200
 
     def test_another_test_split_chooses_the_same(self):
         g = generator(15)

@@ -2,7 +2,7 @@
 
     python experiment.py trial config.json                      on validation; the test set is not read
     python experiment.py enter config.json --name ada           on test, once: writes ada-seed0.json
-    python experiment.py check ENTRY.json ..                     is it whole and within the limits?
+    python experiment.py check ENTRY.json ..                     is it whole and within its limits?
     python experiment.py board ENTRY.json ..                     the leaderboard
 
 --latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where minilatent is found).
@@ -135,17 +135,23 @@ def check(entry: dict) -> list[str]:
     return wrong
 
 
-def board(entries: list[dict], latents: float, seconds: float) -> list[tuple[str, float, float, int]]:
-    """(name, mean accuracy, mean #L, seeds), the best first, by the rule of the handout."""
+def board(entries: list[dict], latents: float, seconds: float, questions: int) -> tuple[list[tuple[str, float, float, int]], dict[str, str]]:
+    """(name, mean accuracy, mean #L, seeds), the best first, by the rule of the handout; and why other names are not on it."""
     by_name: dict[str, dict[int, dict]] = {}
     for entry in entries:
         by_name.setdefault(entry["name"], {}).setdefault(entry["seed"], entry)
-    rows = []
+    rows, off = [], {}
     for name, seeds in by_name.items():
         runs = list(seeds.values())
-        if all(not check({**run, "latents_limit": latents, "seconds_limit": seconds}) for run in runs):
+        for seed, run in seeds.items():
+            wrong = check({**run, "latents_limit": latents, "seconds_limit": seconds})
+            if not wrong and run["n"] != questions:        # few questions are a wide interval, and luck
+                wrong = [f"measured on {run['n']} questions, not on {questions}"]
+            if wrong:
+                off.setdefault(name, f"seed {seed}: {wrong[0]}")
+        if name not in off:
             rows.append((name, sum(r["accuracy"] for r in runs) / len(runs), sum(r["mean_len"] for r in runs) / len(runs), len(runs)))
-    return sorted(rows, key=lambda row: (-row[1], row[2], row[0]))
+    return sorted(rows, key=lambda row: (-row[1], row[2], row[0])), off
 
 
 def main(argv: list[str]) -> int:
@@ -168,10 +174,22 @@ def main(argv: list[str]) -> int:
             print(f"{path}: {'; '.join(wrong) or 'whole, and within its limits'}")
         return 1 if any(found.values()) else 0
     if given.what == "board":
-        for place, (name, accuracy, mean_len, seeds) in enumerate(board([read(p) for p in given.files], given.latents, given.seconds), 1):
+        entries = []
+        for path in given.files:
+            found = read(path)
+            if isinstance(found.get("name"), str) and isinstance(found.get("seed"), int):
+                entries.append(found)
+            else:                                          # a config.json that stands beside them
+                print(f"{path} is no entry: it has no name and seed", file=sys.stderr)
+        rows, off = board(entries, given.latents, given.seconds, given.questions)
+        for place, (name, accuracy, mean_len, seeds) in enumerate(rows, 1):
             print(f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   {seeds} seed{'s' * (seeds > 1)}")
+        for name, why in off.items():
+            print(f"  -  {name:20} {why}")
         return 0
 
+    if given.questions < 1 or not 1 <= given.seconds < math.inf:
+        raise Bad("--questions and --seconds: 1 or more")
     config = read(given.files[0])
     check_config(config)
     entry_path = Path(f"{given.name}-seed{given.seed}.json")

@@ -20,7 +20,8 @@ def interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def admissible(entry: dict, most_latents: float, most_seconds: float) -> bool:
     """Whether an entry keeps to the limits, each of which may be reached: #L at most most_latents, training at most
-    most_seconds. An entry that lacks a number, or has one that is not finite or below 0, is not admissible."""
+    most_seconds. Not admissible is an entry whose "mean_len", "cpu_seconds" or "accuracy" is missing, no number, not
+    finite or below 0, or whose accuracy is above 1."""
     # BEGIN SOLUTION
     for key, most in (("mean_len", most_latents), ("cpu_seconds", most_seconds), ("accuracy", 1.0)):
         value = entry.get(key)
@@ -43,7 +44,7 @@ def choose(trials: list[dict], most_latents: float, most_seconds: float) -> dict
 def leaderboard(entries: list[dict], most_latents: float, most_seconds: float) -> list[tuple[str, float]]:
     """Names with their mean accuracy over seeds, the best first; of equals the one with the smaller mean #L, then by
     name. A name counts only if *every* one of its entries is admissible: else a bad seed could be hidden behind a limit.
-    The same name and seed twice: the first counts."""
+    The same name and seed twice: the first counts, the later one is as if it were not there."""
     # BEGIN SOLUTION
     by_name: dict[str, dict[int, dict]] = {}
     for entry in entries:

@@ -40,7 +40,8 @@ class Test_admissible:
         ({}, True), ({"mean_len": 8.0}, True), ({"mean_len": 8.01}, False), ({"cpu_seconds": 600.0}, True), ({"cpu_seconds": 600.5}, False),
         ({"mean_len": 0.0}, True), ({"mean_len": -1.0}, False), ({"cpu_seconds": -5}, False), ({"mean_len": math.nan}, False),
         ({"cpu_seconds": math.nan}, False), ({"cpu_seconds": math.inf}, False), ({"accuracy": 1.2}, False), ({"accuracy": math.nan}, False),
-        ({"accuracy": -0.1}, False), ({"mean_len": None}, False), ({"mean_len": "6"}, False), ({"accuracy": 1}, True), ({"mean_len": 3}, True)], ids=str)
+        ({"accuracy": -0.1}, False), ({"mean_len": None}, False), ({"mean_len": "6"}, False), ({"accuracy": 1}, True), ({"mean_len": 3}, True),
+        ({"accuracy": None}, False), ({"cpu_seconds": "500"}, False), ({"accuracy": 0.0}, True), ({"cpu_seconds": 0}, True)], ids=str)
     def test_each_number_by_itself(self, change, expected):
         assert lab.admissible({**entry(), **change}, 8, 600) is expected
 
@@ -115,6 +116,16 @@ class Test_leaderboard:
 
     def test_the_first_entry_of_a_name_and_seed_counts(self):
         assert board([entry("a", 0, 0.4), entry("a", 0, 0.9), entry("a", 1, 0.6)]) == [("a", 0.5)]
+        assert board([entry("a", 0, 0.4), entry("a", 0, 0.9, mean_len=99.0)]) == [("a", 0.4)]
+
+    def test_each_seed_weighs_the_same_however_many_questions_and_whatever_the_others_have(self):
+        few = {**entry("a", 0, 0.2), "n": 20}
+        assert board([few, entry("a", 1, 0.8), entry("a", 2, 0.8)]) == [("a", 0.6)]
+
+    def test_everybody_is_on_it_and_names_are_taken_letter_by_letter(self):
+        names = ["ada", "Ada", "b", "c", "d"]
+        assert board([entry(name, accuracy=0.9 - i / 10) for i, name in enumerate(names)]) == \
+            [(name, round(0.9 - i / 10, 9)) for i, name in enumerate(names)]
 
     def test_a_small_difference_is_one(self):
         assert board([entry("a", accuracy=0.741, mean_len=2.0), entry("b", accuracy=0.742, mean_len=7.0)]) == [("b", 0.742), ("a", 0.741)]
