@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, tiny_model
 from safetensors.torch import save_file
 
-from minilatent import checkpoint, config, mini, setup
+from minilatent import checkpoint, config, mini, setup, trainer
 from minilatent.batch import encode
 from minilatent.config import UserError, parse_args, resolve
 from minilatent.methods import METHODS
@@ -415,3 +415,10 @@ def test_a_damaged_checkpoint_stops_resuming_with_one_line_and_nothing_is_change
     with pytest.raises(UserError, match="damaged"):
         train(run, "cot_sft", "--resume")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("library", [lambda name: object(), lambda name: (_ for _ in ()).throw(OSError), lambda name: len(name)])
+def test_a_system_whose_c_library_gives_nothing_back_trains_all_the_same(library, monkeypatch):
+    """malloc_trim is glibc's: macOS has a library without it, Windows opens none (TypeError)."""
+    monkeypatch.setattr(trainer.ctypes, "CDLL", library)
+    assert trainer.trim_memory() is None
