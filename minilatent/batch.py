@@ -55,15 +55,17 @@ def chat_template(tok: Tokenizer) -> str:
     return "".join(bos) + CHATS[tok.chat].replace("{}", "{{ messages[-1]['content'] | trim }}") + own.get(tok.think, "<think>")
 
 
-def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: str = "skip") -> tuple[list[Row], int]:
+def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, too_long: str = "skip",
+           ratio: int = 0) -> tuple[list[Row], int]:
     """Rows, and how many examples were skipped because `Q <think> chain </think> answer <eos>` is longer than
-    `longest` tokens. UserError instead of skipping with too_long="error"."""
+    `longest` tokens. UserError instead of skipping with too_long="error".
+    ratio    also leave room for a latent behind every `ratio` tokens of the chain: Latent-SFT's stage 1 reads both"""
     rows, skipped = [], 0
     for number, example in enumerate(examples, 1):
         chain = tok.encode(example.chain)
         ends = [len(tok.encode(" ".join(example.steps[:i]))) for i in range(1, len(example.steps))] + [len(chain)]
         row = Row(encode_question(example.question, tok), chain, [*tok.encode(example.answer), tok.eos], ends, text=example.question)
-        length = len(row.question) + len(row.chain) + len(row.answer) + 2
+        length = len(row.question) + len(row.chain) + len(row.answer) + 2 + (-(-len(chain) // ratio) if ratio else 0)
         if length <= longest:
             rows.append(row)
         elif too_long == "error":

@@ -87,7 +87,7 @@ def read_config(folder: Path) -> tuple[dict, ModelConfig]:
     path = Path(folder) / "config.json"
     try:
         data = json.loads(path.read_text())
-        if "minilatent" not in data:
+        if not isinstance(data, dict) or "minilatent" not in data:
             raise UserError(f"{path} is not of a minilatent run")
         return data["config"], ModelConfig(**data["model"])
     except (FileNotFoundError, NotADirectoryError):

@@ -47,7 +47,7 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     logits (n, V); the teacher α is sparse: probs (n, K) summing to 1 and their ids (n, K). An entry with α_j = 0
     counts nothing.
     """
-    log_q = logits.float().log_softmax(-1).gather(-1, ids)                         # (n, K)
+    log_q = wide(logits).log_softmax(-1).gather(-1, ids)                           # (n, K)
     return mean((torch.special.xlogy(probs, probs) - probs * log_q).sum(-1))
 
 

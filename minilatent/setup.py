@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, data, lora, parallel
-from .batch import Row, encode, encode_question
+from .batch import Row, encode
 from .config import Config, SoftThinking, UserError, resolve
-from .evaluate import accuracy
+from .evaluate import accuracy, fitting
 from .example import Example
 from .hf_tokenizer import read_json
 from .methods import METHODS, Method
@@ -32,6 +32,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: no such device") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine has no CUDA, or this PyTorch was built without it; try --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device
 
 
@@ -55,8 +57,8 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
         init = str(BASE)
     if init == "none":
         tok = mini_tokenizer()
-        if config.width % config.n_head:
-            raise UserError(f"--width {config.width} is not a multiple of --n_head {config.n_head}")
+        if config.width % (2 * config.n_head):       # rotary positions turn pairs
+            raise UserError(f"--width {config.width} is not an even multiple of --n_head {config.n_head}")
         model = Transformer(ModelConfig(tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head, n_kv_head=config.n_head,
                                         width=config.width, head_dim=config.width // config.n_head, hidden=config.hidden))
         model.init_weights(torch.Generator().manual_seed(config.seed))
@@ -64,7 +66,8 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     path = Path(init) / "config.json"
     if path.exists():
         try:
-            ours = "minilatent" in json.loads(path.read_text())
+            settings = json.loads(path.read_text())
+            ours = isinstance(settings, dict) and "minilatent" in settings
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if ours:
@@ -113,17 +116,21 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
     """Training rows, validation examples, and a line that says what was left out."""
     options = {"seed": config.seed, "chain_style": config.chain_style, "chain_order": config.chain_order}
     examples = data.load(config.data, "train", limit=config.train_size, **options)
-    val = data.load(config.val_data or config.data, "test" if config.val_data else "val", limit=config.val_size,
-                    chain_style=config.chain_style)
+    file = config.val_data and config.val_data not in data.NAMES           # all of a file; of a data set by name only its validation split
+    val = data.load(config.val_data or config.data, "test" if file else "val", limit=config.val_size, chain_style=config.chain_style)
     if config.val_data:
         examples = data.exclude(examples, val)
     chained = [e for e in examples if e.steps] if METHODS[config.method].needs_chain else examples
-    rows, skipped = encode(chained, tok, longest, config.too_long)
+    ratio = config.ratio if config.method == "latent_sft" else 0
+    rows, skipped = encode(chained, tok, longest, config.too_long, ratio)
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")
     left_out = f"left out: {len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"
-    fits = [e for e in val if len(encode_question(e.question, tok)) + len(tok.encode(e.chain)) + 40 <= longest]
-    return rows, fits, left_out if len(rows) < len(examples) else ""
+    fits = [e for e in val if encode([e], tok, longest - config.max_answer, "skip", ratio)[0]]
+    if not fits or config.too_long == "error" and len(fits) < len(val):
+        raise UserError(f"{len(val) - len(fits)} of {len(val)} validation examples are longer than {longest} tokens")
+    left_out += f", {len(val) - len(fits)} of the validation examples"
+    return rows, fits, left_out if len(rows) < len(examples) or len(fits) < len(val) else ""
 
 
 def prepare_folder(config: Config) -> Path:
@@ -147,7 +154,7 @@ def prepare_folder(config: Config) -> Path:
 
 def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
     """The settings of the run in --out. Others than these may not be given anew."""
-    free = {"resume", "out", "device", "threads", "method", "preset"}
+    free = {"resume", "out", "device", "threads", "method"}
     folder = Path(config.out or f"out/{config.method}")
     settings, _ = checkpoint.read_config(folder)
     if settings["method"] != config.method:
@@ -155,6 +162,8 @@ def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
     for key, value in given.items():
         if key not in free and settings.get(key) != value and (key, value) != ("dtype", "auto"):
             raise UserError(f"the run in {folder} was started with --{key} {settings.get(key)}; --resume cannot change it")
+    if strange := set(settings) - {f.name for f in dataclasses.fields(Config)}:
+        raise UserError(f"{folder / 'config.json'} has a setting that this version does not know: {min(strange)}")
     stored = Config(**settings)
     return dataclasses.replace(stored, out=str(folder), resume=True, device=config.device, threads=config.threads), folder
 
@@ -185,6 +194,10 @@ def summary(config: Config, method: Method, rows: list[Row], val: list[Example],
              f"examples ({sum(lengths) / 1e6:.1f} M tokens, {waste:.1%} padding), {len(val)} to validate on, "
              f"{method.device}, {config.dtype}"]
     lines += [left_out] if left_out else []
+    cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)
+    free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain and config.segmentation != "step"
+    if free and cut_off:                     # not of a method with a fixed number of latents
+        lines.append(f"{cut_off / len(rows):.1%} of the chains are longer than --max_chain: at inference these are cut off")
     for name, steps, tokens, about in method.plan(rows):
         steps = min(steps, config.max_steps) if config.max_steps else steps
         minutes = steps * config.batch_size * tokens * rate / 60
@@ -238,7 +251,7 @@ def train(given: dict) -> None:
     if first:
         print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
     if config.data in data.NAMES:            # a file has no test split of its own: eval.py takes one
-        test = data.load(config.data, "test", limit=config.test_size)
+        test = fitting(method, data.load(config.data, "test", limit=config.test_size))
         result = accuracy(method, test)
         low, high = wilson(round(result["accuracy"] * len(test)), len(test))
         if first:

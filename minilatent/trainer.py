@@ -95,7 +95,7 @@ class Trainer:
         if parallel.world() > 1:
             signal.signal(signal.SIGTERM, self.on_terminate)
         try:                                     # of several processes the first writes
-            with open(os.devnull if parallel.rank() else self.folder / "metrics.jsonl", "a") as self.metrics:
+            with open(os.devnull if parallel.rank() else self.folder / "metrics.jsonl", "ab", buffering=0) as self.metrics:
                 for index, stage in enumerate(self.method.stages(train, val)):
                     if index >= self.at["stage"]:
                         self.run_stage(index, stage)
@@ -181,7 +181,7 @@ class Trainer:
             done, now = step + 1, time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
-            bar.set_postfix(loss=f"{logged['loss']:.3f}", **shown, refresh=False)
+            bar.set_postfix({"loss": f"{logged['loss']:.3f}", "tok/s": f"{self.tokens / self.seconds:.0f}", **shown}, refresh=False)
             if done % TRIM_EVERY == 0 or done % every == 0:
                 trim_memory()
             if done % config.log_every == 0 or done == steps:
@@ -189,11 +189,12 @@ class Trainer:
             if done % every == 0 or done == steps:
                 scores = stage.validate()
                 method.train()
-                shown = {"val": f"{scores['accuracy']:.3f}"}
+                score = next(iter(scores.values()))
+                shown = {"val": f"{score:.3f}"}
                 self.log(index, stage, done, **{f"val_{name}": value for name, value in scores.items()})
-                if scores["accuracy"] >= best:   # of equals the later one, which has seen more
-                    best = scores["accuracy"]
-                    self.write(self.best_file(stage), own_state(method), {"step": done, "accuracy": best})
+                if score >= best:                # of equals the later one, which has seen more
+                    best = score
+                    self.write(self.best_file(stage), own_state(method), {"step": done, next(iter(scores)): best})
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
             if done % config.save_every == 0 or done == steps or self.interrupted:
@@ -259,5 +260,8 @@ class Trainer:
 
     def log(self, index: int, stage: Stage, step: int, **values) -> None:
         entry = {"stage": stage.name, "index": index, "step": step, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}
-        self.metrics.write(json.dumps(entry) + "\n")
-        self.metrics.flush()
+        try:
+            self.metrics.write((json.dumps(entry) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; the last good checkpoint is in {self.state}, "
+                            "--resume goes on from there") from None

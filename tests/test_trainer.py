@@ -19,6 +19,7 @@ from minilatent.batch import encode
 from minilatent.config import UserError, parse_args, resolve
 from minilatent.methods import METHODS
 from minilatent.methods.cot_sft import CoTSFT
+from minilatent.model import Transformer
 from minilatent.trainer import Trainer, batches, learning_rate, make_optimizers, padding
 
 TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
@@ -130,6 +131,55 @@ def test_a_test_split_is_never_asked_for_before_the_model_is_final(tmp_path, mon
     assert saved == [["train", "val"]] and asked == ["train", "val", "test"]
 
 
+def test_a_named_validation_set_gives_its_validation_split(tmp_path, monkeypatch):
+    real, asked = setup.data.load, []
+    monkeypatch.setattr(setup.data, "load", lambda data, split, **k: (asked.append((data, split)), real(data, split, **k))[1])
+    config = resolve({"method": "cot_sft", "val_data": "mini_prosqa", "train_size": 8, "val_size": 4})
+    setup.load_data(config, setup.mini_tokenizer(), 512)
+    assert asked == [("mini", "train"), ("mini_prosqa", "val")]
+
+
+def test_stage_1_is_judged_by_what_it_is_called(uninterrupted):
+    """The gold chain holds the answer: that a decoder finds it there is no accuracy."""
+    told = {(e["stage"], key) for e in metrics(uninterrupted) for key in e if key in ("val_accuracy", "val_compression")}
+    assert told == {*((f"stage1-{phase}", "val_compression") for phase in ("encoder", "decoder", "both")), ("stage2", "val_accuracy")}
+
+
+def test_the_bar_tells_loss_speed_and_validation(tmp_path, monkeypatch):
+    told = []
+
+    class Bar:
+        def __init__(self, **_): pass
+        def update(self): pass
+        def close(self): pass
+        def set_postfix(self, values, refresh): told.append(dict(values))
+    monkeypatch.setattr(trainer, "tqdm", Bar)
+    train(tmp_path / "run", "cot_sft")
+    assert list(told[0]) == ["loss", "tok/s"] and list(told[-1]) == ["loss", "tok/s", "val"]
+    assert float(told[0]["loss"]) > 1 and int(told[0]["tok/s"]) > 10
+
+
+def test_the_summary_tells_parameters_tokens_stages_and_minutes(tmp_path, capsys):
+    train(tmp_path / "run", "latent_sft", "--max_chain", 4)
+    first, cut_off, *stages = capsys.readouterr().out.splitlines()[:6]
+    method = setup.load_run(tmp_path / "run", torch.device("cpu"))
+    assert f"{method.model.num_parameters() / 1e6:.2f} M parameters" in first and "64 training examples" in first and "M tokens" in first
+    assert "longer than --max_chain" in cut_off                     # 4 latents of 2 tokens: one step
+    assert [line.split()[0] for line in stages] == ["stage1-encoder", "stage1-decoder", "stage1-both", "stage2"]
+    assert all(f"{n} steps, about" in line and " min " in line for line, n in zip(stages, (3, 3, 3, 4)))
+
+
+def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch):
+    """Traced, not made faster: the backend that writes code needs a compiler, and time."""
+    real, calls = Transformer.compile, []
+    monkeypatch.setattr(Transformer, "compile", lambda self, **options: (calls.append(options), real(self, backend="eager", **options)))
+    train(tmp_path / "plain", "cot_sft", "--steps", 2)
+    train(tmp_path / "compiled", "cot_sft", "--steps", 2, "--compile")
+    assert calls == [{"dynamic": True}]
+    plain, compiled = ([e["loss"] for e in metrics(tmp_path / name) if "loss" in e] for name in ("plain", "compiled"))
+    assert len(plain) == 2 and plain == pytest.approx(compiled, rel=1e-5)
+
+
 def test_max_steps_stops_every_stage(tmp_path):
     train(tmp_path / "run", "latent_sft", "--max_steps", 1)
     assert sorted({(e["index"], e["step"]) for e in metrics(tmp_path / "run")}) == [(0, 1), (1, 1), (2, 1), (3, 1)]
@@ -224,8 +274,10 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again_and_logged_once(t
     same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_kill_9_in_the_middle_of_training_loses_nothing(tmp_path, uninterrupted):
-    """The real thing: another process, killed by a signal that nobody can catch, while it writes a checkpoint."""
+@pytest.mark.parametrize("stage, file", [("stage1-encoder", "resume"), ("stage1-decoder", "resume"), ("stage1-both", "resume"),
+                                         ("stage1-both", "labels"), ("stage2", "resume")])
+def test_kill_9_in_the_middle_of_a_stage_loses_nothing(tmp_path, uninterrupted, stage, file):
+    """The real thing: another process, killed by a signal that nobody can catch, while it writes a checkpoint or the labels."""
     program = f"""
 import os, signal, sys
 import torch
@@ -233,7 +285,7 @@ torch.set_num_threads(1)
 from minilatent import config, files, setup
 real = files.os.replace
 def replace(source, target):
-    if str(target).endswith("resume.safetensors") and open(os.path.join({str(tmp_path / 'run')!r}, "metrics.jsonl")).read().count("stage1-both") >= 2:
+    if str(target).endswith("{file}.safetensors") and open(os.path.join({str(tmp_path / 'run')!r}, "metrics.jsonl")).read().count("{stage}") >= 2:
         os.kill(os.getpid(), signal.SIGKILL)          # the new file is written, the old one still stands
     real(source, target)
 files.os.replace = replace
@@ -242,7 +294,7 @@ setup.train(config.parse_args(sys.argv[1:]))
     done = subprocess.run([sys.executable, "-c", program, "--method", "latent_sft", *TINY, "--out", str(tmp_path / "run")],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert metrics(tmp_path / "run")[-1]["stage"] == "stage1-both"
+    assert metrics(tmp_path / "run")[-1]["stage"] == stage
     train(tmp_path / "run", "latent_sft", "--resume")
     same_run(tmp_path / "run", uninterrupted)
 
@@ -282,6 +334,21 @@ def test_ctrl_c_saves_and_exits_with_130_and_the_run_goes_on_from_there(tmp_path
     same_run(tmp_path / "run", uninterrupted)
 
 
+def test_in_bfloat16_all_stages_train_and_resume_bit_for_bit(tmp_path, uninterrupted):
+    """What --dtype auto takes on a CPU that multiplies it: nearly the same losses, and not the same."""
+    half = ["--dtype", "bfloat16"]
+    train(tmp_path / "whole", "latent_sft", *half)
+    for a, b in zip(metrics(tmp_path / "whole"), metrics(uninterrupted), strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=0.02) and a["loss"] != b["loss"]
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, "save", lambda index, done, *_: (index, done) == (3, 2))
+        with pytest.raises(Killed):
+            train(tmp_path / "run", "latent_sft", *half)
+    train(tmp_path / "run", "latent_sft", *half, "--resume")
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -319,6 +386,21 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.safetensors"]
     with pytest.raises(UserError, match="No space left"):
         train(tmp_path / "run", "cot_sft")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_when_the_log_is_written_is_one_line(tmp_path, monkeypatch):
+    """Steps are logged more often than saved: the log meets the full disk first."""
+    real = setup.prepare_folder
+
+    def prepared(config):
+        folder = real(config)
+        (folder / "metrics.jsonl").symlink_to("/dev/full")
+        return folder
+    monkeypatch.setattr(setup, "prepare_folder", prepared)
+    with pytest.raises(UserError, match="metrics.jsonl: No space left") as caught:
+        train(tmp_path / "run", "cot_sft")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

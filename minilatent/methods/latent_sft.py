@@ -150,7 +150,7 @@ class LatentSFT(Method):
 
         logged = {"sup": loss.item()}
         weight = self.config.pull + (self.config.pull_end - self.config.pull) * progress
-        if weight > 0 and logits is not None and self.encoder.training:
+        if weight > 0 and logits is not None and logits.requires_grad:      # not while the encoder is frozen
             pull = sparse_kl(logits, *self.segment_mixture(batch["ids"], batch["kind"], batch["block"]))
             logged["pull"] = pull.item()
             loss = loss + weight * pull
@@ -178,7 +178,7 @@ class LatentSFT(Method):
             z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in gold]), "ids", "kind"))[0]
             out = self.answer_given(gold, z)
             right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, examples))
-        return parallel.average({"accuracy": right / max(len(val), 1)}, len(val))
+        return parallel.average({"compression": right / max(len(val), 1)}, len(val))
 
     def gold(self, examples: list[Example]) -> list[Row]:
         return self.cut(encode(examples, self.tok, self.model.config.context, "error")[0])
@@ -197,8 +197,8 @@ class LatentSFT(Method):
 
     @torch.no_grad()
     def soft_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """The encoder's latents of all rows: `probs` and `ids` (n, k), or `states` (n, C) for the hidden-state
-        ablation; `start` and `count` (rows,) where a row's begin and how many it has. Computed once, kept beside the
+        """The encoder's latents of all rows: `probs` and `ids` (n, k), or `states` (n, C), of unit variance, for the
+        hidden-state ablation; `start` and `count` (rows,) where a row's begin and how many it has. Computed once, kept beside the
         run."""
         path = self.folder / "state" / "labels.safetensors" if self.folder else None
         if path and path.exists():
@@ -215,7 +215,7 @@ class LatentSFT(Method):
             layouts = [self.encoder_layout(rows[i]) for i in chosen]
             with self.autocast():                                  # as the encoder was trained
                 z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
-            found = {"states": z.half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
+            found = {"states": (z / self.model.embed.weight.std()).half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
             start = int(places["start"][chosen[0]])
             for name, tensor in found.items():
                 stored[name][start:start + len(tensor)] = tensor.cpu()
@@ -254,7 +254,8 @@ class LatentSFT(Method):
     def loss2(self, batch: Batch, noise: torch.Generator, progress: float):
         config, ids, kind = self.config, batch["ids"], batch["kind"]               # (B, T)
         if self.hidden:
-            z = batch["label_states"]                                              # (n, C)
+            std = self.model.embed.weight.detach().std()       # today's, as at inference: stage 2 trains the embeddings
+            z = batch["label_states"] * std                                        # (n, C)
         else:
             probs, top = batch["label_probs"], batch["label_ids"]                  # (n, k)
             if config.gumbel:
@@ -269,8 +270,7 @@ class LatentSFT(Method):
         logits = self.model.logits(ahead)                                          # (n, V)
         if self.hidden:
             # Squared error of standardised states, in units of the embeddings' std; the head learns "not yet".
-            W = self.model.embed.weight
-            latent = mean(((standardise(ahead, W) - z) / W.detach().std()).pow(2))
+            latent = mean(((standardise(ahead, self.model.embed.weight) - z) / std).pow(2))
             p_end = logits.float().softmax(-1)[:, self.tok.end_think]
             latent = latent - mean(torch.log1p(-p_end.clamp(max=1 - 1e-6)))
         else:

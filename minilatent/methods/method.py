@@ -31,7 +31,7 @@ class Stage:
     trained: list[nn.Module]                                 # everything else is frozen
     steps: int
     lr: float
-    validate: Callable[[], dict[str, float]]                 # its "accuracy" chooses the best checkpoint
+    validate: Callable[[], dict[str, float]]                 # the first of these chooses the best checkpoint
     optimizer: str = ""                                      # another than --optimizer
     inner: int = 1                                           # updates on each batch (RL: on each rollout)
 
