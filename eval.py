@@ -9,7 +9,7 @@ from minilatent import data
 from minilatent.analysis import INTERVENTIONS, intervene, report_interventions
 from minilatent.figures import look_figure, results_figure, save_figure, space_figure, speed_figure
 from minilatent.files import write_json
-from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, nearest, run
+from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, check_speed, nearest, run
 from minilatent.evaluate import evaluate, label, report, training_tokens
 from minilatent.look import look, report_look
 from minilatent.methods import CoLaR
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
     parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
     add_fields(parser, SoftThinking)
-    add_fields(parser, Config, only=("device", "threads", "chain_style", "max_chain", "max_answer"))
+    add_fields(parser, Config, only=("device", "threads", "chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end"))
     given = vars(parser.parse_args(argv))
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     for name in names:
@@ -47,14 +47,14 @@ def main(argv: list[str]) -> None:
 
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
     config, batch = method.config, given.get("batch", 0)
-    for name in ("chain_style", "max_chain", "max_answer"):
+    for name in ("chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end"):
         setattr(config, name, given.get(name, getattr(config, name)))
     check(config)
     speeds = given.get("speed", [config.speed])
     if "speed" in given and not isinstance(method, CoLaR):
         raise UserError(f"--speed is CoLaR's: a run of {config.method} has one speed")
-    if bad := [s for s in speeds if s != "auto" and not (s.isdigit() and int(s))]:
-        raise UserError(f"--speed {bad[0]}: a speed is a whole number from 1 on, or auto")
+    for speed in speeds:
+        check_speed(speed)
     if "data" not in given and config.data not in data.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
     looks, frequent, results = "look" in given or "look_figure" in given, training_tokens(method), []

@@ -4,8 +4,9 @@ import argparse
 import torch
 
 from minilatent.analysis import describe, trace
-from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, run
+from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, check_speed, run
 from minilatent.figures import chain_figure, masks_figure, save_figure
+from minilatent.methods import CoLaR
 from minilatent.setup import load_run, pick_device
 
 QUESTION = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
@@ -21,13 +22,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--figure", metavar="FILE", help="draw the chain: ranks, probabilities, entropy (.png, .pdf, .svg)")
     parser.add_argument("--masks", metavar="FILE", help="draw Latent-SFT's two masks on a short example")
     add_fields(parser, SoftThinking)
-    add_fields(parser, Config, only=("device", "threads"))
+    add_fields(parser, Config, only=("device", "threads", "max_chain", "latent_temperature", "sample_end"))
     given = vars(parser.parse_args(argv))
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
-    method.config.speed = given.get("speed", method.config.speed)
+    if "speed" in given and not isinstance(method, CoLaR):
+        raise UserError(f"--speed is CoLaR's: a run of {method.config.method} has one speed")
+    for name in ("speed", "max_chain", "latent_temperature", "sample_end"):
+        setattr(method.config, name, given.get(name, getattr(method.config, name)))
+    check_speed(method.config.speed)
+    check(method.config)
     top = given.get("top", 5)
     if not 1 <= top <= method.model.config.vocab_size:
         raise UserError(f"--top must be between 1 and the vocabulary's {method.model.config.vocab_size}, not {top}")

@@ -99,6 +99,7 @@ class Config:
     head_width: int = opt(0, "width of the latent head (0: the model's)")
     latent_loss: str = opt("soft_mse", "of the latent head; mse: a deterministic head", choices=("soft_mse", "nll", "mse"))
     entropy_weight: float = opt(0.0, "α of soft_mse")
+    sigma_floor: float = opt(0.0, "what the latent head's σ never falls below, in units of the embeddings' std")
     latent_weight: float = opt(1.0, "weight of the latent head's loss")
     compressed_labels: bool = opt(True, "cross-entropy on a block's tokens (off: only on whether the chain goes on)")
     own_latents: float = opt(0.0, "weight of a second forward pass, on the model's own latents, that supervises the answer")
@@ -201,8 +202,7 @@ def resolve(given: dict) -> Config:
     preset = dict(PRESETS[name])
     special = {m: preset.pop(m, {}) for m in METHODS}
     config = check(Config(**{**preset, **special[method], **given}))
-    if config.speed != "auto" and not (config.speed.isdigit() and int(config.speed)):
-        raise UserError(f"--speed {config.speed} is neither a whole number from 1 on nor auto")
+    check_speed(config.speed)
     steps = config.stage1_steps.split(",")
     if len(steps) != 3 or not all(s.strip().isdigit() and int(s) for s in steps):
         raise UserError(f"--stage1_steps {config.stage1_steps}: three whole numbers from 1 on, with commas between them")
@@ -220,6 +220,11 @@ def check(settings):
         if not isinstance(value, (str, bool)) and not least <= value < float("inf"):     # a NaN, too
             raise UserError(f"--{f.name} {value} is out of range: {least} or more")
     return settings
+
+
+def check_speed(speed: str) -> None:
+    if speed != "auto" and not (speed.isdigit() and int(speed)):
+        raise UserError(f"--speed {speed} is neither a whole number from 1 on nor auto")
 
 
 def nearest(word: str, known) -> str:

@@ -86,8 +86,8 @@ def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache)
 def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
            max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0,
            cold: tuple[float, int] | None = None, sample_end: torch.Generator | None = None,
-           sample_answer: torch.Generator | None = None, end_temperature: float = 1.0) -> Decoded:
-    """Decode from `prefix` (B, T, C): input embeddings, lengths[b] of them real, the rest padding. Greedily, but for
+           sample_answer: torch.Generator | None = None, end_temperature: float = 1.0, samples: int = 1) -> Decoded:
+    """Decode from `prefix` (Q, T, C): input embeddings, lengths[q] of them real, the rest padding. Greedily, but for
     sample_end and sample_answer.
 
     think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
@@ -98,12 +98,17 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     sample_end, sample_answer   draw the end of the chain, or the answer's tokens, from the model's distribution;
                 generators on the CPU, so that a seed means the same on every device
     end_temperature   of sample_end's distribution
+    samples     rows that each prefix is decoded in, side by side: it is read once for all of them. B = Q · samples rows come out
     """
-    B, T, C = prefix.shape
-    device = prefix.device
+    (Q, T, C), device = prefix.shape, prefix.device
+    B = Q * samples
     rows = torch.arange(B, device=device)                       # which question each living row belongs to
-    cache = KVCache(model.config, B, T + max_chain + max_answer + 2, device, prefix.dtype)
-    hidden = prefill(model, prefix, lengths, cache)                                # (B, C)
+    cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
+    hidden = prefill(model, prefix, lengths, cache)                                # (Q, C)
+    if samples > 1:
+        each = rows // samples
+        cache.keep(each)
+        hidden = hidden[each]                                                      # (B, C)
     thinking = torch.full((B,), think is not None, device=device)
     count = torch.zeros(B, dtype=torch.long, device=device)     # steps of thinking, per question
     written = torch.zeros(B, dtype=torch.long, device=device)   # answer tokens, per question

@@ -1,4 +1,5 @@
 """Latents: points in the space of the input embeddings that are no single token's."""
+import math
 from typing import Callable
 
 import torch
@@ -71,10 +72,11 @@ def compress(embeds: Tensor, real: Tensor, pooling: str = "sqrt") -> Tensor:
 
 class LatentHead(nn.Module):
     """From a hidden state to a diagonal Gaussian over the next latent: μ and log σ, (..., C) each (CoLaR, section 3.2).
-    deterministic: μ alone, σ = 0 (the ablation)."""
+    deterministic: μ alone, σ = 0 (the ablation). floor: what σ never falls below. In full precision: a density is sensitive."""
 
-    def __init__(self, width: int, hidden: int, deterministic: bool = False):
+    def __init__(self, width: int, hidden: int, deterministic: bool = False, floor: float = 0.0):
         super().__init__()
+        self.floor = floor
         self.body = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
         self.mu = nn.Linear(hidden, width)
         self.log_sigma = None if deterministic else nn.Linear(hidden, width)
@@ -85,11 +87,17 @@ class LatentHead(nn.Module):
                 nn.init.normal_(p, 0.0, p.shape[1] ** -0.5, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+        if self.log_sigma is not None:
+            nn.init.zeros_(self.log_sigma.weight)    # σ = 1, the targets' own: small ones by chance would rule the first steps of the NLL
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.body(hidden)
-        mu = self.mu(x)
-        return mu, torch.full_like(mu, float("-inf")) if self.log_sigma is None else self.log_sigma(x)
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = self.body(hidden.to(self.mu.weight.dtype))
+            mu = self.mu(x)
+            log_sigma = torch.full_like(mu, float("-inf")) if self.log_sigma is None else self.log_sigma(x)
+            if self.floor and self.log_sigma is not None:
+                log_sigma = torch.logaddexp(log_sigma, torch.full_like(mu, math.log(self.floor)))      # σ + floor
+            return mu, log_sigma
 
 
 def think_through(model: Transformer, ids: Tensor, latent: int, pad: int, feed: Callable[[Tensor], Tensor],

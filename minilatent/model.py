@@ -127,7 +127,7 @@ class KVCache:
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row that is not in `rows` (indices): finished rows need no more computing."""
+        """Keep the rows that `rows` (indices) names: finished ones need no more computing. One that is named twice is there twice."""
         self.k, self.v, self.lengths = self.k[:, rows], self.v[:, rows], self.lengths[rows]
 
 

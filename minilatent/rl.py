@@ -7,7 +7,7 @@ answer's tokens from the language head. The reward is 1 for a right answer; A = 
                              + mean over its decisions    min(ρA, clip(ρ)A)      ρ of "go on" or "end here" at z_i
                              + mean over its answer       min(ρA, clip(ρ)A)      ρ of a token
 
-So each sample's chain has one advantage to share, ±1/length a latent: short right chains are made likelier by
+So each sample's chain has one advantage to share, A/length a latent: short right chains are made likelier by
 more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent and token alike.
 
 A model that was taught where its chains end is so sure of it that it never tries another place: `--end_temperature` above 1 makes the
@@ -16,6 +16,8 @@ policy that draws and is trained less sure. (Greedy decoding is the same at ever
 ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there.
 """
 import random
+import sys
+import zlib
 
 import torch
 from torch import Tensor
@@ -23,8 +25,9 @@ from torch import Tensor
 from . import parallel
 from .batch import Row, pad
 from .config import UserError
+from .evaluate import accuracy
 from .decode import Decoded, Thinker, decode
-from .example import is_correct
+from .example import Example, is_correct
 from .losses import advantages, clipped_surrogate, log_not, mean, mean_by
 from .masks import LATENT, PREFIX, TAIL, Layout
 
@@ -71,13 +74,14 @@ class GRPO:
         """G sampled chains and answers of each row's question, side by side, and what their tokens scored. A group stays
         in one process, and each process draws its own."""
         tok, G = self.tok, self.config.group
-        generator = torch.Generator().manual_seed(rng.getrandbits(62) + parallel.rank())
-        prompts = [p for r in rows for p in [self.prompt(r.text)] * G]
-        ids = pad(prompts, tok.pad).to(self.device)
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        out = decode(self.model, tok, self.model.embed(ids), lengths, self.sampler(generator),
+        # The parts of an accumulated step get the same rng: what is drawn for them must differ.
+        generator = torch.Generator().manual_seed(rng.getrandbits(62) + parallel.rank() + zlib.crc32(rows[0].text.encode()))
+        questions = [self.prompt(r.text) for r in rows]
+        lengths = torch.tensor([len(q) for q in questions], device=self.device)
+        out = decode(self.model, tok, self.model.embed(pad(questions, tok.pad).to(self.device)), lengths, self.sampler(generator),
                      **{**self.decoding(), "sample_end": generator, "sample_answer": generator,
-                        "end_temperature": self.config.end_temperature})
+                        "end_temperature": self.config.end_temperature, "samples": G})
+        prompts = [q for q in questions for _ in range(G)]
         gold = [tok.decode(r.answer) for r in rows for _ in range(G)]
         right = torch.tensor([is_correct(a, g) for a, g in zip(out.answers, gold)], device=self.device)
         said = [[t for t in row if t != tok.pad] for row in out.tokens.tolist()]
@@ -121,14 +125,41 @@ class GRPO:
         return logits.float().index_fill(-1, torch.tensor(self.tok.never, device=logits.device), float("-inf"))
 
     def loss(self, batch: Batch, noise, progress: float):
-        objective, clipped, kept = 0.0, [], batch["kept"]                          # (R,)
+        objective, clipped, kept = 0.0, {}, batch["kept"]                          # (R,)
         drawn, told = self.log_probs(batch)
         for name, (new, sample) in drawn.items():
             gain, took_over = clipped_surrogate(new, batch["old_" + name], self.credit(name, batch, sample), self.config.clip_ratio)
-            clipped.append(took_over.float())
-            # Without averaging, a sample of twice the length counts twice; the scale stays that of the average.
+            clipped["clipped_" + name] = took_over.float()
+            # Without averaging, a sample of twice the length counts twice among the latents, or the decisions, or the answers; the
+            # scale of each of these three stays that of the average.
             objective = objective + mean(mean_by(gain, sample, len(kept))[0][kept] if self.config.average else gain[kept[sample]])
-        rewards = batch["rewards"]
-        told = {"reward": rewards, "accuracy": batch["right"].float(), "len": (batch["kind"] == LATENT).sum(1).float(), **told,
-                "clipped": torch.cat(clipped), "silent": (batch["advantage"].view_as(rewards) == 0).all(1).float()}
+        rewards, length = batch["rewards"], (batch["kind"] == LATENT).sum(1)
+        told = {"reward": rewards, "accuracy": batch["right"].float(), "len": length.float(), **told, **clipped,
+                "silent": (batch["advantage"].view_as(rewards) == 0).all(1).float(),
+                "one_latent": (length == 1).float(), "cut_off": 1 - batch["closed"].float()}
         return -objective, {name: mean(values).item() for name, values in told.items()}
+
+    # ------------------------------------------------------------------ the whole
+
+    def trainable(self) -> list[torch.nn.Module]:
+        """All but the embedding table, and with it a tied language head."""
+        return [child for name, child in self.model.named_children() if name != "embed" or self.config.lora_rank]
+
+    def validate(self, val: list[Example]) -> dict[str, float]:
+        """Greedy accuracy and length; a collapse is told as it is seen."""
+        found = accuracy(self, val)
+        collapsed = {"one latent": found["mean_len"] < 1.05, "the maximum of --max_chain": found["mean_len"] > 0.95 * self.config.max_chain}
+        if parallel.rank() == 0 and any(collapsed.values()):
+            print(f"the chains have collapsed to {' and '.join(what for what, is_so in collapsed.items() if is_so)}: "
+                  f"accuracy {found['accuracy']:.3f}, #L {found['mean_len']:.1f}", file=sys.stderr)
+        return found
+
+    def rl_stage(self, train: list[Row], val: list[Example]) -> dict:
+        """What methods.method.Stage takes. `collate` makes a batch by rolling out."""
+        return dict(name=self.config.method, items=train, lengths=[len(r.question) for r in train], collate=self.rollout, loss=self.loss,
+                    trained=self.trainable(), steps=self.config.steps, lr=self.config.lr, validate=lambda: self.validate(val),
+                    inner=self.config.inner, judge_start=True)
+
+    def plan(self, train: list[Row]):
+        tokens = sum(len(self.prompt(r.text)) + len(r.chain) / self.ratio for r in train[:1000]) / max(1, len(train[:1000]))
+        return [(self.config.method, self.config.steps, (self.config.group + 1) * tokens, f"{self.config.group} samples a question")]

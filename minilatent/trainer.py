@@ -131,6 +131,8 @@ class Trainer:
             start, best = self.at["step"], self.at["best"]
             self.load_optimizers(optimizers, named)
 
+        elif stage.judge_start:
+            best = self.judge(index, stage, 0, best, {})
         method.train()
         epoch, cut = -1, []
         per_epoch = -(-len(stage.items) // config.batch_size)
@@ -187,14 +189,8 @@ class Trainer:
             if done % config.log_every == 0 or done == steps:
                 self.log(index, stage, done, **logged, lr=lr, grad_norm=float(norm))
             if done % every == 0 or done == steps:
-                scores = stage.validate()
+                best = self.judge(index, stage, done, best, shown)
                 method.train()
-                score = next(iter(scores.values()))
-                shown = {"val": f"{score:.3f}"}
-                self.log(index, stage, done, **{f"val_{name}": value for name, value in scores.items()})
-                if score >= best:                # of equals the later one, which has seen more
-                    best = score
-                    self.write(self.best_file(stage), own_state(method), {"step": done, next(iter(scores)): best})
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
             if done % config.save_every == 0 or done == steps or self.interrupted:
@@ -205,6 +201,17 @@ class Trainer:
                     print(f"stopped after step {done} of {stage.name}; --resume goes on from here")
                 raise KeyboardInterrupt
         bar.close()
+
+    def judge(self, index: int, stage: Stage, step: int, best: float, shown: dict) -> float:
+        """Validate, log, and keep the weights if they are the best so far; the best score. shown: for the bar"""
+        scores = stage.validate()
+        score = next(iter(scores.values()))
+        shown["val"] = f"{score:.3f}"
+        self.log(index, stage, step, **{f"val_{name}": value for name, value in scores.items()})
+        if score >= best:                        # of equals the later one, which has seen more
+            best = score
+            self.write(self.best_file(stage), own_state(self.method), {"step": step, next(iter(scores)): best})
+        return best
 
     # ------------------------------------------------------------------ files
 

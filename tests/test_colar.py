@@ -1,4 +1,5 @@
 """CoLaR and its RL: merged embeddings by a naive loop, losses by closed forms, samples and their probabilities."""
+import dataclasses
 import math
 import random
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 
-from minilatent import mini
+from minilatent import mini, rl
 from minilatent.batch import encode, segments
 from minilatent.config import UserError, resolve
 from minilatent.latent import LatentHead, compress
@@ -194,9 +195,11 @@ def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
     assert torch.equal(a.latents, b.latents) and a.lengths.min() >= 1
     method.config.latent_temperature = 0.5
     assert not torch.equal(solve().latents[:, 0], a.latents[:, 0])
+    assert torch.equal(solve().latents, solve().latents)              # whatever was evaluated before
     method.config.latent_temperature, method.config.sample_end = 0.0, True
-    lengths = torch.stack([solve().lengths for _ in range(12)])
-    assert (lengths != lengths[0]).any()
+    solve = lambda: method.solve([r.text for r in rows for _ in range(100)]).lengths
+    a, method.config.seed = solve(), 1
+    assert (solve() != a).any() and torch.equal(solve(), solve())
 
 
 # --- RL --------------------------------------------------------------------------------------------------------------
@@ -234,6 +237,52 @@ def score(batch, rewards):
 
 
 REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_samples_reward_is_whether_it_says_its_own_questions_answer(tok, rows, monkeypatch):
+    """The answers that count as right are set to what some of the samples said: the same rollout then earns these rewards."""
+    monkeypatch.setattr(rl, "is_correct", lambda answer, gold: answer == gold)       # random weights say no numbers
+    method, batch = rolled(tok, rows)
+    tails = [ids[kind == TAIL].tolist()[1:] for ids, kind in zip(batch["ids"], batch["kind"])]
+    said = [tok.decode(t) for t in tails]
+    gold = [said[1], said[3], "no answer"]                           # one of question 0's samples, the first of question 1's
+    asked = [dataclasses.replace(r, answer=tok.encode(g)) for r, g in zip(rows, gold)]
+    again = method.rollout(asked, random.Random(0))
+    assert torch.equal(again["ids"], batch["ids"])
+    right = [answer == gold[i // 3] for i, answer in enumerate(said)]
+    assert again["right"].tolist() == right and sum(right) >= 2 and not all(right)
+    assert again["rewards"].tolist() == [[float(r) for r in right[i:i + 3]] for i in (0, 3, 6)]
+    for i in range(3):
+        r = again["rewards"][i]
+        torch.testing.assert_close(again["advantage"].view(3, 3)[i], (r - r.mean()) / (r.std(unbiased=False) + 1e-6))
+
+
+def test_the_log_tells_how_many_chains_collapsed(tok, rows):
+    method, batch = rolled(tok, rows, max_chain=3)
+    logged, count = method.loss(batch, None, 0.0)[1], (batch["kind"] == LATENT).sum(1)
+    assert logged["one_latent"] == pytest.approx((count == 1).float().mean().item())
+    assert logged["cut_off"] == pytest.approx(1 - batch["closed"].float().mean().item()) and logged["cut_off"] > 0.5
+
+
+@pytest.mark.parametrize("length, said", [(1.0, "one latent"), (7.9, "the maximum of --max_chain"), (4.0, "")])
+def test_a_collapse_is_told(tok, rows, capsys, monkeypatch, length, said):
+    method, _ = rolled(tok, rows, max_chain=8)
+    monkeypatch.setattr(rl, "accuracy", lambda *_: {"accuracy": 0.25, "mean_len": length})
+    assert method.validate([]) == {"accuracy": 0.25, "mean_len": length}
+    err = capsys.readouterr().err
+    assert f"collapsed to {said}: accuracy 0.250, #L {length:.1f}" in err if said else not err
+
+
+def test_the_parts_of_an_accumulated_step_draw_different_samples(tok, rows):
+    method = make(tok, "colar_rl", latent_loss="nll")
+    a, b = (method.rollout([row], random.Random(0)) for row in rows[:2])
+    drawn = []
+    for batch in (a, b):                                             # ε = (z - μ) / σ of the first latent
+        kind = batch["kind"][:1]
+        mu, log_sigma = method.latent_head(method.model(embeds=method.embed_with(batch["ids"], batch["kind"], batch["z"]))[0])
+        first = int((kind[0] == LATENT).nonzero()[0]) - 1
+        drawn.append((batch["z"][0] / method.scale - mu[first]) / log_sigma[first].exp())
+    assert drawn[0].std().item() == pytest.approx(1.0, abs=0.5) and not torch.allclose(drawn[0], drawn[1], atol=0.1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -293,7 +342,7 @@ def test_the_first_inner_step_is_the_plain_policy_gradient(tok, rows, average):
     for name, (values, _) in method.log_probs(batch)[0].items():
         assert torch.equal(values, batch["old_" + name]), name
     loss, logged = method.loss(batch, None, 0.0)
-    assert logged["clipped"] == 0.0 and logged["reward"] == pytest.approx(1 / 3) and logged["silent"] == pytest.approx(1 / 3)
+    assert {logged["clipped_" + name] for name in ("latents", "decisions", "answer")} == {0.0} and logged["reward"] == pytest.approx(1 / 3) and logged["silent"] == pytest.approx(1 / 3)
     parameters = [p for m in method.trainable() for p in m.parameters()]
     surrogate = torch.autograd.grad(loss, parameters, allow_unused=True)
     plain = 0.0
@@ -311,7 +360,8 @@ def test_a_second_inner_step_meets_the_clip(tok, rows):
     batch = score(batch, REWARDS)
     with torch.no_grad():
         method.latent_head.mu.bias.add_(1.0)
-    assert method.loss(batch, None, 0.0)[1]["clipped"] > 0
+    logged = method.loss(batch, None, 0.0)[1]
+    assert logged["clipped_latents"] > 0 and logged["clipped_answer"] == 0.0      # the latents stay what they were: only their μ moved
 
 
 def test_samples_repeat_with_their_seed_and_differ_inside_a_group(tok, rows):
@@ -356,7 +406,7 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
         rewards = (n == n.view(2, 8).min(1).values.repeat_interleave(8)).float().view(2, 8)
         loss, _ = method.loss({**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1)}, None, 0.0)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
-    assert sum(lengths[-5:]) / 5 < sum(lengths[:5]) / 5 - 1, lengths
+    assert sum(lengths[-5:]) / 5 < lengths[0] - 1, lengths
 
 
 def test_a_frozen_head_that_cannot_learn_the_markers_is_refused(tok):
@@ -383,10 +433,12 @@ def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
     method = make(tok, "colar_rl", latent_loss="nll")
     with pytest.raises(UserError, match="starts from a CoLaR run"):
         method.adopt({}, {})
-    with pytest.raises(UserError, match="has a σ|with a σ"):
-        method.adopt({}, {"method": "colar", "latent_loss": "mse"})
+    for no_sigma in ({"latent_loss": "mse"}, {"latent_loss": "soft_mse", "entropy_weight": 0.0}):
+        with pytest.raises(UserError, match=f"--latent_loss {no_sigma['latent_loss']}, which leaves none"):
+            method.adopt({}, {"method": "colar", **no_sigma})
     head = make(tok, seed=7, head_width=9).latent_head.state_dict()
-    method.inherit(method.config, {"method": "colar", "head_width": 9})
+    method.inherit(method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.25})
+    assert (method.config.latent_loss, method.config.sigma_floor) == ("nll", 0.25)
     method = type(method)(method.config, tok, method.model)
     method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
                  {"method": "colar", "latent_loss": "nll"})

@@ -119,6 +119,18 @@ def batched(model, kind: str, rows: list[list[int]], **options):
     return decode(model, TOK, model.embed(ids), torch.tensor([len(r) for r in rows]), thinker(kind, model), **options)
 
 
+@pytest.mark.parametrize("family", ["mini", "gpt2"])
+def test_several_samples_of_a_question_are_as_if_it_had_been_asked_so_often(family):
+    """It is read once for all of them; what is drawn is another's for each."""
+    model, rows = chatty_model(family).double(), prompts(12)
+    draws = lambda: {name: torch.Generator().manual_seed(i) for i, name in enumerate(("sample_end", "sample_answer"))}
+    one = batched(model, "superposition", rows, samples=5, **draws())
+    many = batched(model, "superposition", [r for r in rows for _ in range(5)], **draws())
+    assert one.answers == many.answers and torch.equal(one.lengths, many.lengths) and torch.equal(one.chain, many.chain)
+    torch.testing.assert_close(one.latents, many.latents)
+    assert len(one.answers) == 60 and any(len(set(one.answers[i:i + 5])) > 1 for i in range(0, 60, 5))
+
+
 @pytest.mark.parametrize("family", ["mini", "gpt2", "qwen"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_gives_what_one_question_at_a_time_gives_exactly_in_float64(kind, family):

@@ -244,10 +244,13 @@ def test_a_run_killed_in_or_right_after_any_stage_resumes_bit_for_bit(tmp_path, 
 
 
 @pytest.mark.parametrize("method", ["colar", "colar_rl", "latent_rl", "latent_sft"])
-def test_colar_the_rl_methods_adaptive_segments_and_muon_resume_bit_for_bit(tmp_path, method):
+def test_colar_the_rl_methods_adaptive_segments_and_muon_resume_bit_for_bit(tmp_path, method, monkeypatch):
     """Factors, labels, samples and rewards are drawn anew from (seed, step): nothing of them is in the checkpoint."""
     args = ["--latent_loss", "nll", "--group", 3, "--inner", 2, "--segmentation", "adaptive", "--optimizer", "muon"]
     if method.endswith("_rl"):
+        monkeypatch.setattr("minilatent.rl.is_correct", lambda answer, gold: len(answer) % 2 == 0)      # random weights are never right,
+        judge = METHODS[method].judge                                                                   # and never come to an end
+        monkeypatch.setattr(METHODS[method], "judge", lambda self, b, rewards: judge(self, {**b, "whole": torch.ones_like(b["whole"])}, rewards))
         train(tmp_path / "start", {"colar_rl": "colar", "latent_rl": "latent_sft"}[method], *args)
         args += ["--init", tmp_path / "start"]
     train(tmp_path / "whole", method, *args)
@@ -257,6 +260,21 @@ def test_colar_the_rl_methods_adaptive_segments_and_muon_resume_bit_for_bit(tmp_
             train(tmp_path / "run", method, *args)
     train(tmp_path / "run", method, *args, "--resume")
     same_run(tmp_path / "run", tmp_path / "whole")
+    if method.endswith("_rl"):
+        assert any(e.get("grad_norm", 0) > 0 for e in metrics(tmp_path / "run")) and metrics(tmp_path / "run")[0]["step"] == 0
+
+
+def test_rl_that_only_gets_worse_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    """Where it begins is judged, too."""
+    train(tmp_path / "start", "latent_sft")
+    scores = iter([0.9, 0.5, 0.4, 0.3])
+    monkeypatch.setattr(METHODS["latent_rl"], "validate", lambda self, val: {"accuracy": next(scores), "mean_len": 3.0})
+    monkeypatch.setattr("minilatent.rl.is_correct", lambda answer, gold: len(answer) % 2 == 0)
+    train(tmp_path / "run", "latent_rl", "--init", tmp_path / "start", "--group", 3)
+    told = [(e["step"], e["val_accuracy"]) for e in metrics(tmp_path / "run") if "val_accuracy" in e]
+    assert told == [(0, 0.9), (2, 0.5), (4, 0.4)]
+    a, b = (checkpoint.load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("start", "run"))
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
 @pytest.mark.parametrize("stage, step", [(0, 1), (0, 3), (1, 1), (3, 3)])

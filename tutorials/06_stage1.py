@@ -149,14 +149,14 @@ def own_mass(some):
 
 
 generator, history = torch.Generator().manual_seed(0), []
-before = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["accuracy"]}
+before = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["compression"]}
 phases = [("encoder", [method.encoder], 30), ("decoder", [model], 15), ("both", [method.encoder, model], 30)]
 at = 0
 for name, modules, steps in phases:
     train(modules, steps, at, 75)
     at += steps
     print(f"after '{name}': " + "  ".join(f"{k} {v:.2f}" for k, v in history[-1].items()))
-after = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["accuracy"]}
+after = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["compression"]}
 print(before, after)
 
 figure, ax = plt.subplots(figsize=(8, 3.6))

@@ -46,15 +46,16 @@ class CoLaR(Method):
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
         C = model.config.width
-        self.latent_head = LatentHead(C, config.head_width or C, deterministic=config.latent_loss == "mse")
+        self.latent_head = LatentHead(C, config.head_width or C, config.latent_loss == "mse", config.sigma_floor)
         self.latent_head.init_weights(torch.Generator().manual_seed(config.seed))
         self.register_buffer("scale", model.embed.weight.detach().std())           # () the table is frozen, so is this
-        self.generator = torch.Generator().manual_seed(config.seed)                # of samples at inference
 
     @classmethod
     def inherit(cls, config, settings) -> None:
         if settings.get("method") in ("colar", "colar_rl"):
             config.head_width = settings["head_width"]
+            if config.method == "colar_rl":
+                config.latent_loss, config.sigma_floor = settings["latent_loss"], settings.get("sigma_floor", 0.0)
 
     def adopt(self, tensors, settings) -> None:
         if not settings and self.config.init != "none" and self.model.config.tied and not self.config.lora_rank:
@@ -76,7 +77,7 @@ class CoLaR(Method):
 
     def thinker(self, temperature: float | None = None, generator: torch.Generator | None = None):
         temperature = self.config.latent_temperature if temperature is None else temperature
-        generator = generator or self.generator
+        generator = generator or self.fresh()
 
         def think(logits: Tensor, hidden: Tensor) -> Tensor:
             mu, log_sigma = self.latent_head(hidden)                               # (b, C) each
@@ -85,8 +86,12 @@ class CoLaR(Method):
             return mu * self.scale
         return think
 
+    def fresh(self) -> torch.Generator:
+        """For samples at inference: the same for every call, so that no result depends on what was evaluated before."""
+        return torch.Generator().manual_seed(self.config.seed)
+
     def decoding(self):
-        return {**super().decoding(), "min_chain": 1, "sample_end": self.generator if self.config.sample_end else None}
+        return {**super().decoding(), "min_chain": 1, "sample_end": self.fresh() if self.config.sample_end else None}
 
     # ------------------------------------------------------------------ the supervised stage
 
@@ -171,7 +176,7 @@ class CoLaR(Method):
 
 
 class CoLaRRL(GRPO, CoLaR):
-    """GRPO (see rl.py) from a CoLaR checkpoint, best one trained by NLL: its σ is a distribution, soft-MSE's goes to 0.
+    """GRPO (see rl.py) from a CoLaR checkpoint that was trained by NLL: its σ is a distribution, soft-MSE's goes to 0.
 
     Latents are drawn from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density is its mean over
     the C dimensions of the width (the release's choice), so ρ is the C-th root of the likelihood ratio: clipping at 1 ± ε
@@ -182,8 +187,9 @@ class CoLaRRL(GRPO, CoLaR):
     def adopt(self, tensors, settings) -> None:
         if settings.get("method") not in ("colar", "colar_rl"):
             raise UserError("colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, then --init its folder")
-        if self.config.latent_loss == "mse" or settings["latent_loss"] == "mse":
-            raise UserError("colar_rl needs a latent head with a σ: its --init was trained with --latent_loss mse")
+        if settings["latent_loss"] == "mse" or settings["latent_loss"] == "soft_mse" and not settings["entropy_weight"]:
+            raise UserError(f"colar_rl draws latents with the latent head's σ: its --init was trained with --latent_loss {settings['latent_loss']}, "
+                            "which leaves none. Train one with --latent_loss nll")
         super().adopt(tensors, settings)
 
     def sampler(self, generator):
@@ -201,11 +207,8 @@ class CoLaRRL(GRPO, CoLaR):
         density = density.mean(-1) if self.config.log_density == "mean" else density.sum(-1)
         return density, {"sigma": log_sigma.exp()}
 
-    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
-        yield Stage("colar_rl", train, [len(r.question) for r in train], self.rollout, self.loss, self.trainable(),
-                    self.config.steps, self.config.lr, lambda: accuracy(self, val), self.config.inner)
+    def trainable(self):
+        return [*super().trainable(), self.latent_head]
 
-    def plan(self, train: list[Row]):
-        tokens = sum(len(self.prompt(r.text)) + len(r.chain) / self.ratio for r in train[:1000]) / max(1, len(train[:1000]))
-        return [("colar_rl", self.config.steps, 2 * self.config.group * tokens,
-                 f"{self.config.group} samples a question, at {self.config.speed} times the speed")]
+    def stages(self, train, val):
+        yield Stage(**self.rl_stage(train, val))

@@ -28,15 +28,10 @@ Where we differ, and why:
   - Answer tokens are drawn from the whole distribution (the release: T 0.6, top-p 0.95), which is the one that ρ is of.
   - The objective is averaged inside a sample first (--no-average: over all latents and tokens).
 """
-from typing import Iterator
-
 import torch
 
-from ..batch import Row
 from ..config import UserError
 from ..decode import superposition_thinker
-from ..evaluate import accuracy
-from ..example import Example
 from ..latent import clamped_gumbel, entropy, mix
 from ..losses import advantages, gumbel_log_density
 from ..masks import LATENT
@@ -110,16 +105,5 @@ class LatentRL(GRPO, Method):
     def credit(self, name, batch, sample):
         return batch["latent_advantage"] if name == "latents" else super().credit(name, batch, sample)
 
-    # ------------------------------------------------------------------ the whole
-
-    def trainable(self) -> list[torch.nn.Module]:
-        """All but the embedding table, and with it a tied language head."""
-        return [child for name, child in self.model.named_children() if name != "embed" or self.config.lora_rank]
-
-    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
-        yield Stage("latent_rl", train, [len(r.question) for r in train], self.rollout, self.loss, self.trainable(),
-                    self.config.steps, self.config.lr, lambda: accuracy(self, val), self.config.inner)
-
-    def plan(self, train: list[Row]):
-        tokens = sum(len(self.prompt(r.text)) + len(r.chain) / self.ratio for r in train[:1000]) / max(1, len(train[:1000]))
-        return [("latent_rl", self.config.steps, 2 * self.config.group * tokens, f"{self.config.group} samples a question")]
+    def stages(self, train, val):
+        yield Stage(**self.rl_stage(train, val))

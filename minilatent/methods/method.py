@@ -34,6 +34,7 @@ class Stage:
     validate: Callable[[], dict[str, float]]                 # the first of these chooses the best checkpoint
     optimizer: str = ""                                      # another than --optimizer
     inner: int = 1                                           # updates on each batch (RL: on each rollout)
+    judge_start: bool = False                                # where it begins is a candidate for the best, too
 
 
 class Method(nn.Module):
