@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from minilatent import data
-from minilatent.analysis import INTERVENTIONS, intervene, report_interventions
+from minilatent.analysis import INTERVENTIONS, intervene, intervention, report_interventions
 from minilatent.figures import look_figure, results_figure, save_figure, space_figure, speed_figure
 from minilatent.files import write_json
-from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, check_speed, nearest, run
+from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, check_speed, run
 from minilatent.evaluate import evaluate, label, report, training_tokens
 from minilatent.look import look, report_look
 from minilatent.methods import CoLaR
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results: a list with one object per data set")
     parser.add_argument("--figure", metavar="FILE", help="draw ECR@K and N_eff with their controls (.png, .pdf, .svg)")
     parser.add_argument("--intervene", nargs="*", metavar="NAME", help="also replace the latents and decode the answer "
-                        f"from that: {', '.join(INTERVENTIONS)} [noise swap]")
+                        f"from that: {', '.join(INTERVENTIONS)}, truncate:N [noise swap]")
     parser.add_argument("--look", action="store_true", help="also tell what the latents look like: norms, cosines, effective rank, entropy")
     parser.add_argument("--look_figure", metavar="FILE", help="draw that (.png, .pdf, .svg)")
     parser.add_argument("--space_figure", metavar="FILE", help="draw hidden states against token embeddings, and these' spectrum")
@@ -37,8 +37,7 @@ def main(argv: list[str]) -> None:
     given = vars(parser.parse_args(argv))
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     for name in names:
-        if name not in INTERVENTIONS:
-            raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
+        intervention(name)
     for name in ("batch", "limit"):
         if given.get(name, 1) < 1:
             raise UserError(f"--{name} {given[name]} is out of range: 1 or more")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .batch import encode_question
-from .config import UserError
+from .config import UserError, nearest
 from .decode import decode
 from .evaluate import fitting, label, room, solve_batches, table
 from .example import Example, extract_answer, is_correct
@@ -31,6 +31,7 @@ class Chains:
     steps: Tensor                # (B,)
     donor: Tensor                # (B,) another question of the batch
     likeliest: Tensor            # (B, N, C) the embedding of each step's likeliest token
+    mean: Tensor                 # (C,) the mean latent of the whole data set
     generator: torch.Generator
 
 
@@ -38,11 +39,6 @@ def noise(c: Chains, times: float = 1.0) -> tuple[Tensor, Tensor]:
     """A random direction with each latent's own norm, or `times` that."""
     random = torch.randn(c.z.shape, generator=c.generator).to(c.z)
     return times * random / random.norm(dim=-1, keepdim=True) * c.z.norm(dim=-1, keepdim=True), c.steps
-
-
-def mean(c: Chains) -> tuple[Tensor, Tensor]:
-    """Every latent is the batch's mean latent."""
-    return (c.z.sum((0, 1)) / c.steps.sum().clamp(min=1)).expand_as(c.z), c.steps
 
 
 def shuffle(c: Chains) -> tuple[Tensor, Tensor]:
@@ -64,12 +60,26 @@ INTERVENTIONS: dict[str, Callable[[Chains], tuple[Tensor, Tensor]]] = {         
     "loud": lambda c: noise(c, 10),                                                # noise far larger than any latent
     "swap": lambda c: (c.z[c.donor], c.steps[c.donor]),                            # another question's, as many as it has
     "zeros": lambda c: (torch.zeros_like(c.z), c.steps),
-    "mean": mean,
+    "mean": lambda c: (c.mean.expand_as(c.z), c.steps),                            # every latent is the data set's mean latent
     "shuffle": shuffle,
-    "truncate": lambda c: (c.z, c.steps // 2),                                     # the first half only
+    "truncate": lambda c: (c.z, c.steps // 2),                                     # the first half only; truncate:N: the first N
     "extend": extend,
-    "top1": lambda c: (c.likeliest, c.steps),                                      # no mixture: one token a step
+    "top1": lambda c: (c.likeliest, c.steps),                                      # no mixture: one token a step. Of superpositions only
 }
+
+
+def intervention(name: str) -> Callable[[Chains], tuple[Tensor, Tensor]]:
+    """By its name, truncate:N included. UserError if there is none."""
+    if name.startswith("truncate:") and name[9:].isdigit():
+        return lambda c: (c.z, c.steps.clamp(max=int(name[9:])))
+    if name not in INTERVENTIONS:
+        raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
+    return INTERVENTIONS[name]
+
+
+def applies(name: str, method) -> bool:
+    """The likeliest token alone is another chain altogether, and no part of it, where no mixture of tokens was fed."""
+    return name != "top1" or method.mixed
 
 
 def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,15 +105,22 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
 
     Donors are questions of the same batch, with a chain of the same length where possible, that the model itself
     answers with something else than this question's right answer; `follows_donor` is the share of answers that
-    become the donor's. Questions without a donor (`n` tells) are left out of swap.
+    become the donor's. Questions without a donor (`n` tells) are left out of swap. UserError for a method that does not
+    think, and for top1 where no mixture of tokens is fed.
     per_question    also "questions": "judged" and "correct" in the examples' order, as hexadecimal bits (metrics.to_hex)
     """
     examples = fitting(method, examples)
     generator = torch.Generator().manual_seed(seed)                                # on the CPU: the same everywhere
     found: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in names}
-    for chosen, out, _ in solve_batches(method, examples, batch):
-        if out.latents is None:
-            raise UserError(f"{method.config.method} does not think: it has no latents to replace")
+    replace = {name: intervention(name) for name in names}
+    if method.thinker() is None:
+        raise UserError(f"{method.config.method} does not think: it has no latents to replace")
+    if unfit := [name for name in names if not applies(name, method)]:
+        raise UserError(f"--intervene {unfit[0]}: {method.config.method} feeds no mixtures of tokens")
+    batches = list(solve_batches(method, examples, batch))
+    total = sum(int(out.lengths.sum()) for _, out, _ in batches)
+    mean = sum(out.latents.double().sum((0, 1)) for _, out, _ in batches) / max(1, total)                # (C,)
+    for chosen, out, _ in batches:
         some = [examples[i] for i in chosen]
         questions, gold = [e.question for e in some], [extract_answer(e.answer, e.answer) for e in some]
         said = [extract_answer(a, e.answer) for a, e in zip(out.answers, some)]
@@ -112,8 +129,8 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
         told = torch.tensor([known[answer] if answer is not None else -1 for answer in said])
         donor = partners(out.lengths.cpu(), (right[:, None] != told) & (told >= 0))
         for name in names:
-            z, steps = INTERVENTIONS[name](Chains(out.latents, out.lengths, donor.clamp(min=0).to(out.latents.device),
-                                                  method.model.embed(out.chain), generator))
+            z, steps = replace[name](Chains(out.latents, out.lengths, donor.clamp(min=0).to(out.latents.device),
+                                            method.model.embed(out.chain), mean.to(out.latents), generator))
             answers = answers_given(method, questions, z, steps)
             for i, answer in enumerate(answers):
                 d = int(donor[i])

@@ -156,14 +156,17 @@ LORA = {"lora_rank": 64, "lora_alpha": 128.0, "lora_dropout": 0.1, "grad_checkpo
 def on_gpu(init: str, **more) -> dict:
     """The papers' settings for a pretrained model on one GPU; README has the memory. GSM8K-Aug; Latent-SFT's learning
     rate, schedule and epochs (10 a phase of stage 1, 70 of stage 2), CoLaR's batch of 256 and at most 50 epochs (an
-    epoch of the 385,620 examples is 1,507 steps), its factors up to 5 and a latent head as wide as the model, and its
-    RL's learning rate and groups of 8. Our choice: for the others 10 epochs; for RL 3,000 steps of 32 questions, which
+    epoch of the 385,620 examples is 1,507 steps), its factors up to 5, a latent head as wide as the model and adapters of
+    rank 128, and its RL's learning rate and groups of 8; CODI's rank, weight and, on GPT-2, learning rate and 40 epochs. Our
+    choice: for the others 10 epochs; chains of at most 256 tokens, which a number of several tokens can take; for RL 3,000 steps of 32 questions, which
     are as many rows a pass as elsewhere, and no dropout, which would change the probabilities that it compares."""
     return {"init": init, "data": "gsm8k_aug", "train_size": 400_000, "val_size": 500, "test_size": 1319, "dtype": "bfloat16",
             "batch_size": 256, "accumulate": 4, "lr": 3e-4, "warmup": 0.05, "weight_decay": 0.01, "beta2": 0.999,
             "steps": 15_000, "eval_every": 1500, "save_every": 500, "stage1_steps": "15000,15000,15000", "pull": 0.0,
-            "pull_end": 0.0, "eval_batch": 128, **more, "latent_sft": {"steps": 105_000},
-            "colar": {"steps": 75_000, "lr": 1e-4, "c_max": 5, "head_width": 0},
+            "pull_end": 0.0, "eval_batch": 128, "max_chain": 256, **more, "latent_sft": {"steps": 105_000},
+            "icot": {"first_stage": 0}, "coconut": {"first_stage": 0},           # such a model has not learnt the chain yet
+            "codi": {"lora_rank": 128, "lr": 3e-3, "steps": 60_000} if init == "gpt2" else {"lora_rank": 128, "distill_weight": 20.0},
+            "colar": {"steps": 75_000, "lr": 1e-4, "c_max": 5, "head_width": 0, **({"lora_rank": 128} if more else {})},
             **dict.fromkeys(("colar_rl", "latent_rl"), {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250,
                                                         "lora_dropout": 0.0})}
 

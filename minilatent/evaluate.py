@@ -104,8 +104,8 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
 
     frequent    token ids, the most frequent first (`frequent_tokens` of training examples), for ECR's control
     per_question    also "questions": in the data's order "correct" as hexadecimal bits (metrics.to_hex) and "len"; "ecr_gain",
-                    ECR@10 above its control, null without a chain; "n_eff_gain", N_eff by the tokens that differ above that of
-                    latents which hold one chain only, null for a question without several
+                    ECR@10 above its control, null without a chain; "n_eff_gain", N_eff by the tokens that differ above the larger
+                    of its controls, null for a question without several chains or without another to compare with
 
     `seconds` includes keeping each step's distribution. These are dropped batch by batch: what is kept is a few
     numbers a question, so memory does not grow with the data set.
@@ -166,10 +166,11 @@ def questions(values: dict[str, Tensor], order: list[int], multi: list[bool], ks
         gain = (values["ecr"] - values["ecr_control"])[place, ks.index(10)].tolist()
         told["ecr_gain"] = [round(g, 3) if n else None for g, n in zip(gain, values["ecr_steps"][place].tolist())]
     if "n_eff_distinct" in values:                 # they came batch by batch, too: those that have several chains and a thought
-        gain = (values["n_eff_distinct"] - values["n_eff_one_path_distinct"]).tolist()
-        judged = iter(gain)
-        by_question = {i: round(next(judged), 3) for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0}
-        told["n_eff_gain"] = [by_question.get(i) for i in range(len(order))]
+        # One chain only is what a mixture has to beat; latents that know nothing follow all chains alike, another question's too.
+        beaten = torch.maximum(values["n_eff_one_path_distinct"], values["n_eff_other_distinct"])      # NaN without another question
+        judged = iter((values["n_eff_distinct"] - beaten).tolist())
+        by_question = {i: next(judged) for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0}
+        told["n_eff_gain"] = [round(g, 3) if (g := by_question.get(i)) is not None and g == g else None for i in range(len(order))]
     return told
 
 
@@ -236,6 +237,9 @@ def judge_latents(method, out: Decoded, examples: list[Example], others: list[Ch
                 other = parallelism(chain_weights(probs[paired], steps[paired], *control, ratio, distinct))
                 found["n_eff_control" + suffix] = other["n_eff"]
                 found["n_eff_excess" + suffix] = own["n_eff"][paired] - other["n_eff"]
+            found["n_eff_other" + suffix] = torch.full_like(own["n_eff"], float("nan"))      # the same, with a place for every question
+            if paired:
+                found["n_eff_other" + suffix][paired] = other["n_eff"]
     return found
 
 

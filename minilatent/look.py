@@ -52,22 +52,17 @@ def quantiles(x: Tensor) -> list[float]:
 
 # ------------------------------------------------------------------ the latents of a run
 
-def mixed(method) -> bool:
-    """Does it feed back superpositions of the vocabulary?"""
-    return bool(getattr(method, "soft", None)) or method.config.method in ("latent_sft", "latent_rl") and method.config.latent == "superposition"
-
-
 @torch.no_grad()
 def look(method, examples: list[Example], batch: int = 0) -> dict:
     """The latents of these questions' own chains (for explicit CoT: its tokens' embeddings) against the embedding table, as JSON
     would hold it. Steps that fewer than one chain in twenty reaches are left out of what is told by step."""
     examples = fitting(method, examples)
     parts, mixtures, steps, order = [], [], [], []
-    for chosen, out, _ in solve_batches(method, examples, batch, keep_probs=mixed(method)):
+    for chosen, out, _ in solve_batches(method, examples, batch, keep_probs=method.mixed):
         if out.latents is None:
             raise UserError(f"{method.config.method} does not think: it has no latents to look at")
         parts += [z[:n].float().cpu() for z, n in zip(out.latents, out.lengths.tolist())]
-        if mixed(method):
+        if method.mixed:
             best = out.probs.topk(min(method.config.k, out.probs.shape[-1]), dim=-1).values      # (B, N, k), 0 behind the chain
             mixtures += list(entropy(best / best.sum(-1, keepdim=True).clamp(min=1e-30)))
         steps, order = steps + out.lengths.tolist(), order + chosen
@@ -88,7 +83,7 @@ def look(method, examples: list[Example], batch: int = 0) -> dict:
             "rank_chain": sum(effective_rank(p) for p in parts if len(p)) / sum(len(p) > 0 for p in parts),
             "spectrum": [round(v, 6) for v in spectrum(every).tolist()],
             "spectrum_embeddings": [round(v, 6) for v in spectrum(words).tolist()], "entropy_by_step": None}
-    if mixed(method):
+    if method.mixed:
         H, real = pad_sequence(mixtures, True)[:, :long], torch.arange(long) < steps[:, None]
         told["entropy_by_step"] = ((H * real).sum(0) / real.sum(0).clamp(min=1)).tolist()
     names = [visible(method.tok.name(i)) for i in range(method.tok.vocab_size)]

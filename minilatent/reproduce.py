@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from . import budget, data
-from .analysis import INTERVENTIONS, intervene
+from .analysis import INTERVENTIONS, applies, intervene
 from .config import Config, Parser, SoftThinking, UserError, add_fields, nearest, resolve, run
 from .evaluate import evaluate, training_tokens
 from .files import replace_file, write_json
@@ -81,6 +81,8 @@ def colar_rl(suffix: str = "", what: str = "", **train) -> Row:
     return Row(f"colar_rl{suffix}", f"CoLaR-RL{what}", "ablation" if suffix else "main", settings, share=0.5, after="colar_nll_half")
 
 
+# NLL's gradient grows as 1/σ²: with the weight that soft-MSE takes it drowns the rest, and without a floor it has spikes.
+NLL = {"latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 ROWS = [
     Row("base", "CoT-SFT, the base", "main", {}),
     Row("cot_sft", "CoT-SFT", "main", {"method": "cot_sft"},
@@ -95,13 +97,14 @@ ROWS = [
     colar(),
     latent_sft(4),
     latent_sft(2),
-    Row("colar_nll_half", "", "ablation", {"method": "colar", "latent_loss": "nll"}, speeds("CoLaR-{} before RL, NLL"), share=0.5),
+    Row("colar_nll_half", "", "ablation", {"method": "colar", **NLL}, speeds("CoLaR-{} before RL, NLL"), share=0.5),
+    Row("colar_nll_more", "", "ablation", {"method": "colar", **NLL}, speeds("CoLaR-{} trained on, NLL"), share=0.5, after="colar_nll_half"),
     colar_rl(),
     colar_rl("_no_average", ", no averaging", average=False),
     colar("_det", ", deterministic head", latent_loss="mse"),
     colar("_no_labels", ", no compressed labels", compressed_labels=False),
     colar("_mean", ", mean pooling", pooling="mean"),
-    colar("_nll", ", NLL", latent_loss="nll"),
+    colar("_nll", ", NLL", **NLL),
     *(row for r in (2, 4) for row in (latent_sft(r, "_no_ltim", ", no induction mask", ltim=False),
                                       latent_sft(r, "_no_ltsum", ", no supervision mask", ltsum=False),
                                       latent_sft(r, "_hidden", ", hidden states", latent="hidden"))),
@@ -122,7 +125,7 @@ ROWS = [
 
 def tuned_as(row: Row) -> str:
     """Rows of one method that start from the same weights share a learning rate: an ablation changes one thing only."""
-    return row.train["method"] + ("_scratch" if row.train.get("init") == "none" else "")
+    return row.train["method"] + "_nll" * (row.train.get("latent_loss") == "nll") + "_scratch" * (row.train.get("init") == "none")
 
 
 def trials_of(row: Row) -> list[Row]:
@@ -285,7 +288,8 @@ def do_row(row: Row, seed: int, args, total: float) -> None:
                 "instead_of": row.instead_of, "budget": args.budget, "limit": args.limit, **facts,
                 **evaluate(method, examples, name, frequent=training_tokens(method), per_question=True)}
         if method.thinker() is not None:
-            line["interventions"] = intervene(method, examples, SHOWN if name == INTERVENED else ["swap"], per_question=True)
+            line["interventions"] = intervene(method, examples, [n for n in SHOWN if applies(n, method)] if name == INTERVENED else ["swap"],
+                                              per_question=True)
         add_line(out, line)
 
 
@@ -340,6 +344,12 @@ def main(argv: list[str]) -> None:
     for name, values in made.items():                    # what is compared must agree in these
         if other := values - {getattr(args, name)}:
             raise UserError(f"{out} holds what was made with --{name} {other.pop():g}: give that, or another --out")
+    for row in chosen if not args.trials else ():
+        for line in read_lines(out):
+            best = tuned(row, args).get("lr") if row.train else None
+            if line["run"] == row.name and best and line.get("lr") not in (None, best):
+                raise UserError(f"{out} holds {row.name} trained at lr {line['lr']:g}, but the best of its trials is {best:g}: take its lines out of "
+                                "rows.jsonl and its run out of the way, or give another --out")
     if args.trials:
         done = {t["row"] for t in read_lines(out, "trials.jsonl")}
         todo = [(trial, 0) for trial in {t.name: t for row in chosen if row.train for t in trials_of(row)}.values() if trial.name not in done]

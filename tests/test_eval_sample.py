@@ -11,6 +11,7 @@ import torch
 from minilatent import analysis, checkpoint, data
 from minilatent.analysis import INTERVENTIONS, Chains, answers_given, describe, intervene, trace
 from minilatent.config import Config, UserError
+from minilatent.decode import Decoded
 from minilatent.evaluate import evaluate, fitting, frequent_tokens, other_chains, report, solve_all
 from minilatent.methods import METHODS
 from minilatent.metrics import from_hex
@@ -88,6 +89,33 @@ def test_evaluate_agrees_with_solve_all_and_has_the_contracts_keys(tok, examples
     assert 0 < result["mean_len"] <= 12 and result["n_multi"] > 0 and "10" in result["ecr"]
 
 
+@pytest.mark.parametrize("kind, gains", [("all alike", False), ("one chain", False), ("own chains", True)])
+def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing_else(tok, monkeypatch, kind, gains):
+    """Latents that know nothing follow all chains alike, another question's too; latents of one chain follow no other. The gain is small
+    even for a perfect mixture: its chains share most of their tokens, and what is not theirs is followed by chance."""
+    method, examples = tiny(tok, "latent_sft"), data.load("mini", "test", limit=120)
+    by_prompt = {e.question: e for e in examples}
+
+    def solve(questions, **options):
+        chains = [[tok.encode(" ".join(c)) for c in by_prompt[q].chains] for q in questions]
+        chains = [c[:1] if kind == "one chain" else c for c in chains]
+        steps = torch.tensor([-(-len(c[0]) // 2) for c in chains])
+        probs = torch.full((len(questions), int(steps.max()), tok.vocab_size), 1.0 / tok.vocab_size)
+        for b, own in enumerate(chains if kind != "all alike" else []):
+            probs[b] = 1e-6
+            for c in own:
+                for t, token in enumerate(c):
+                    probs[b, t // 2, token] += 1 / (2 * len(own))
+            probs[b] /= probs[b].sum(-1, keepdim=True)
+        return Decoded(steps, [""] * len(questions), torch.zeros(len(questions), 1, dtype=torch.long), probs=probs,
+                       closed=torch.ones(len(questions), dtype=torch.bool))
+
+    monkeypatch.setattr(method, "solve", solve)
+    found = evaluate(method, examples, "mini", ks=(), per_question=True)["questions"]["n_eff_gain"]
+    judged = torch.tensor([g for g in found if g is not None])
+    assert len(judged) > 15 and (judged.mean() > 0.04) == gains and (gains or judged.mean() < 0.02)
+
+
 def test_explicit_cot_has_an_ecr_of_one(tok, examples):
     result = evaluate(tiny(tok, "cot_sft"), examples, "mini", ks=(1, 10))
     assert result["ecr"] == {"1": 1.0, "10": 1.0} and result["entropy_mixture"] is None and result["top1"] is None
@@ -151,7 +179,7 @@ def test_interventions_do_what_they_say(tok, examples):
     out = method.solve([e.question for e in examples[:6]])
     z, n, g = out.latents, out.lengths, torch.Generator().manual_seed(0)
     donor = torch.tensor([1, 2, 3, 4, 5, 0])
-    chains = Chains(z, n, donor, method.model.embed(out.chain), g)
+    chains = Chains(z, n, donor, method.model.embed(out.chain), z[0, 0] + 1, g)
     noisy, _ = INTERVENTIONS["noise"](chains)
     assert torch.allclose(noisy.norm(dim=-1), z.norm(dim=-1), rtol=1e-4) and (noisy - z).norm() > 0.5 * z.norm()
     swapped, steps = INTERVENTIONS["swap"](chains)
@@ -159,9 +187,15 @@ def test_interventions_do_what_they_say(tok, examples):
     mixed, _ = INTERVENTIONS["shuffle"](chains)
     for row, (a, b) in enumerate(zip(mixed, z)):                                   # the same latents, none from padding
         assert torch.allclose(a[:n[row]].sum(0), b[:n[row]].sum(0), atol=1e-3) and not a[n[row]:].any()
-    average, _ = INTERVENTIONS["mean"](chains)
-    assert torch.allclose(average[0, 0], torch.cat([row[:k] for row, k in zip(z, n)]).mean(0), atol=1e-4)
-    assert torch.equal(INTERVENTIONS["truncate"](chains)[1], n // 2)
+    average, steps = INTERVENTIONS["mean"](chains)
+    assert (average == z[0, 0] + 1).all() and average.shape == z.shape and torch.equal(steps, n)
+    zeros, steps = INTERVENTIONS["zeros"](chains)
+    assert zeros.shape == z.shape and not zeros.any() and torch.equal(steps, n)
+    assert torch.equal(INTERVENTIONS["truncate"](chains)[1], n // 2) and torch.equal(INTERVENTIONS["truncate"](chains)[0], z)
+    assert torch.equal(analysis.intervention("truncate:2")(chains)[1], n.clamp(max=2))
+    for wrong in ("truncate:", "truncate:-1", "truncates"):
+        with pytest.raises(UserError, match="unknown intervention"):
+            analysis.intervention(wrong)
     loud, _ = INTERVENTIONS["loud"](chains)
     assert torch.allclose(loud.norm(dim=-1), 10 * z.norm(dim=-1), rtol=1e-4)
     longer, steps = INTERVENTIONS["extend"](chains)
@@ -189,6 +223,44 @@ def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples, mo
     monkeypatch.setattr(method, "solve", solve)
     found = intervene(method, examples, ["swap", "keep"])
     assert found["swap"]["follows_donor"] == 1.0 and found["keep"]["unchanged"] == 1.0
+
+
+def test_a_model_that_ignores_its_chain_is_found_out(tok, examples, monkeypatch):
+    """The mirror of it: a fake that answers from the question alone never follows a donor."""
+    method = tiny(tok, "latent_sft")
+    free = method.solve
+    answers = lambda method, questions, latents, steps: [str(abs(hash(q)) % 10_000) for q in questions]
+
+    def solve(questions, **options):
+        out = free(questions, **options)
+        out.answers = answers(method, questions, out.latents, out.lengths)
+        return out
+
+    monkeypatch.setattr(analysis, "answers_given", answers)
+    monkeypatch.setattr(method, "solve", solve)
+    found = intervene(method, examples, ["swap", "noise", "zeros"])
+    assert found["swap"]["follows_donor"] == 0.0 and {f["unchanged"] for f in found.values()} == {1.0}
+
+
+def test_the_mean_latent_is_the_data_sets_and_not_a_batchs(tok, examples, monkeypatch):
+    method, seen = tiny(tok, "latent_sft"), []
+    method.model.double()
+    monkeypatch.setitem(INTERVENTIONS, "mean", lambda c: (seen.append(c.mean), (c.z, c.steps))[1])
+    intervene(method, examples, ["mean"], batch=7)
+    out = method.solve([e.question for e in examples])
+    expected = out.latents.sum((0, 1)) / out.lengths.sum()
+    assert len(seen) > 3 and all(torch.allclose(mean, expected, atol=1e-4) for mean in seen)
+
+
+@pytest.mark.parametrize("name, feeds_mixtures", [("latent_sft", True), ("cot_sft", False), ("colar", False), ("coconut", False)])
+def test_top1_is_of_superpositions_only(tok, examples, name, feeds_mixtures):
+    method = tiny(tok, name)
+    assert method.mixed == feeds_mixtures == analysis.applies("top1", method)
+    if feeds_mixtures:
+        assert intervene(method, examples[:4], ["top1"])["top1"]["n"] == 4
+    else:
+        with pytest.raises(UserError, match="top1.*feeds no mixtures"):
+            intervene(method, examples[:4], ["top1"])
 
 
 def test_no_cot_has_no_latents_to_replace(tok, examples):

@@ -168,6 +168,9 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_the_rows(call, tmp_p
     assert call("--rows", "cot_sft", "--budget", 4)[0] == 0 and given[-1]["lr"] == trials[-1]["lr"] and given[-1]["steps"] == 24
     line = json.loads((tmp_path / "results/rows.jsonl").read_text().splitlines()[0])
     assert line["lr"] == trials[-1]["lr"]
+    path.write_text("".join(json.dumps({**t, "val_accuracy": 0.9 if i == 0 else 0.1}) + "\n" for i, t in enumerate(trials)))
+    code, _, err = call("--rows", "cot_sft", "--budget", 4)                                              # tuned and untuned do not mix
+    assert code == 2 and f"trained at lr {trials[-1]['lr']:g}, but the best of its trials is {trials[0]['lr']:g}" in err
     path.write_text(json.dumps(trials[0]) + "\n")                                                        # one of three is not enough
     assert "best of" not in call("--plan", "--rows", "colar", "--budget", 4)[1]
     assert call("--trials", "--plan", "--rows", "cot_sft", "--budget", 4)[1].count("cot_sft-lr") == 2    # the others are left to do
@@ -282,6 +285,8 @@ def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
     slope = verdicts.slope(made_line(correct=easy)).mean().item()
     y, x = torch.tensor(easy).double(), steps.double()
     assert slope == pytest.approx(((y - y.mean()) * (x - x.mean())).sum().item() / (x - x.mean()).pow(2).sum().item())
+    flat = verdicts.slope(made_line(correct=[True] * n))
+    assert flat.abs().max() < 1e-9                                   # always right: no resampling sees a slope
     trend = Trend("", "a", "", ("mini",), measure="swap")
     for share, said in ((0.02, "holds"), (0.9, "does not hold")):
         lines = [made_line(correct=drawn(0.9, n, 0), interventions=swapped(drawn(share, n, 1)))]
@@ -326,7 +331,9 @@ def test_the_tables_say_the_numbers_and_over_what():
     half = float(row.split("±")[1].split("|")[0])                                                # the same questions in both seeds
     assert half == pytest.approx(196 * (0.75 * 0.25 / 40) ** 0.5, rel=0.15)
     text = verdicts.verdicts_text(lines, [Trend("a is something", "a", ""), Trend("missing", "a", "b")])
-    assert "| a is something | +75.0 |" in text and "| 160* | 2 | **holds** |" in text and "| not run |" in text
+    assert "| a is something | +75.0 |" in text and "| 160 | 2 | (holds) |" in text and "| not run |" in text
+    many = [made_line("a", 0, name, [True] * 750 + [False] * 250) for name in verdicts.SETS]
+    assert "| 4,000 | 1 | **holds** |" in verdicts.verdicts_text(many, [Trend("", "a", "")])             # enough for a verdict
 
 
 # --- figures ---------------------------------------------------------------------------------------------------

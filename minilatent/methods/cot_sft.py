@@ -34,6 +34,10 @@ class CoTSFT(Method):
     def explicit(self) -> bool:
         return self.soft is None
 
+    @property
+    def mixed(self) -> bool:
+        return self.soft is not None
+
     def thinker(self):
         if self.soft:
             return superposition_thinker(self.model, self.soft.soft_k, self.tok.never, self.soft.soft_temperature)

@@ -41,6 +41,7 @@ from .method import Method, Stage
 
 class LatentRL(GRPO, Method):
     needs_chain = False                          # what it learns from is the answer
+    mixed = True
 
     def adopt(self, tensors, settings) -> None:
         config = self.config

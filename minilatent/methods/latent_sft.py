@@ -57,6 +57,10 @@ class LatentSFT(Method):
         self.encoder = None                          # exists in stage 1 only
         self.hidden = config.latent == "hidden"      # the ablation: no projection on the vocabulary
 
+    @property
+    def mixed(self) -> bool:
+        return not self.hidden
+
     def thinker(self):
         if self.hidden:
             return hidden_thinker(self.model)

@@ -40,6 +40,7 @@ class Stage:
 class Method(nn.Module):
     """One subclass a method. It owns the model and all that is trained beside it."""
     explicit = False             # True: a step of its chain is an ordinary token
+    mixed = False                # True: a step of its chain is a mixture of tokens
     needs_chain = True           # False: examples without a chain can be trained on, too
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
