@@ -19,7 +19,7 @@ from .latent import entropy, superpose
 from .model import KVCache, Transformer
 from .tokenizer import Tokenizer
 
-# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). One that draws may return
+# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). A sampling thinker may return
 # a tuple: what is fed, and what is to be kept of the draw, (B, ..) each.
 Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
@@ -93,7 +93,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
     max_chain   a chain that long is closed by force
     min_chain   no chain ends before; min_chain = max_chain is a fixed number of steps, whatever the model says
-    cold        (τ, n): a chain ends, too, when the entropy was below τ for n steps in a row (Soft Thinking's cold stop)
+    cold        (τ, n): a chain ends, too, even before min_chain, when the entropy was below τ for n steps in a row (Soft Thinking's cold stop)
     keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
     sample_end, sample_answer   draw the end of the chain, or the answer's tokens, from the model's distribution;
                 generators on the CPU, so that a seed means the same on every device

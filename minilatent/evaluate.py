@@ -104,7 +104,7 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
 
     frequent    token ids, the most frequent first (`frequent_tokens` of training examples), for ECR's control
     per_question    also "questions": in the data's order "correct" as hexadecimal bits (metrics.to_hex) and "len"; "ecr_gain",
-                    ECR@10 above its control, null without a chain; "n_eff_gain", N_eff by the tokens that differ above the larger
+                    ECR@10 above its control, null without a chain; "n_eff_above", N_eff by the tokens that differ above the larger
                     of its controls, null for a question without several chains or without another to compare with
 
     `seconds` includes keeping each step's distribution. These are dropped batch by batch: what is kept is a few
@@ -170,7 +170,7 @@ def questions(values: dict[str, Tensor], order: list[int], multi: list[bool], ks
         beaten = torch.maximum(values["n_eff_one_path_distinct"], values["n_eff_other_distinct"])      # NaN without another question
         judged = iter((values["n_eff_distinct"] - beaten).tolist())
         by_question = {i: next(judged) for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0}
-        told["n_eff_gain"] = [round(g, 3) if (g := by_question.get(i)) is not None and g == g else None for i in range(len(order))]
+        told["n_eff_above"] = [round(g, 3) if (g := by_question.get(i)) is not None and g == g else None for i in range(len(order))]
     return told
 
 

@@ -10,7 +10,7 @@ from .model import GrowingCache, Transformer
 
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
-    """The k likeliest entries and their softmax among themselves: α (..., k) and ids (..., k), the likeliest first.
+    """The k likeliest entries, renormalised by a softmax over these k: α (..., k) and ids (..., k), the likeliest first.
     `never`: token ids that may not be mixed in (the latent marker, padding)."""
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     banned[never] = True
@@ -30,10 +30,13 @@ def superpose(logits: Tensor, embedding: Tensor, k: int, never: list[int]) -> tu
     return mix(probs, ids, embedding), probs, ids
 
 
+NOISE_FLOOR = -1.5
+
+
 def clamped_gumbel(shape: tuple[int, ...], generator: torch.Generator, scale: float = 1.0) -> Tensor:
     """clamp(s·g, -1.5, 3), g ~ Gumbel(0, 1). generator on the CPU, so that a seed means the same noise on every device."""
     uniform = torch.rand(shape, generator=generator).clamp(1e-10, 1 - 1e-7)
-    return (scale * -torch.log(-torch.log(uniform))).clamp(-1.5, 3)
+    return (scale * -torch.log(-torch.log(uniform))).clamp(NOISE_FLOOR, 3)
 
 
 def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator: torch.Generator, scale: float = 1.0,

@@ -1,4 +1,4 @@
-"""The losses. Each takes what it compares at the positions that count, and no others.
+"""The losses. Their inputs hold the labelled positions only: nothing is masked here.
 
 A mean is one over the labels of all processes that train together: see parallel.weight.
 """

@@ -31,7 +31,7 @@ def causal(kind: Tensor) -> Tensor:
     T = kind.shape[1]
     i = torch.arange(T, device=kind.device)
     real = kind != PAD
-    return (i[:, None] >= i) & real[:, :, None] & real[:, None, :] | (i[:, None] == i)
+    return ((i[:, None] >= i) & real[:, :, None] & real[:, None, :]) | (i[:, None] == i)
 
 
 def induction_mask(kind: Tensor) -> Tensor:

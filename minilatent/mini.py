@@ -6,7 +6,7 @@
 
 A problem is a graph of 2 to 4 operations over the quantities that people hold. Each sentence moves one of
 them (an *event*: "Ava buys 5 more"), derives a new one (a *relation*: "Ben has 3 times as many as Ava") or
-merges two. Two thirds of the problems are one chain, each step working on the last result; in the others two
+merges two. Three quarters of the problems are one chain, each step working on the last result; in the others two
 tracks run side by side and are merged, so that several orders of the steps are right, and all are known:
 
     chain   12 ──*3──> 36 ──-4──> 32           tracks   12 ──*3──> 36 ──┐

@@ -47,7 +47,7 @@ class ModelConfig:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:     # its backward pass takes four times float32's there
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:     # whose backward pass is four times slower there than float32's
         with torch.autocast("cpu", enabled=False):
             return attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
     if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
@@ -79,8 +79,8 @@ def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
     every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times within the
     original context, slows by `factor` those that turn less than low_freq_factor times, and blends in between.
     """
-    i = torch.arange(0, config.head_dim, 2, device=device).float()
-    frequency = config.rope_theta ** (-i / config.head_dim)                       # (D/2,)
+    even = torch.arange(0, config.head_dim, 2, device=device).float()             # 2i
+    frequency = config.rope_theta ** (-even / config.head_dim)                    # (D/2,)
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
@@ -222,7 +222,7 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """GPT-2's: N(0, 0.02), the projections into the residual stream smaller by √(2 · layers)."""
+        """GPT-2's: N(0, 0.02), the projections into the residual stream divided by √(2 · layers)."""
         for name, p in self.named_parameters():
             if p.dim() < 2:
                 continue                                                           # norms 1, biases: see below

@@ -1,4 +1,4 @@
-"""The comparison, from one command: every row trained from the same base with the same compute, judged on the same questions.
+"""The comparison, from one command: every row trained with the same compute, from the same base unless its name says otherwise.
 
     python -m minilatent.reproduce --plan                          what would be done, and how long it takes
     python -m minilatent.reproduce --trials [--plan]               first: three learning rates for each method, judged on validation
@@ -31,7 +31,7 @@ from .setup import BASE, load_run, pick_device, train
 from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/reproduce")
-# What this costs is the budget: a fifth of the preset's steps, so that one seed of all rows takes an afternoon.
+# The budget is the compute of this run: a fifth of the preset's steps, so that one seed of all rows takes an afternoon.
 REFERENCE = {"method": "latent_sft", "ratio": 2, "train_size": 60_000, "steps": 1000}
 INTERVENED = "mini"                                      # the data set on which latents are replaced in every way; on the others: swap
 TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25             # times a method's own learning rate; of its main stage's steps

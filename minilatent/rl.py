@@ -10,7 +10,7 @@ answer's tokens from the language head. The reward is 1 for a right answer; A = 
 So each sample's chain has one advantage to share, A/length a latent: short right chains are made likelier by
 more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent and token alike.
 
-A model that was taught where its chains end is so sure of it that it never tries another place: `--end_temperature` above 1 makes the
+A model that was taught where its chains end, ends them so confidently that sampling hardly ever tries another length: `--end_temperature` above 1 makes the
 policy that draws and is trained less sure. (Greedy decoding is the same at every temperature.)
 
 ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there.
@@ -35,8 +35,8 @@ Batch = dict[str, Tensor]
 
 
 class GRPO:
-    """What a method gains for its RL stage: `class X(GRPO, Method)`. Its chains hold one latent or more. It says how a
-    latent is drawn, and how likely one is that was; n: the latents of a batch, R = rows · G: its samples."""
+    """What a method gains for its RL stage: `class X(GRPO, Method)`. Every chain has at least one latent. It says how a
+    latent is drawn, and the log-probability of a drawn one; n: the latents of a batch, R = rows · G: its samples."""
 
     def sampler(self, generator: torch.Generator) -> Thinker:
         """The policy that draws latents."""
@@ -47,11 +47,11 @@ class GRPO:
         raise NotImplementedError
 
     def fed(self, batch: Batch) -> Tensor:
-        """And what was fed for them, (n, C)."""
+        """The embeddings that were fed for these latents, (n, C)."""
         raise NotImplementedError
 
     def latent_log_prob(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Batch]:
-        """How likely they are, (n,), by the hidden states (n, C) that foretell them; and what to tell in the log."""
+        """Their log-probabilities, (n,), by the hidden states (n, C) that predict them; and what to tell in the log."""
         raise NotImplementedError
 
     def credit(self, name: str, batch: Batch, sample: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from .files import replace_file
 from .lora import frozen, load_own, own_state
 from .methods.method import Method, Stage
 
-TRIM_EVERY = 20              # steps; one costs a quarter of a step's time
+TRIM_EVERY = 20              # steps; a trim takes a quarter of a step's time
 
 def batches(lengths: list[int], batch_size: int, seed: str) -> list[list[int]]:
     """One epoch of index lists in random order, equal lengths side by side so that little is padded: shuffle,
@@ -102,8 +102,7 @@ class Trainer:
                     self.load_best(stage)
         finally:
             signal.signal(signal.SIGINT, before)
-        final = {n: t for n, t in own_state(self.method).items() if not n.startswith("encoder.")}
-        self.write(self.folder / "model.safetensors", final, {"method": self.config.method})
+        self.write(self.folder / "model.safetensors", own_state(self.method), {"method": self.config.method})
         parallel.wait()
 
     def on_interrupt(self, *_):
@@ -144,7 +143,7 @@ class Trainer:
                 cut = batches(stage.lengths, config.batch_size, f"{config.seed} {index} {epoch}")
             chosen = [stage.items[i] for i in cut[step % per_epoch]]
             own = (parallel.rank(),) if parallel.rank() else ()    # each process has its own noise for its own rows
-            noise = torch.Generator().manual_seed(hash((config.seed, index, step, *own)) % 2 ** 63)
+            noise = torch.Generator().manual_seed(hash((config.seed, index, step, *own)) % 2 ** 63)    # of numbers: the same in every process
             torch.manual_seed(noise.initial_seed())            # dropout's
             lr = learning_rate(step, steps, stage.lr, config.warmup, config.min_lr)
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
@@ -156,7 +155,8 @@ class Trainer:
                      for part in range(parts)]
             for _ in range(stage.inner):
                 logged: dict[str, float] = {"tokens": 0.0}
-                for batch, parallel.idle in ready:
+                for batch, idle in ready:
+                    parallel.idle = idle                       # read by the losses' means
                     batch = {name: t.to(self.device) for name, t in batch.items()}
                     with method.autocast():
                         loss, extra = stage.loss(batch, noise, step / steps)

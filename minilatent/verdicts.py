@@ -57,10 +57,10 @@ def swapped(line: Line) -> Tensor:
 
 # Of a line, one number a question, (n,); NaN where the question has none.
 MEASURES: dict[str, Callable[[Line], Tensor]] = {
-    "accuracy": right, "length": listed("len"), "slope": slope, "ecr_gain": listed("ecr_gain"), "n_eff_gain": listed("n_eff_gain"),
+    "accuracy": right, "length": listed("len"), "slope": slope, "ecr_gain": listed("ecr_gain"), "n_eff_above": listed("n_eff_above"),
     "swap": swapped}
 UNITS = {"accuracy": ("points", 100), "length": ("steps", 1), "slope": ("points a step", 100), "ecr_gain": ("tokens", 1),
-         "n_eff_gain": ("chains", 1), "swap": ("points", 100)}
+         "n_eff_above": ("chains", 1), "swap": ("points", 100)}
 
 
 def values(lines: list[Line], row: str, name: str, measure: str) -> dict[int, Tensor]:
@@ -152,8 +152,8 @@ TRENDS = (
         Trend(f"soft-MSE above NLL, c = {c}", f"colar_{c}", f"colar_nll_{c}"))),
     *(Trend(f"ECR@10 above its control, r = {r}", f"latent_sft_{r}", "", measure="ecr_gain") for r in (2, 4)),
     Trend("ECR@10 above its control by more for r = 4", "latent_sft_4", "latent_sft_2", measure="ecr_gain"),
-    *(Trend(f"N_eff above both its controls, r = {r}", f"latent_sft_{r}", "", SEVERAL, measure="n_eff_gain") for r in (2, 4)),
-    Trend("N_eff above its controls by more for r = 4", "latent_sft_4", "latent_sft_2", SEVERAL, measure="n_eff_gain"),
+    *(Trend(f"N_eff above both its controls, r = {r}", f"latent_sft_{r}", "", SEVERAL, measure="n_eff_above") for r in (2, 4)),
+    Trend("N_eff above its controls by more for r = 4", "latent_sft_4", "latent_sft_2", SEVERAL, measure="n_eff_above"),
     *(trend for name, (row, before) in RL.items() for trend in (
         Trend(f"{name} shortens the chain", row, before, direction="<", measure="length"),
         Trend(f"{name} keeps the accuracy, within a point", row, before, tolerance=0.01))),
@@ -189,21 +189,23 @@ def better(lines: list[Line]) -> list[Line]:
 
 def verdicts_text(lines: list[Line], trends=TRENDS) -> str:
     """verdicts.md"""
-    text = ["# Trends\n", __doc__.split("\n\n")[1], "\nA trend **holds** if the whole interval is on its side, *does not hold* if it is on the "
+    text = ["# Trends\n", __doc__.split("\n\n")[1].replace("DRAWS", f"{DRAWS:,}"), "\nA trend **holds** if the whole interval is on its side, *does not hold* if it is on the "
             f"other, and is within noise else. A tolerance is in the trend's name. In brackets: fewer than {ENOUGH:,} questions, which is a "
             "leaning and no verdict.\n",
             "| trend | difference | 95 % | unit | questions | seeds | verdict |", "|---|---|---|---|---|---|---|"]
-    lines = better(lines)
+    lines, not_run = better(lines), []
     for trend in trends:
         what, found = verdict(lines, trend)
+        if not found:
+            not_run.append(trend.name)
+            continue
         unit, scale = UNITS[trend.measure]
         digits = 1 if scale == 100 else 2
-        cells = ["–", "–", unit, "–", "–"]
-        if found:
-            m, low, high, seeds, n = found
-            cells = [f"{scale * m:+.{digits}f}", f"{scale * low:+.{digits}f} to {scale * high:+.{digits}f}", unit, f"{n:,}", str(seeds)]
-            what = f"({what})" if n < ENOUGH else "**holds**" if what == "holds" else what
-        text.append(f"| {trend.name} | " + " | ".join(cells) + f" | {what} |")
+        m, low, high, seeds, n = found
+        what = f"({what})" if n < ENOUGH else "**holds**" if what == "holds" else what
+        text.append(f"| {trend.name} | {scale * m:+.{digits}f} | {scale * low:+.{digits}f} to {scale * high:+.{digits}f} | {unit} | {n:,} | {seeds} | {what} |")
+    if not_run:
+        text.append("\nNot run: " + "; ".join(not_run) + ".")
     return "\n".join(text) + "\n"
 
 

@@ -111,7 +111,7 @@ def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing
                        closed=torch.ones(len(questions), dtype=torch.bool))
 
     monkeypatch.setattr(method, "solve", solve)
-    found = evaluate(method, examples, "mini", ks=(), per_question=True)["questions"]["n_eff_gain"]
+    found = evaluate(method, examples, "mini", ks=(), per_question=True)["questions"]["n_eff_above"]
     judged = torch.tensor([g for g in found if g is not None])
     assert len(judged) > 15 and (judged.mean() > 0.04) == gains and (gains or judged.mean() < 0.02)
 

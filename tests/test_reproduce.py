@@ -331,7 +331,7 @@ def test_the_tables_say_the_numbers_and_over_what():
     half = float(row.split("±")[1].split("|")[0])                                                # the same questions in both seeds
     assert half == pytest.approx(196 * (0.75 * 0.25 / 40) ** 0.5, rel=0.15)
     text = verdicts.verdicts_text(lines, [Trend("a is something", "a", ""), Trend("missing", "a", "b")])
-    assert "| a is something | +75.0 |" in text and "| 160 | 2 | (holds) |" in text and "| not run |" in text
+    assert "| a is something | +75.0 |" in text and "| 160 | 2 | (holds) |" in text and text.endswith("\n\nNot run: missing.\n")
     many = [made_line("a", 0, name, [True] * 750 + [False] * 250) for name in verdicts.SETS]
     assert "| 4,000 | 1 | **holds** |" in verdicts.verdicts_text(many, [Trend("", "a", "")])             # enough for a verdict
 

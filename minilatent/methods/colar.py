@@ -9,8 +9,8 @@ Tan et al., "Think Silently, Think Fast: Dynamic Latent Compression of LLM Reaso
              of the embedding of </think>; targets divided by the embedding table's std
 
 A training step draws one c from 1..c_max and says it in the prompt, so that one model thinks at every speed. At
-inference the latent head's μ (or a sample) is fed back until the language head's next token is </think>, which is
-read at the latent just fed. The embedding table stays frozen: the targets are made of it. (With --lora_rank it is frozen
+inference the latent head's μ (or a sample) is fed back until the language head, at the latent just fed, predicts
+</think>. The embedding table stays frozen: the targets are made of it. (With --lora_rank it is frozen
 anyway, but for the markers' rows, see lora.py; the latent head is trained and saved with the adapters.)
 
     python train.py --method colar [--init out/cot_sft] [--latent_loss nll] [--pooling mean] [--no-compressed_labels] [--own_latents 1]
@@ -117,9 +117,9 @@ class CoLaR(Method):
         h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]                   # (B, T-1, C), (B, T-1)
 
         loss = compression = self.compressed_cross_entropy(h, ids[:, 1:], following)
-        foretells = (following == LATENT) | (kind[:, :-1] == LATENT)               # (B, T-1) <think>, z_1 .. z_N
-        mu, log_sigma = self.latent_head(h[foretells])                             # (m, C) each
-        latent = self.latent_loss(mu.float(), log_sigma.float(), (x[:, 1:][foretells] / self.scale).detach().float())
+        predicts = (following == LATENT) | (kind[:, :-1] == LATENT)               # (B, T-1) <think>, z_1 .. z_N
+        mu, log_sigma = self.latent_head(h[predicts])                             # (m, C) each
+        latent = self.latent_loss(mu.float(), log_sigma.float(), (x[:, 1:][predicts] / self.scale).detach().float())
         loss = loss + config.latent_weight * latent
         logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
         if config.own_latents > 0:                                                 # exposed to what it will feed itself

@@ -32,7 +32,7 @@ import torch
 
 from ..config import UserError
 from ..decode import superposition_thinker
-from ..latent import clamped_gumbel, entropy, mix
+from ..latent import NOISE_FLOOR, clamped_gumbel, entropy, mix
 from ..losses import advantages, gumbel_log_density
 from ..masks import LATENT
 from ..rl import GRPO
@@ -63,7 +63,7 @@ class LatentRL(GRPO, Method):
     # ------------------------------------------------------------------ the policy over latents
 
     def sampler(self, generator):
-        scale, shift = self.config.gumbel_scale, 1.5 if self.config.one_sided else 0.0
+        scale, shift = self.config.gumbel_scale, -NOISE_FLOOR if self.config.one_sided else 0.0
         k = min(self.config.k, self.model.config.vocab_size - len(self.tok.never))
 
         def think(logits, hidden):                                                 # (b, V), the impossible at -inf

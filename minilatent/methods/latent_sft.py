@@ -6,7 +6,7 @@ Reasoning as Chain of Superposition", which adds the Gumbel noise). The chain is
 Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder has to continue from the latents:
 
     encoder   Q <think> S_1 L S_2 L .. S_N L </think>              under the induction mask (LTIM)
-              α_i = softmax of the top k of h(L_i) · Wᵀ,  z_i = Σ_j α_ij w_j        W: the decoder's embeddings
+              α_i = softmax of the top k of h(L_i) · Wᵀ,  z_i = Σ_j α_ij e_j        W: the decoder's embeddings e_j
     decoder   Q <think> Z_1 S_2 Z_2 S_3 .. Z_N </think> answer     under the supervision mask (LTSuM)
     L_sup     cross-entropy of each S_{i+1} given Z_i, and of </think>, answer, <eos>
     phases    1 the encoder learns, 2 the decoder, 3 both; each from the best of the one before
@@ -45,7 +45,7 @@ from ..decode import decode, hidden_thinker, standardise, superposition_thinker
 from ..evaluate import accuracy
 from ..example import Example, is_correct
 from ..latent import gumbel_noise, mix, superpose
-from ..losses import cross_entropy, cross_entropy_by_block, mean, sparse_kl
+from ..losses import cross_entropy, cross_entropy_by_block, log_not, mean, sparse_kl
 from ..masks import (LATENT, PAD, PREFIX, TAIL, TEXT, Layout, causal, dual_track_positions, induction_mask,
                      supervision_mask)
 from .method import Batch, Method, Stage
@@ -76,7 +76,7 @@ class LatentSFT(Method):
         """`--segmentation adaptive`, before anything is trained: ⌈T/r⌉ segments a chain that hold about the same
         information, so many tokens where they are foreseen and few where they surprise. A token weighs half its share of
         the chain's surprise -log p(c_t | Q <think> c_1 .. c_(t-1)) under the initial model, half its share of the
-        length, because a latent has to hold what is foreseen, too. Rows that are cut stay so."""
+        length, because a latent has to hold what is foreseen, too. Rows already cut are left alone."""
         todo = sorted((r for r in rows if not r.cuts), key=lambda r: len(r.question) + len(r.chain))
         if self.config.segmentation != "adaptive" or not todo:
             return rows
@@ -85,11 +85,11 @@ class LatentSFT(Method):
             batch = todo[at:at + self.config.eval_batch]
             layouts = [Layout.of((r.question + [self.tok.think], PREFIX, 0), (r.chain, TEXT, 0)) for r in batch]
             ids, kind = self.on_device(self.tensors(layouts), "ids", "kind")
-            told = kind[:, 1:] == TEXT                                             # (B, T - 1)
+            chain = kind[:, 1:] == TEXT                                            # (B, T - 1)
             with self.autocast():
-                logits = self.model.logits(self.model(ids)[:, :-1][told]).float()  # (n, V)
-            length = told.sum(1)                                                   # (B,)
-            surprise = F.cross_entropy(logits, ids[:, 1:][told], reduction="none")
+                logits = self.model.logits(self.model(ids)[:, :-1][chain]).float() # (n, V)
+            length = chain.sum(1)                                                  # (B,)
+            surprise = F.cross_entropy(logits, ids[:, 1:][chain], reduction="none")
             surprise = pad_sequence(surprise.split(length.tolist()), True)         # (B, longest chain)
             real = torch.arange(surprise.shape[1], device=ids.device) < length[:, None]
             average = (surprise.sum(1) / length.clamp(min=1)).clamp(min=1e-9)[:, None]
@@ -145,11 +145,11 @@ class LatentSFT(Method):
         h = self.model(embeds=self.embed_with(ids, kind, z), mask=mask, positions=dual_track_positions(kind))
         # Labels: the next token, if it is text of the chain or the tail. Z_N says </think>; a segment's last
         # token and <think> are followed by a latent and say nothing.
-        told = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)                       # (B, T - 1)
+        labelled = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)                   # (B, T - 1)
         # A target block is one S_{i+1}, or the tail (block 0) of one row.
         per_row = int(block.max()) + 1
         target = block[:, 1:] + per_row * torch.arange(len(block), device=block.device)[:, None]
-        loss = cross_entropy_by_block(self.model.logits(h[:, :-1][told]), ids[:, 1:][told], target[told],
+        loss = cross_entropy_by_block(self.model.logits(h[:, :-1][labelled]), ids[:, 1:][labelled], target[labelled],
                                       per_row * len(block))                        # L_sup
 
         logged = {"sup": loss.item()}
@@ -270,13 +270,12 @@ class LatentSFT(Method):
         before_latent, before_tail = kind[:, 1:] == LATENT, kind[:, 1:] == TAIL    # (B, T - 1)
         tail = self.model.logits(h[:, :-1][before_tail])
         ce = cross_entropy(tail, ids[:, 1:][before_tail])
-        ahead = h[:, :-1][before_latent]                                           # (n, C): these foretell a latent
+        ahead = h[:, :-1][before_latent]                                           # (n, C): these predict a latent
         logits = self.model.logits(ahead)                                          # (n, V)
         if self.hidden:
             # Squared error of standardised states, in units of the embeddings' std; the head learns "not yet".
             latent = mean(((standardise(ahead, self.model.embed.weight) - z) / std).pow(2))
-            p_end = logits.float().softmax(-1)[:, self.tok.end_think]
-            latent = latent - mean(torch.log1p(-p_end.clamp(max=1 - 1e-6)))
+            latent = latent - mean(log_not(logits, self.tok.end_think))
         else:
             latent = sparse_kl(logits, probs, top)
         loss = config.kl_weight * latent + config.ce_weight * ce                   # L_auto
@@ -314,9 +313,9 @@ class LatentSFT(Method):
         mean = lambda layout: sum(len(layout(r).ids) for r in train[:1000]) / max(1, len(train[:1000]))
         both = mean(self.encoder_layout) + mean(self.decoder_layout)
         names = ("stage1-encoder", "stage1-decoder", "stage1-both")
-        told = ("learns latents that a frozen decoder can continue from", "learns to read the encoder's latents",
+        about = ("learns latents that a frozen decoder can continue from", "learns to read the encoder's latents",
                 "encoder and decoder together")
-        stage1 = [(n, int(s), both, t) for n, s, t in zip(names, self.config.stage1_steps.split(","), told)]
+        stage1 = [(n, int(s), both, t) for n, s, t in zip(names, self.config.stage1_steps.split(","), about)]
         if self.config.labels == "uniform":
             stage1 = []
         return [*stage1, ("stage2", self.config.steps, mean(self.student_layout), "the model learns to produce the chain itself")]
