@@ -33,7 +33,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
     parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
     add_fields(parser, SoftThinking)
-    add_fields(parser, Config, only=("device", "threads", "chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end"))
+    add_fields(parser, Config, only=("device", "threads", "chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end",
+                                   "revision"))
     given = vars(parser.parse_args(argv))
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     for name in names:
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
 
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
     config, batch = method.config, given.get("batch", 0)
-    for name in ("chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end"):
+    for name in ("chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end", "revision"):
         setattr(config, name, given.get(name, getattr(config, name)))
     check(config)
     speeds = given.get("speed", [config.speed])
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
     looks, frequent, results = "look" in given or "look_figure" in given, training_tokens(method), []
     for name in given.get("data", [config.data]):
-        examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style)
+        examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style, revision=config.revision)
         for config.speed in speeds:
             result = evaluate(method, examples, Path(name).name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
             if isinstance(method, CoLaR):

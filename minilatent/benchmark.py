@@ -27,6 +27,9 @@ from .setup import pick_device, pick_dtype
 from .tokenizer import Tokenizer
 
 
+PEAK = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}      # TFLOP/s of dense bfloat16, by the card's name
+
+
 def in_turn(ours, theirs, repeats: int, sync=lambda: None) -> dict:
     """Median seconds of two functions, called in turn, and the median of the turns' ratios: a machine that others use
     too slows down both calls of a turn."""
@@ -131,6 +134,9 @@ def benchmark(folder: str, examples: list[Example], device: torch.device, dtype:
         input_ids=ids, attention_mask=real, labels=labels).loss), repeats, sync)
     tokens, parameters = int(real.sum()), model.num_parameters()
     results["train_step"] |= {"tokens": tokens, "labels": int((labels != -100).sum()), "tflops": 6 * parameters * tokens / results["train_step"]["seconds"] / 1e12}
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if peak := next((p for name, p in PEAK.items() if name in card), None):
+        results["train_step"] |= {"card": card, "mfu": results["train_step"]["tflops"] / peak}
 
     model.eval(), other.eval()
     prompts, lengths = padded(encoded, tok.eos), torch.tensor([len(q) for q in encoded], device=device)

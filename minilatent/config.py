@@ -34,6 +34,7 @@ class Config:
     train_size: int = opt(60_000, "examples to train on, at most")
     val_size: int = opt(256, "examples to validate on, at most")
     test_size: int = opt(1000, "test examples to judge the final model on, at most")
+    revision: str = opt("", "of a data set on the hub: a commit or tag, for a run that can be repeated")
     chain_style: str = opt("equations", "chains as <<16-3=13>> or as the text's sentences", choices=("equations", "text"))
     chain_order: str = opt("text", "order of a mini problem's steps: the text's, or a random valid one",
                            choices=("text", "random"))

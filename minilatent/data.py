@@ -59,7 +59,7 @@ def load(
     seed: int = 0,
     chain_style: str = "equations",
     chain_order: str = "text",
-    revision: str | None = None,
+    revision: str = "",
 ) -> list[Example]:
     """The examples of one split, in the order of the data; the first `limit` of them.
 
@@ -218,7 +218,7 @@ def _with_chains(records: Iterable[Record], style: str, source: str) -> list[Exa
     return examples
 
 
-def _from_hub(name: str, split: str, style: str, revision: str | None) -> list[Example]:
+def _from_hub(name: str, split: str, style: str, revision: str) -> list[Example]:
     """A split of a named data set. Where there is none for validation, a part of train is held out, never of test."""
     source = SOURCES[name]
     theirs = source.splits.get(split) or (split == "val" and source.splits.get("train"))
@@ -233,7 +233,7 @@ def _from_hub(name: str, split: str, style: str, revision: str | None) -> list[E
             if is_file:
                 rows = load_dataset("json", data_files=source.repo, split=their_split)
             else:
-                rows = load_dataset(source.repo, source.config, split=their_split, revision=revision)
+                rows = load_dataset(source.repo, source.config, split=their_split, revision=revision or None)
         except Exception as e:  # no network, no such revision, a full disk: the way out is the same
             reason = (str(e) or type(e).__name__).splitlines()[0]
             file = source.repo if is_file else source.file

@@ -84,7 +84,7 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
     c = method.config
     try:
         return frequent_tokens(method.tok, data.load(c.data, "train", limit=sample, seed=c.seed, chain_style=c.chain_style,
-                                                     chain_order=c.chain_order))
+                                                     chain_order=c.chain_order, revision=c.revision))
     except UserError as error:
         print(f"no control for ECR, the training data is not at hand: {error}", file=sys.stderr)
         return None
@@ -203,7 +203,10 @@ def judge_latents(method, out: Decoded, examples: list[Example], others: list[Ch
     """What a batch's distributions hold, per question; those of N_eff for the questions that have several chains."""
     tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs                                    # (B,), (B, N, V)
-    found = concentration(probs, steps, method.config.k)
+    fed = probs                                    # Soft Thinking mixes at a temperature of its own
+    if soft := getattr(method, "soft", None):
+        fed = (probs.clamp(min=1e-30).log() / soft.soft_temperature).softmax(-1)
+    found = concentration(fed, steps, method.config.k)
     if method.explicit:                            # one token is fed: there is no mixture
         found = {"entropy": found["entropy"]}
         chain, chain_len = out.chain.cpu(), steps

@@ -82,13 +82,17 @@ def load_pretrained(name_or_folder: str | Path, dtype: torch.dtype = torch.float
 
 
 def find_folder(name: str) -> Path:
+    """A local folder, or the hub's model of that name, downloaded. UserError if there is neither, or none that we can compute."""
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise UserError(f"{name} is no folder, nor the name of a model on the hub")
     try:
         from huggingface_hub import snapshot_download      # only a named hub model needs the network, or this library
+        model_config(Path(snapshot_download(name, allow_patterns=["config.json"])) / "config.json")     # before gigabytes of what we refuse
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except UserError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} is no folder and cannot be had from the hub ({reason}); to do without the hub, "

@@ -127,8 +127,8 @@ def parent(row: str) -> str | None:
 
 @plt.rc_context(STYLE)
 def curves_figure(lines: list[Line], folder: Path):
-    """Loss and validation accuracy over training time, for the main rows: first seed, last stage (a curriculum's earlier stages
-    are other tasks)."""
+    """Loss and validation accuracy over the share of the run's time, for the main rows: first seed, last stage (a curriculum's
+    earlier stages are other tasks). All runs have the same compute; how long that took depends on what else the machine did."""
     runs = {l["run"]: l["row"] for l in reversed(lines) if l["group"] == "main"}       # a run may be judged as several rows
     curves = {run: json.loads(paths[0].read_text()) for run in reversed(runs) if (paths := sorted(folder.glob(f"{run}-seed*.json")))}
     if not curves:
@@ -138,8 +138,9 @@ def curves_figure(lines: list[Line], folder: Path):
     for run, entries in curves.items():
         last, colour = entries[-1]["index"], look(run)[0]
         line = "--" if run.endswith("_4") else "-"
-        losses = [(e["seconds"] / 60, e["loss"]) for e in entries if "loss" in e and e["index"] == last]
-        scores = [(e["seconds"] / 60, 100 * e["val_accuracy"]) for e in entries if "val_accuracy" in e and e["index"] == last]
+        share = lambda e: 100 * e["seconds"] / entries[-1]["seconds"]
+        losses = [(share(e), e["loss"]) for e in entries if "loss" in e and e["index"] == last]
+        scores = [(share(e), 100 * e["val_accuracy"]) for e in entries if "val_accuracy" in e and e["index"] == last]
         left.plot(*zip(*losses), color=colour, linestyle=line, linewidth=1.6)
         middle.plot(*zip(*scores), color=colour, linestyle=line, marker="o", markersize=4, linewidth=1.6)
         ends.append((titles[run], *scores[-1], colour))
@@ -147,10 +148,10 @@ def curves_figure(lines: list[Line], folder: Path):
     for (title, x, y, colour), height in zip(ends, spread([e[2] for e in ends], 5.5)):
         middle.annotate(title, (x, y), (1.04 * right_edge, height), color=colour, va="center", fontsize=10, annotation_clip=False,
                         arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": (0, 0.5)})
-    left.set(xlabel="training time (minutes)", ylabel="loss (each method's own)", yscale="symlog" if any(e.get("loss", 1) <= 0 for c in curves.values() for e in c) else "log")
+    left.set(xlabel="share of the training (%)", ylabel="loss (each method's own)", yscale="symlog" if any(e.get("loss", 1) <= 0 for c in curves.values() for e in c) else "log")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("")
-    middle.set(xlabel="training time (minutes)", ylabel="validation accuracy (%)", ylim=(0, 103))
+    middle.set(xlabel="share of the training (%)", ylabel="validation accuracy (%)", ylim=(0, 103))
     for ax in (left, middle):
         ax.grid(alpha=0.25)
     figure.suptitle("Training: the last stage of each method", x=0.01, ha="left", fontweight="bold", fontsize=12)

@@ -114,10 +114,11 @@ def adapter_base(folder: str | Path, config: Config, tok: Tokenizer) -> Transfor
 
 def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], list[Example], str]:
     """Training rows, validation examples, and a line that says what was left out."""
-    options = {"seed": config.seed, "chain_style": config.chain_style, "chain_order": config.chain_order}
+    options = {"seed": config.seed, "chain_style": config.chain_style, "chain_order": config.chain_order, "revision": config.revision}
     examples = data.load(config.data, "train", limit=config.train_size, **options)
     file = config.val_data and config.val_data not in data.NAMES           # all of a file; of a data set by name only its validation split
-    val = data.load(config.val_data or config.data, "test" if file else "val", limit=config.val_size, chain_style=config.chain_style)
+    val = data.load(config.val_data or config.data, "test" if file else "val", limit=config.val_size, chain_style=config.chain_style,
+                    revision=config.revision)
     if config.val_data:
         examples = data.exclude(examples, val)
     chained = [e for e in examples if e.steps] if METHODS[config.method].needs_chain else examples
@@ -251,7 +252,7 @@ def train(given: dict) -> None:
     if first:
         print(f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens")
     if config.data in data.NAMES:            # a file has no test split of its own: eval.py takes one
-        test = fitting(method, data.load(config.data, "test", limit=config.test_size))
+        test = fitting(method, data.load(config.data, "test", limit=config.test_size, revision=config.revision))
         result = accuracy(method, test)
         low, high = wilson(round(result["accuracy"] * len(test)), len(test))
         if first:

@@ -221,7 +221,8 @@ def cell(found, scale: float = 100) -> str:
 def table_text(lines: list[Line], budget: str = "") -> str:
     """table.md: rows in the lines' order."""
     text = ["# The comparison\n", f"Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the "
-            f"questions). #L, seconds, tokens and questions a second are means over data sets and seeds. {budget}\n",
+            f"questions). #L, seconds, tokens and questions a second are means over data sets and seeds; seconds hold the validations, "
+            f"questions a second the keeping of every step's distribution. {budget}\n",
             "| row | seeds | " + " | ".join(SETS) + " | average | #L | accuracy/#L | training s | training tokens | questions/s |",
             "|---" * (len(SETS) + 8) + "|"]
     for row in dict.fromkeys(l["row"] for l in lines):

@@ -63,8 +63,8 @@ def test_their_greedy_generation_is_ours(family, tmp_path):
     theirs, _ = theirs_from(tmp_path / "b")
     theirs.generation_config.eos_token_id = None
     ids = random_ids(1, 8)
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
-    for _ in range(40):
+    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)
+    for _ in range(64):
         ids = torch.cat([ids, model.logits(model(ids)[:, -1:]).argmax(-1)], dim=1)
     assert torch.equal(ids, expected)
 

@@ -16,7 +16,7 @@ from minilatent.pretrained import load_pretrained, load_transformer, model_confi
 V = 300                                                     # more rows than the 256 tokens of the tokenizer below
 LLAMA = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3)
-GPT2 = dict(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, layer_norm_epsilon=1e-3)
+GPT2 = dict(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=96, layer_norm_epsilon=1e-3)
 ROPE = dict(rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
 # Of the four pairs of a head of 8, one keeps its angle, one is slowed down, two lie in between.
 LLAMA3_ROPE = dict(rope_parameters={"rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.1,
@@ -333,8 +333,14 @@ def test_a_hub_name_fetches_safetensors_and_never_pickles(tmp_path, monkeypatch)
     monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path))
     model, _ = load_pretrained("someone/tiny-gpt2.v1")
     assert_close(model.logits(model(random_ids(1, 9)))[..., :V], theirs(random_ids(1, 9)).logits)
-    (name, patterns), = asked
+    (_, first), (name, patterns) = asked
+    assert first == ["config.json"]
     assert name == "someone/tiny-gpt2.v1" and not any("bin" in p or p in ("*", "*.*") or p.endswith(".py") for p in patterns)
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    asked.clear()
+    with pytest.raises(UserError, match="'mamba' is not implemented"):
+        load_pretrained("someone/mamba")
+    assert asked == [("someone/mamba", ["config.json"])]             # and not its weights
 
 
 def test_a_hub_that_cannot_be_reached_says_how_to_do_without(monkeypatch):

@@ -74,3 +74,10 @@ def test_a_wrong_call_is_one_clear_line(runs, name, extra, message):
         with pytest.raises(UserError) as caught:
             script(program)(["--ckpt", str(runs[name]), *extra])
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_mixtures_that_are_told_of_are_those_that_were_fed(runs):
+    """At a low temperature hardly more than one token is fed, whatever the model's own distribution is."""
+    examples = data.load("mini", "test", limit=8)
+    cold, warm = (evaluate(load(runs, soft_k=4, soft_temperature=t), examples, "mini", ks=()) for t in (1e-3, 1.0))
+    assert cold["top1"] > 0.99 > warm["top1"] and cold["entropy_mixture"] < 0.05 < warm["entropy_mixture"]

@@ -159,6 +159,7 @@ def train(kind: str, vocab_size: int = 600, **bpe):
     return tok
 
 
+SHARED = Path(os.environ.get("MINILATENT_SHARED") or Path(__file__).parents[2] / "shared" / "data")
 KINDS = ["gpt2", "digits", "digit runs", "qwen", "llama3", "gaps"]
 
 
@@ -167,7 +168,8 @@ def test_a_hugging_face_tokenizer_is_converted_exactly(kind, tmp_path):
     hf = train(kind)
     hf.save(str(tmp_path / "tokenizer.json"))
     tok = Tokenizer.from_hf(tmp_path)
-    for text in NASTY + random_texts(1000):
+    real = [line for path in sorted(SHARED.glob("*_*")) for line in path.read_text(encoding="utf-8").splitlines()[::10]]
+    for text in NASTY + random_texts(1000) + real:                   # real ones only where the data is at hand
         ids = tok.encode(text)
         assert ids == hf.encode(text, add_special_tokens=False).ids, repr(text)
         assert tok.decode(ids) == (unicodedata.normalize("NFC", text) if kind == "qwen" else text)
