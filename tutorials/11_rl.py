@@ -178,12 +178,14 @@ assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01
 # ## On a trained model
 #
 # Now the package's own `colar_rl`, on the CoLaR model of lesson 10. That one was trained by soft-MSE, so its σ is next to nothing and there is nothing to explore; for this experiment we *set* σ to a tenth of the embeddings' standard
-# deviation in every dimension. Four chains each for sixteen questions are drawn, and then one small step of Adam is made, as RL would make it. How far does that move ρ of the latents?
+# deviation in every dimension. Four chains each for sixteen questions are drawn, at speed 5, where some of them go wrong (at speed 2 the four of a question agree: no advantage, nothing moves). Then one small step of
+# Adam is made, as RL would make it, all in float32: rounding to 16 bits alone would move a sum of 128 terms about as far. How far does the step move ρ of the latents?
 
 # %%
 def rl_model(how):
     run = load_run(COLAR, torch.device("cpu"))
-    rl = CoLaRRL(dataclasses.replace(run.config, method="colar_rl", latent_loss="nll", log_density=how, speed="2", group=4), run.tok, run.model)
+    rl = CoLaRRL(dataclasses.replace(run.config, method="colar_rl", latent_loss="nll", log_density=how, speed="5", group=4,
+                                      dtype="float32"), run.tok, run.model)
     rl.latent_head.load_state_dict(run.latent_head.state_dict())
     rl.scale.copy_(run.scale)
     torch.nn.init.zeros_(rl.latent_head.log_sigma.weight)
@@ -221,10 +223,10 @@ ax.set(xlabel="log ρ of a latent after one step (beyond ±3: at the edge)", yla
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend()
 show(figure, "11-trained")
-assert outside["sum"] > 0.2 and outside["mean"] < 0.02
+assert told["silent"] < 1 and outside["sum"] > 0.2 and outside["mean"] < 0.02
 
 # %% [markdown]
-# One step of learning rate `3e-5`, and 63 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the leash by the likelihood ratio, 0 %<!-- outside["mean"]:.0% --> by its 128th root. It is the toy again.
+# One step of learning rate `3e-5`, and 90 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the leash by the likelihood ratio, 0 %<!-- outside["mean"]:.0% --> by its 128th root. It is the toy again.
 #
 # ## Decisions to go on
 #
