@@ -64,7 +64,7 @@ INTERVENTIONS: dict[str, Callable[[Chains], tuple[Tensor, Tensor]]] = {         
     "shuffle": shuffle,
     "truncate": lambda c: (c.z, c.steps // 2),                                     # the first half only; truncate:N: the first N
     "extend": extend,
-    "top1": lambda c: (c.likeliest, c.steps),                                      # no mixture: one token a step. Of superpositions only
+    "top1": lambda c: (c.likeliest, c.steps),                                      # no mixture: one token a step
 }
 
 
@@ -78,8 +78,8 @@ def intervention(name: str) -> Callable[[Chains], tuple[Tensor, Tensor]]:
 
 
 def applies(name: str, method) -> bool:
-    """The likeliest token alone is another chain altogether, and no part of it, where no mixture of tokens was fed."""
-    return name != "top1" or method.mixed
+    """The likeliest token is part of a mixture, and all of a step in words; elsewhere it is no part of what was fed."""
+    return name != "top1" or method.mixed or method.explicit
 
 
 def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
     Donors are questions of the same batch, with a chain of the same length where possible, that the model itself
     answers with something else than this question's right answer; `follows_donor` is the share of answers that
     become the donor's. Questions without a donor (`n` tells) are left out of swap. UserError for a method that does not
-    think, and for top1 where no mixture of tokens is fed.
+    think, and for top1 where neither tokens nor mixtures of them are fed.
     per_question    also "questions": "judged" and "correct" in the examples' order, as hexadecimal bits (metrics.to_hex)
     """
     examples = fitting(method, examples)
@@ -116,7 +116,7 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
     if method.thinker() is None:
         raise UserError(f"{method.config.method} does not think: it has no latents to replace")
     if unfit := [name for name in names if not applies(name, method)]:
-        raise UserError(f"--intervene {unfit[0]}: {method.config.method} feeds no mixtures of tokens")
+        raise UserError(f"--intervene {unfit[0]}: {method.config.method} feeds neither tokens nor mixtures of them")
     batches = list(solve_batches(method, examples, batch))
     total = sum(int(out.lengths.sum()) for _, out, _ in batches)
     mean = sum(out.latents.double().sum((0, 1)) for _, out, _ in batches) / max(1, total)                # (C,)

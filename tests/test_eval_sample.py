@@ -252,14 +252,15 @@ def test_the_mean_latent_is_the_data_sets_and_not_a_batchs(tok, examples, monkey
     assert len(seen) > 3 and all(torch.allclose(mean, expected, atol=1e-4) for mean in seen)
 
 
-@pytest.mark.parametrize("name, feeds_mixtures", [("latent_sft", True), ("cot_sft", False), ("colar", False), ("coconut", False)])
-def test_top1_is_of_superpositions_only(tok, examples, name, feeds_mixtures):
+@pytest.mark.parametrize("name", ["latent_sft", "cot_sft", "colar", "coconut"])
+def test_top1_is_of_tokens_and_their_mixtures_only(tok, examples, name):
     method = tiny(tok, name)
-    assert method.mixed == feeds_mixtures == analysis.applies("top1", method)
-    if feeds_mixtures:
-        assert intervene(method, examples[:4], ["top1"])["top1"]["n"] == 4
+    assert method.mixed == (name == "latent_sft") and analysis.applies("top1", method) == (name in ("latent_sft", "cot_sft"))
+    if analysis.applies("top1", method):
+        found = intervene(method, examples[:4], ["top1"])["top1"]
+        assert found["n"] == 4 and (found["unchanged"] == 1.0 or name == "latent_sft")
     else:
-        with pytest.raises(UserError, match="top1.*feeds no mixtures"):
+        with pytest.raises(UserError, match="top1.*feeds neither tokens nor mixtures"):
             intervene(method, examples[:4], ["top1"])
 
 
