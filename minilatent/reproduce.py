@@ -32,7 +32,7 @@ from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/reproduce")
 # The budget is the compute of this run: a fifth of the preset's steps, so that one seed of all rows takes an afternoon.
-REFERENCE = {"method": "latent_sft", "ratio": 2, "train_size": 60_000, "steps": 1000}
+REFERENCE = {"method": "latent_sft", "ratio": 2, "steps": 1000}
 INTERVENED = "mini"                                      # the data set on which latents are replaced in every way; on the others: swap
 TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25             # times a method's own learning rate; of its main stage's steps
 SHOWN = [name for name in INTERVENTIONS if name != "keep"]
@@ -68,7 +68,7 @@ def speeds(title: str) -> list[Variant]:
 
 def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Row:
     return Row(f"latent_sft_{ratio}{suffix}", f"Latent-SFT({ratio}){what}", "ablation" if suffix else "main",
-               {"method": "latent_sft", "ratio": ratio, "train_size": REFERENCE["train_size"], **train})
+               {"method": "latent_sft", "ratio": ratio, **train})
 
 
 def colar(suffix: str = "", what: str = "", **train) -> Row:
@@ -115,8 +115,7 @@ ROWS = [
     *(latent_sft(r, "_adaptive", ", adaptive segments", segmentation="adaptive") for r in (2, 4)),
     latent_sft(8, "_step", ", a latent a step", segmentation="step"),
     latent_sft(8, "_adaptive", ", adaptive segments", segmentation="adaptive"),
-    Row("latent_sft_half", "Latent-SFT(2) before RL", "ablation",
-        {"method": "latent_sft", "ratio": 2, "train_size": REFERENCE["train_size"]}, share=0.5),
+    Row("latent_sft_half", "Latent-SFT(2) before RL", "ablation", {"method": "latent_sft", "ratio": 2}, share=0.5),
     Row("latent_rl", "Latent-RL", "main", {"method": "latent_rl", "ratio": 2}, share=0.5, after="latent_sft_half"),
 ]
 
