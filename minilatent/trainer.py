@@ -261,7 +261,7 @@ class Trainer:
         for line in metrics.read_text().splitlines() if metrics.exists() else []:
             with contextlib.suppress(ValueError):   # the last line may be half written
                 entry = json.loads(line)
-                if (entry["index"], entry["step"]) <= (self.at["stage"], self.at["step"]):
+                if self.at["step"] and (entry["index"], entry["step"]) <= (self.at["stage"], self.at["step"]):
                     lines.append(line + "\n")
         replace_file(metrics, lambda p: p.write_text("".join(lines)))
 

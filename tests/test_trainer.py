@@ -273,6 +273,13 @@ def test_rl_that_only_gets_worse_leaves_the_model_as_it_was(tmp_path, monkeypatc
     train(tmp_path / "run", "latent_rl", "--init", tmp_path / "start", "--group", 3)
     told = [(e["step"], e["val_accuracy"]) for e in metrics(tmp_path / "run") if "val_accuracy" in e]
     assert told == [(0, 0.9), (2, 0.5), (4, 0.4)]
+    scores = iter([0.9, 0.9, 0.5, 0.4])
+    with pytest.MonkeyPatch.context() as patch:                      # killed right after it was judged, before any checkpoint
+        kill_when(patch, "log", lambda index, _, done: done == 0)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", "latent_rl", "--init", tmp_path / "start", "--group", 3)
+    train(tmp_path / "killed", "latent_rl", "--init", tmp_path / "start", "--group", 3, "--resume")
+    same_run(tmp_path / "killed", tmp_path / "run")
     a, b = (checkpoint.load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("start", "run"))
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 

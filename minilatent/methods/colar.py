@@ -117,8 +117,8 @@ class CoLaR(Method):
         h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]                   # (B, T-1, C), (B, T-1)
 
         loss = compression = self.compressed_cross_entropy(h, ids[:, 1:], following)
-        predicts = (following == LATENT) | (kind[:, :-1] == LATENT)               # (B, T-1) <think>, z_1 .. z_N
-        mu, log_sigma = self.latent_head(h[predicts])                             # (m, C) each
+        predicts = (following == LATENT) | (kind[:, :-1] == LATENT)                # (B, T-1) <think>, z_1 .. z_N
+        mu, log_sigma = self.latent_head(h[predicts])                              # (m, C) each
         latent = self.latent_loss(mu.float(), log_sigma.float(), (x[:, 1:][predicts] / self.scale).detach().float())
         loss = loss + config.latent_weight * latent
         logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
