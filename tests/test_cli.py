@@ -73,9 +73,14 @@ def test_every_preset_resolves_for_every_method():
     assert (given.lora_rank, given.lora_alpha, given.steps, given.lr, given.ratio) == (64, 128.0, 105_000, 3e-4, 4)
     assert resolve({"method": "cot_sft", "preset": "smollm2-135m"}).lora_rank == 0
     given = resolve({"method": "colar", "preset": "llama-3.2-1b"})
-    assert (given.lr, given.batch_size, given.c_max, given.head_width, given.lora_rank) == (1e-4, 256, 5, 0, 64)
+    assert (given.lr, given.batch_size, given.c_max, given.head_width, given.lora_rank) == (1e-4, 256, 5, 0, 128)
     given = resolve({"method": "colar_rl", "preset": "llama-3.2-1b"})
     assert (given.lr, given.group, given.lora_rank, given.lora_dropout) == (1e-6, 8, 64, 0.0)
+    for method in ("icot", "coconut"):                               # a hub's model has not learnt the chain: the curriculum begins with it
+        assert resolve({"method": method, "preset": "gpt2"}).first_stage == 0 and resolve({"method": method}).first_stage == 1
+    codi = [resolve({"method": "codi", "preset": preset}) for preset in ("gpt2", "llama-3.2-1b")]
+    assert [(c.lora_rank, c.lr, c.distill_weight) for c in codi] == [(128, 3e-3, 1.0), (128, 3e-4, 20.0)]
+    assert {c.max_chain for c in codi} == {256}
 
 
 @pytest.mark.parametrize("argv, said", [
