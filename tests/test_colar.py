@@ -397,7 +397,7 @@ def test_rl_raises_the_reward_of_a_two_armed_bandit():
 def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
     """The reward here is for the shortest chain of a group: the decisions must learn it."""
     method = make(tok, "colar_rl", latent_loss="nll", group=8)
-    optimizer = torch.optim.Adam([p for m in method.trainable() for p in m.parameters()], lr=1e-2)
+    optimizer = torch.optim.Adam([p for m in method.trainable() for p in m.parameters()], lr=1e-3)
     lengths = []
     for step in range(25):
         batch = method.rollout(rows[:2], random.Random(step))
@@ -406,7 +406,7 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
         rewards = (n == n.view(2, 8).min(1).values.repeat_interleave(8)).float().view(2, 8)
         loss, _ = method.loss({**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1)}, None, 0.0)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
-    assert sum(lengths[-5:]) / 5 < lengths[0] - 1, lengths
+    assert sum(lengths[-5:]) / 5 < sum(lengths[:5]) / 5 - 1, lengths
 
 
 def test_a_frozen_head_that_cannot_learn_the_markers_is_refused(tok):

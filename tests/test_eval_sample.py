@@ -3,6 +3,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -206,38 +207,32 @@ def test_interventions_do_what_they_say(tok, examples):
     assert torch.equal(one[0, 0], method.model.embed.weight[out.chain[0, 0]])
 
 
-def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples, monkeypatch):
-    """A fake whose answer is read off the first latent: swap must then give the donor's answer, always."""
-    method = tiny(tok, "latent_sft")
+def answering(method, monkeypatch, answers):
+    """The method, but its answers are answers(questions, latents), with its own latents or with others."""
     free = method.solve
-
-    def answers(method, questions, latents, steps):
-        return [str(round(abs(z[0].sum().item()) * 1e4)) for z in latents]
 
     def solve(questions, **options):
         out = free(questions, **options)
-        out.answers = answers(method, questions, out.latents, out.lengths)
+        out.answers = answers(questions, out.latents)
         return out
 
-    monkeypatch.setattr(analysis, "answers_given", answers)
+    monkeypatch.setattr(analysis, "answers_given", lambda method, questions, latents, steps: answers(questions, latents))
     monkeypatch.setattr(method, "solve", solve)
+    return method
+
+
+def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples, monkeypatch):
+    """A fake whose answer is read off the first latent: swap must then give the donor's answer, always."""
+    method = answering(tiny(tok, "latent_sft"), monkeypatch,
+                       lambda questions, latents: [str(round(abs(z[0].sum().item()) * 1e4)) for z in latents])
     found = intervene(method, examples, ["swap", "keep"])
     assert found["swap"]["follows_donor"] == 1.0 and found["keep"]["unchanged"] == 1.0
 
 
 def test_a_model_that_ignores_its_chain_is_found_out(tok, examples, monkeypatch):
     """The mirror of it: a fake that answers from the question alone never follows a donor."""
-    method = tiny(tok, "latent_sft")
-    free = method.solve
-    answers = lambda method, questions, latents, steps: [str(abs(hash(q)) % 10_000) for q in questions]
-
-    def solve(questions, **options):
-        out = free(questions, **options)
-        out.answers = answers(method, questions, out.latents, out.lengths)
-        return out
-
-    monkeypatch.setattr(analysis, "answers_given", answers)
-    monkeypatch.setattr(method, "solve", solve)
+    method = answering(tiny(tok, "latent_sft"), monkeypatch,
+                       lambda questions, latents: [str(zlib.crc32(q.encode()) % 10_000) for q in questions])
     found = intervene(method, examples, ["swap", "noise", "zeros"])
     assert found["swap"]["follows_donor"] == 0.0 and {f["unchanged"] for f in found.values()} == {1.0}
 
