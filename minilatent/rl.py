@@ -9,6 +9,7 @@ answer's tokens from the language head. The reward is 1 for a right answer; A = 
 
 So each sample's chain has one advantage to share, A/length a latent: short right chains are made likelier by
 more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent and token alike.
+A group whose answers are all right or all wrong is silent: it has no advantage, no part in J, and costs no pass.
 
 A model that was taught where its chains end, ends them so confidently that sampling hardly ever tries another length: `--end_temperature` above 1 makes the
 policy that draws and is trained less sure. (Greedy decoding is the same at every temperature.)
@@ -37,6 +38,7 @@ Batch = dict[str, Tensor]
 class GRPO:
     """What a method gains for its RL stage: `class X(GRPO, Method)`. Every chain has at least one latent. It says how a
     latent is drawn, and the log-probability of a drawn one; n: the latents of a batch, R = rows · G: its samples."""
+    each_latent: tuple[str, ...]                 # the names of a batch's tensors with a row for each latent: `drawn`'s
 
     def sampler(self, generator: torch.Generator) -> Thinker:
         """The policy that draws latents."""
@@ -59,9 +61,28 @@ class GRPO:
         return batch["advantage"][sample]
 
     def judge(self, batch: Batch, rewards: Tensor) -> Batch:
-        """The batch with its samples' rewards (rows, G), their advantages, and which samples the objective counts."""
-        return {**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1),
-                "kept": torch.ones_like(batch["right"])}
+        """The batch with its samples' rewards (rows, G) and their advantages (R,)."""
+        return {**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1)}
+
+    def heard(self, batch: Batch) -> Batch:
+        """The same with the samples of those groups only that are not silent. Of a good model's groups most are."""
+        heard = (batch["advantage"].view_as(batch["rewards"]) != 0).any(1)         # (rows,)
+        heard[0] |= ~heard.any()                                                   # a pass needs a row
+        heard = heard.repeat_interleave(batch["rewards"].shape[1])                 # (R,)
+        latents = heard.repeat_interleave((batch["kind"] == LATENT).sum(1))        # (n,)
+        return {**batch, **{name: batch[name][heard] for name in ("ids", "kind", "closed", "right", "advantage")},
+                **{name: batch[name][latents] for name in self.each_latent}}
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> Batch:
+        """And the log-probabilities of what was heard under the policy that drew it, by the same pass as in the loss."""
+        part = self.heard(batch)
+        with self.autocast():
+            old, told = self.log_probs(part)
+        values, sample = (torch.cat(x) for x in zip(*old.values()))
+        likely = mean_by(values, sample, len(part["ids"]))[0]                      # a sample's mean log-probability
+        return {**batch, "likely": likely, **{"old_" + name: value for name, (value, _) in old.items()},
+                **{"told_" + name: value for name, value in told.items()}}
 
     def adopt(self, tensors, settings) -> None:
         if self.config.lora_dropout:
@@ -92,12 +113,7 @@ class GRPO:
         real = torch.arange(out.latents.shape[1], device=self.device) < out.lengths[:, None]
         whole = out.closed & (out.tokens == tok.eos).any(1)                        # neither chain nor answer was cut off
         batch |= {"closed": out.closed, "whole": whole, "right": right, **self.drawn(out, real)}      # (R,), (n, ..)
-        with self.autocast():                    # as in the loss
-            old, _ = self.log_probs(batch)
-        values, sample = (torch.cat(x) for x in zip(*old.values()))
-        batch |= {"old_" + name: value for name, (value, _) in old.items()}
-        batch["likely"] = mean_by(values, sample, len(prompts))[0]                 # (R,) a sample's mean log-probability
-        return self.judge(batch, right.float().view(-1, G))
+        return self.remember(self.judge(batch, right.float().view(-1, G)))
 
     def log_probs(self, batch: Batch) -> tuple[dict[str, tuple[Tensor, Tensor]], Batch]:
         """The log-probabilities of all that was drawn, and which sample each belongs to: (m,), (m,) for the latents,
@@ -125,19 +141,17 @@ class GRPO:
         return logits.float().index_fill(-1, torch.tensor(self.tok.never, device=logits.device), float("-inf"))
 
     def loss(self, batch: Batch, noise, progress: float):
-        objective, clipped, kept = 0.0, {}, batch["kept"]                          # (R,)
-        drawn, told = self.log_probs(batch)
-        for name, (new, sample) in drawn.items():
-            gain, took_over = clipped_surrogate(new, batch["old_" + name], self.credit(name, batch, sample), self.config.clip_ratio)
-            clipped["clipped_" + name] = took_over.float()
+        objective, told, part = 0.0, {}, self.heard(batch)
+        for name, (new, sample) in self.log_probs(part)[0].items():
+            gain, told["clipped_" + name] = clipped_surrogate(new, batch["old_" + name], self.credit(name, part, sample), self.config.clip_ratio)
             # Without averaging, a sample of twice the length counts twice among the latents, or the decisions, or the answers; the
             # scale of each of these three stays that of the average.
-            objective = objective + mean(mean_by(gain, sample, len(kept))[0][kept] if self.config.average else gain[kept[sample]])
+            objective = objective + mean(mean_by(gain, sample, len(part["ids"]))[0] if self.config.average else gain)
         rewards, length = batch["rewards"], (batch["kind"] == LATENT).sum(1)
-        told = {"reward": rewards, "accuracy": batch["right"].float(), "len": length.float(), **told, **clipped,
-                "silent": (batch["advantage"].view_as(rewards) == 0).all(1).float(),
-                "one_latent": (length == 1).float(), "cut_off": 1 - batch["closed"].float()}
-        return -objective, {name: mean(values).item() for name, values in told.items()}
+        told |= {"reward": rewards, "accuracy": batch["right"], "len": length, "silent": (batch["advantage"].view_as(rewards) == 0).all(1),
+                 "one_latent": length == 1, "cut_off": ~batch["closed"],
+                 **{name.removeprefix("told_"): value for name, value in batch.items() if name.startswith("told_")}}
+        return -objective, {name: mean(values.float()).item() for name, values in told.items()}
 
     # ------------------------------------------------------------------ the whole
 

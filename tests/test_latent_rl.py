@@ -37,7 +37,7 @@ def rolled(tok, rows, seed=5, whole=True, **changes):
     batch = method.rollout(rows[:3], random.Random(seed))
     if whole:
         batch["whole"] = torch.ones(9, dtype=torch.bool)
-    return method, method.judge(batch, REWARDS)
+    return method, method.remember(method.judge(batch, REWARDS))
 
 
 # --- by hand -------------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_advantages_leave_out_what_does_not_count():
 
 def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
     """Latents, every decision to go on or to end, and the answer; each sample alone, without padding."""
-    method, batch = rolled(tok, rows)
+    method, batch = rolled(tok, rows, mirror=False)
     found, _ = method.log_probs(batch)
     E, at = method.model.embed.weight, 0
     expected = {"latents": [], "decisions": [], "answer": []}
@@ -118,7 +118,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
     for name, (values, sample) in found.items():
         assert sample.tolist() == [r for _, r in expected[name]], name
         torch.testing.assert_close(values, torch.tensor([v for v, _ in expected[name]]), rtol=1e-4, atol=2e-4)
-    for r in range(9):
+    for r in range(6):                                                # those that were heard
         mine = [v for pairs in expected.values() for v, s in pairs if s == r]
         assert batch["likely"][r].item() == pytest.approx(sum(mine) / len(mine), abs=2e-4)
 
@@ -127,7 +127,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
 def test_the_first_inner_step_is_the_plain_policy_gradient_over_the_groups_that_count(tok, rows, switches):
     """The ratio is exactly 1, so the surrogate is the advantage and its gradient A · ∇log p; the third group is silent."""
     method, batch = rolled(tok, rows, mirror=False, **switches)
-    for name, (values, _) in method.log_probs(batch)[0].items():
+    for name, (values, _) in method.log_probs(method.heard(batch))[0].items():
         assert torch.equal(values, batch["old_" + name]), name
     loss, logged = method.loss(batch, None, 0.0)
     assert {logged["clipped_" + name] for name in ("latents", "decisions", "answer")} == {0.0} and logged["reward"] == pytest.approx(3 / 9) and logged["silent"] == pytest.approx(1 / 3)
@@ -135,10 +135,10 @@ def test_the_first_inner_step_is_the_plain_policy_gradient_over_the_groups_that_
     parameters = [p for m in method.trainable() for p in m.parameters()]
     plain = 0.0
     for name, (values, sample) in method.log_probs(batch)[0].items():
-        A = batch["latent_advantage"] if name == "latents" else batch["advantage"][sample]
         heard = sample < 6
+        A = batch["latent_advantage"] if name == "latents" else batch["advantage"][sample[heard]]
         share = 1 / (6 * torch.bincount(sample, minlength=9)[sample]) if method.config.average else torch.full_like(values, 1 / int(heard.sum()))
-        plain = plain - (share * A * values)[heard].sum()
+        plain = plain - (share[heard] * A * values[heard]).sum()
     for a, b in zip(torch.autograd.grad(loss, parameters, allow_unused=True), torch.autograd.grad(plain, parameters, allow_unused=True)):
         assert (a is None) == (b is None)
         if a is not None:
@@ -148,7 +148,7 @@ def test_the_first_inner_step_is_the_plain_policy_gradient_over_the_groups_that_
 def test_the_ratio_is_one_in_bfloat16_too(tok, rows):
     method, batch = rolled(tok, rows, dtype="bfloat16")
     with torch.autocast("cpu", torch.bfloat16):
-        for name, (values, _) in method.log_probs(batch)[0].items():
+        for name, (values, _) in method.log_probs(method.heard(batch))[0].items():
             assert torch.equal(values, batch["old_" + name]), name
 
 
@@ -168,16 +168,16 @@ def test_at_the_first_latent_only_the_likeliest_right_sample_has_an_advantage(to
     method, batch = rolled(tok, rows)
     count = (batch["kind"] == LATENT).sum(1).tolist()
     A, likely, at = batch["advantage"], batch["likely"], 0
-    winners = {0: max((0, 2), key=lambda r: likely[r]), 1: 4}         # the third group has no right sample
-    for r in range(9):
+    winners = {0: max((0, 2), key=lambda r: likely[r]), 1: 4}         # the third group is silent
+    for r in range(6):
         own = batch["latent_advantage"][at:at + count[r]]
-        keeps = r // 3 == 2 or winners[r // 3] == r
+        keeps = winners[r // 3] == r
         assert own[0] == (A[r] if keeps else 0) and (own[1:] == A[r]).all(), r
         at += count[r]
     for group in (0, 1):
         assert (A[3 * group:3 * group + 3] != 0).all()
     off = rolled(tok, rows, best_first=False)[1]
-    assert torch.equal(off["latent_advantage"], off["advantage"].repeat_interleave(torch.tensor(count)))
+    assert torch.equal(off["latent_advantage"], off["advantage"][:6].repeat_interleave(torch.tensor(count[:6])))
 
 
 def test_a_sample_that_was_cut_off_has_no_part_in_its_group(tok, rows):
@@ -185,10 +185,10 @@ def test_a_sample_that_was_cut_off_has_no_part_in_its_group(tok, rows):
     batch["whole"] = torch.tensor([True, True, False, False, True, True, True, True, True])
     batch = method.judge(batch, REWARDS)
     torch.testing.assert_close(batch["advantage"], torch.tensor([1.0, -1, 0, 0, 1, -1, 0, 0, 0]), rtol=1e-4, atol=0)
-    assert batch["kept"].tolist() == [True] * 6 + [False] * 3 and batch["rewards"].sum() == 2
+    assert method.heard(batch)["advantage"].tolist() == batch["advantage"][:6].tolist() and batch["rewards"].sum() == 2
     batch["whole"][1] = False                                         # one is left: nothing to compare it with
-    assert not method.judge(batch, REWARDS)["kept"][:3].any()
-    silent = method.judge(batch, torch.zeros(3, 3))
+    assert len(method.heard(method.judge(batch, REWARDS))["ids"]) == 3     # the second group alone
+    silent = method.remember(method.judge(batch, torch.zeros(3, 3)))
     loss, logged = method.loss(silent, None, 0.0)                     # all groups: no objective, and no NaN
     assert loss == 0 and logged["silent"] == 1
     whole = torch.cat([make(tok, max_answer=40).rollout(rows[:3], random.Random(s))["whole"] for s in range(4)])
@@ -214,7 +214,7 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
         count = (batch["kind"] == LATENT).sum(1)
         rewards = (batch["top"][count.cumsum(0) - count, 0] % 2).float().view(2, 16)
         told.append(rewards.mean().item())
-        loss, _ = method.loss(method.judge(batch, rewards), None, 0.0)
+        loss, _ = method.loss(method.remember(method.judge(batch, rewards)), None, 0.0)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert sum(told[-5:]) / 5 > sum(told[:5]) / 5 + 0.2, told
 

@@ -55,7 +55,8 @@ class CoLaR(Method):
         if settings.get("method") in ("colar", "colar_rl"):
             config.head_width = settings["head_width"]
             if config.method == "colar_rl":
-                config.latent_loss, config.sigma_floor = settings["latent_loss"], settings.get("sigma_floor", 0.0)
+                config.latent_loss = settings["latent_loss"]
+                config.sigma_floor = max(config.sigma_floor, settings.get("sigma_floor", 0.0))
 
     def adopt(self, tensors, settings) -> None:
         if not settings and self.config.init != "none" and self.model.config.tied and not self.config.lora_rank:
@@ -183,6 +184,7 @@ class CoLaRRL(GRPO, CoLaR):
     is C times more lenient, and a latent weighs about as much as a token. `--log_density sum` is the likelihood ratio
     itself; a small step in C dimensions moves it far, and most is clipped.
     """
+    each_latent = ("z",)
 
     def adopt(self, tensors, settings) -> None:
         if settings.get("method") not in ("colar", "colar_rl"):

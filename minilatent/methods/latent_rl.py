@@ -42,6 +42,7 @@ from .method import Method, Stage
 class LatentRL(GRPO, Method):
     needs_chain = False                          # what it learns from is the answer
     mixed = True
+    each_latent = ("score", "top")
 
     def adopt(self, tensors, settings) -> None:
         config = self.config
@@ -74,14 +75,15 @@ class LatentRL(GRPO, Method):
 
     def drawn(self, out, real):
         score, top = (x[real] for x in out.drawn)                                  # (n, k)
-        return {"score": score, "top": top, "latent_advantage": torch.zeros_like(score[:, 0])}
+        return {"score": score, "top": top}
 
     def fed(self, batch):
         return mix(batch["score"].softmax(-1), batch["top"], self.model.embed.weight)
 
     def latent_log_prob(self, batch, hidden):
         log_p = self.allowed(self.model.logits(hidden)).log_softmax(-1)            # (n, V)
-        mirrored = batch["latent_advantage"][:, None] < 0 if self.config.mirror else None
+        given = batch["latent_advantage"]                                          # (n,), None while there is none
+        mirrored = given[:, None] < 0 if self.config.mirror and given is not None else None
         density = gumbel_log_density(batch["score"], log_p.gather(-1, batch["top"]), mirrored)
         return density, {"entropy": entropy(log_p.exp())}
 
@@ -89,17 +91,18 @@ class LatentRL(GRPO, Method):
 
     def judge(self, batch, rewards):
         whole = batch["whole"].view_as(rewards)                                    # (rows, G)
-        rewards = rewards * whole
-        advantage = advantages(rewards, whole)
-        heard = (advantage != 0).any(1, keepdim=True).expand_as(advantage)
-        batch = {**batch, "rewards": rewards, "advantage": advantage.view(-1), "kept": heard.reshape(-1)}
-        count = (batch["kind"] == LATENT).sum(1)                                        # (R,) latents of each sample
-        each = batch["advantage"].repeat_interleave(count)                         # (n,)
+        return {**batch, "rewards": rewards * whole, "advantage": advantages(rewards * whole, whole).view(-1)}
+
+    def remember(self, batch):
+        batch = super().remember({**batch, "latent_advantage": None})
+        part = self.heard(batch)
+        advantage, count = part["advantage"], (part["kind"] == LATENT).sum(1)      # (R',) of the samples heard
+        each = advantage.repeat_interleave(count)                                  # (n',)
         if self.config.best_first:
-            right = advantage > 0
-            best = batch["likely"].view_as(advantage).masked_fill(~right, float("-inf")).argmax(1, keepdim=True)
+            right = (advantage > 0).view(-1, self.config.group)
+            best = batch["likely"].view_as(right).masked_fill(~right, float("-inf")).argmax(1, keepdim=True)
             others = right.any(1, keepdim=True) & (torch.arange(right.shape[1], device=right.device) != best)
-            first = count.cumsum(0) - count                                        # (R,) where a sample's latents begin
+            first = count.cumsum(0) - count                                        # where a sample's latents begin
             each[first[others.view(-1)]] = 0.0
         return {**batch, "latent_advantage": each}
 
