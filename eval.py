@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results: a list with one object per data set")
     parser.add_argument("--figure", metavar="FILE", help="draw ECR@K and N_eff with their controls (.png, .pdf, .svg)")
     parser.add_argument("--intervene", nargs="*", metavar="NAME", help="also replace the latents and decode the answer "
-                        f"from that: {', '.join(INTERVENTIONS)}, truncate:N [noise swap]")
+                        f"from that: {', '.join(INTERVENTIONS)}, truncate:N, truncate:-N [noise swap]")
     parser.add_argument("--look", action="store_true", help="also tell what the latents look like: norms, cosines, effective rank, entropy")
     parser.add_argument("--look_figure", metavar="FILE", help="draw that (.png, .pdf, .svg)")
     parser.add_argument("--space_figure", metavar="FILE", help="draw hidden states against token embeddings, and these' spectrum")

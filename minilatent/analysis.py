@@ -4,6 +4,7 @@ A readable chain is only an illustration. Interventions are evidence: the model 
 replaced, and the answer is decoded from `Q <think> Z' </think>`. If it stays right, the latents were not needed;
 if it becomes the answer of the question that Z' was taken from, they carry it.
 """
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable
@@ -62,7 +63,7 @@ INTERVENTIONS: dict[str, Callable[[Chains], tuple[Tensor, Tensor]]] = {         
     "zeros": lambda c: (torch.zeros_like(c.z), c.steps),
     "mean": lambda c: (c.mean.expand_as(c.z), c.steps),                            # every latent is the data set's mean latent
     "shuffle": shuffle,
-    "truncate": lambda c: (c.z, c.steps // 2),                                     # the first half only; truncate:N: the first N
+    "truncate": lambda c: (c.z, c.steps // 2),                                     # the first half only; truncate:N: the first N, truncate:-N: all but the last N
     "extend": extend,
     "top1": lambda c: (c.likeliest, c.steps),                                      # no mixture: one token a step
 }
@@ -70,8 +71,9 @@ INTERVENTIONS: dict[str, Callable[[Chains], tuple[Tensor, Tensor]]] = {         
 
 def intervention(name: str) -> Callable[[Chains], tuple[Tensor, Tensor]]:
     """By its name, truncate:N included. UserError if there is none."""
-    if name.startswith("truncate:") and name[9:].isdigit():
-        return lambda c: (c.z, c.steps.clamp(max=int(name[9:])))
+    if found := re.fullmatch(r"truncate:(-?)(\d+)", name):
+        n = int(found[2])
+        return lambda c: (c.z, (c.steps - n).clamp(min=0) if found[1] else c.steps.clamp(max=n))
     if name not in INTERVENTIONS:
         raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
     return INTERVENTIONS[name]

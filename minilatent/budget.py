@@ -104,8 +104,12 @@ def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
     examples = data.load(config.data, "train", limit=min(SAMPLE, config.train_size), seed=config.seed)
     rows, _ = encode([e for e in examples if e.steps], tok, model.config.context, "skip")
     if isinstance(method, GRPO) and not config.init:
-        # What it starts from is not trained yet: its chains would never end. They are given the length that they will have.
+        # What it starts from is not trained yet: its chains would never end, and no answer be right. They are given the length that they
+        # will have, and every group an advantage.
         config.max_chain = -(-sorted(len(r.chain) for r in rows)[len(rows) // 2] // method.ratio)
+        judge = method.judge
+        method.judge = lambda batch, rewards: judge({**batch, "whole": torch.ones_like(batch["whole"])}, torch.arange(
+            rewards.numel(), device=rewards.device).view_as(rewards) % 2.0)
     else:
         method.adopt(beside, settings)
     return method.to(device), rows

@@ -178,9 +178,9 @@ PRESETS: dict[str, dict] = {
              "cot_sft": {"steps": 1500},
              **dict.fromkeys(("no_cot", "pause", "icot", "coconut", "codi"), {"steps": 1500, "lr": 3e-3}),
              "latent_sft": {"accumulate": 2, "steps": 5000, "lr": 4e-3, "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
-             "colar": {"steps": 3000, "lr": 3e-3, "head_width": 512, "latent_weight": 10.0},
+             "colar": {"steps": 2200, "lr": 3e-3, "head_width": 512, "latent_weight": 10.0},
              "latent_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 32},
-             "colar_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 16, "latent_loss": "nll"}},
+             "colar_rl": {"optimizer": "adamw", "steps": 180, "lr": 3e-5, "batch_size": 64, "latent_loss": "nll"}},
     # mini-base, from nothing: see minilatent/rebuild_base.py
     "base": {"init": "none", "train_size": 300_000, "optimizer": "muon", "steps": 4000, "lr": 4e-3, "eval_every": 500, "save_every": 500},
     "smollm2-135m": on_gpu("HuggingFaceTB/SmolLM2-135M-Instruct"),

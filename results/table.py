@@ -7,7 +7,8 @@ fails if one differs. In a sentence:
 
     FOLDER:ROW SET KEY   a row of FOLDER/rows.jsonl: the mean over its seeds. SET may be `average`: the comparison's four. Keys go
                          down with dots. Shares are told in %.
-    FILE KEY             any .json or .jsonl file in results/; -1.seconds/60 is the last line's, in minutes
+    FILE KEY             any .json or .jsonl file in results/; -1.seconds/60 is the last line's, in minutes. A * in FILE: the mean over
+                         all that fit
 
 On lines of its own, `table:FOLDER`: the main rows of FOLDER/rows.jsonl.
 """
@@ -55,7 +56,8 @@ def quoted(name: str) -> str:
         return "\n" + table(name.removeprefix("table:")) + "\n"
     words = name.split()
     if len(words) == 2 and "." in words[0]:
-        return told(words[1], [down(read(HERE / words[0]), words[1].partition("/")[0])])
+        files = sorted(HERE.glob(words[0])) or [HERE / words[0]]
+        return told(words[1], [down(read(f), words[1].partition("/")[0]) for f in files])
     if len(words) != 3 or ":" not in words[0]:
         raise UserError(f"results:{name}: neither table:FOLDER, FILE KEY nor FOLDER:ROW SET KEY")
     (folder, _, row), data, key = words[0].partition(":"), *words[1:]

@@ -194,7 +194,8 @@ def test_interventions_do_what_they_say(tok, examples):
     assert zeros.shape == z.shape and not zeros.any() and torch.equal(steps, n)
     assert torch.equal(INTERVENTIONS["truncate"](chains)[1], n // 2) and torch.equal(INTERVENTIONS["truncate"](chains)[0], z)
     assert torch.equal(analysis.intervention("truncate:2")(chains)[1], n.clamp(max=2))
-    for wrong in ("truncate:", "truncate:-1", "truncates"):
+    assert torch.equal(analysis.intervention("truncate:-2")(chains)[1], (n - 2).clamp(min=0))
+    for wrong in ("truncate:", "truncate:-", "truncate:1.5", "truncates"):
         with pytest.raises(UserError, match="unknown intervention"):
             analysis.intervention(wrong)
     loud, _ = INTERVENTIONS["loud"](chains)

@@ -211,7 +211,7 @@ for how in ("sum", "mean"):
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        moved[how] = rl.log_probs(batch)[0]["latents"][0] - batch["old_latents"]      # (n,) log ρ
+        moved[how] = rl.log_probs(rl.heard(batch))[0]["latents"][0] - batch["old_latents"]    # (n,) log ρ
     outside[how] = float(((moved[how].exp() - 1).abs() > 0.2).float().mean())
     print(f"{how:5s} {told['accuracy']:.0%} of the samples right; after one step ρ of {len(moved[how])} latents: median distance of log ρ from 0 "
           f"{moved[how].abs().median():.3f}, outside 1 ± 0.2: {outside[how]:.0%}")
