@@ -1,10 +1,11 @@
-"""How much of CoLaR-RL's policy gradient is signal: the gradients of independent batches of samples, held against each other.
+"""How much of a policy gradient is signal: the gradients of independent batches of samples, held against each other.
 
     python -m results.rl_signal --init out/nll --sigma_floor 0 0.3 --json results/long/rl_signal.json
+    python -m results.rl_signal --method latent_rl --init out/latent_sft
 
 A batch's gradient is g_i = G + noise_i. The dot product of two different batches' is |G|² on average, that of one with itself |G|² + |noise|².
 Told is |G|² / |noise|² of one batch, for each part of the objective: the mean of 1 / this many batches is half signal. ± is a jackknife's
-standard error. σ's floor: 0 is the run's own.
+standard error. σ's floor (colar_rl): 0 is the run's own.
 """
 import argparse
 import random
@@ -17,18 +18,19 @@ from minilatent.batch import encode
 from minilatent.config import resolve
 from minilatent.files import write_json
 from minilatent.losses import mean_by
-from minilatent.methods import CoLaRRL
+from minilatent.methods import METHODS
+from minilatent.rl import GRPO
 from minilatent.setup import initial_model
 
 
-def start(init: str, **settings) -> CoLaRRL:
+def start(method: str, **settings) -> GRPO:
     """The method as train.py would begin with it."""
-    config = resolve({"method": "colar_rl", "init": init, "dtype": "float32", **settings})
+    config = resolve({"method": method, "dtype": "float32", **settings})
     model, tok, theirs, beside = initial_model(config)
-    CoLaRRL.inherit(config, theirs)
-    method = CoLaRRL(config, tok, model)
-    method.adopt(beside, theirs)
-    return method
+    METHODS[method].inherit(config, theirs)
+    found = METHODS[method](config, tok, model)
+    found.adopt(beside, theirs)
+    return found
 
 
 def ratio(dots: torch.Tensor) -> float:
@@ -39,20 +41,18 @@ def ratio(dots: torch.Tensor) -> float:
     return float(signal / (own - signal))
 
 
-def measure(method: CoLaRRL, rows, batches: int, questions: int) -> dict:
+def measure(method: GRPO, rows, batches: int, questions: int) -> dict:
     trained = list({id(p): p.requires_grad_(True) for module in method.trainable() for p in module.parameters()}.values())
-    found, right, silent, sigma = {}, 0.0, 0.0, 0.0
+    found, told = {}, {"accuracy": 0.0, "silent": 0.0}
     for i in range(batches):
         batch = method.rollout(rows[i * questions:(i + 1) * questions], random.Random(i))
-        right += batch["right"].float().mean().item() / batches
-        silent += (batch["rewards"].std(1) == 0).float().mean().item() / batches
-        sigma += batch["told_sigma"].mean().item() / batches
+        told["accuracy"] += batch["right"].float().mean().item() / batches
+        told["silent"] += (batch["rewards"].std(1) == 0).float().mean().item() / batches
         part = method.heard(batch)
         for name, (log_p, sample) in method.log_probs(part)[0].items():
             objective = mean_by(log_p * method.credit(name, part, sample), sample, len(part["ids"]))[0].sum()    # silent samples count 0
             gradient = torch.autograd.grad(objective, trained, retain_graph=True, allow_unused=True)
             found.setdefault(name, []).append(torch.cat([g.flatten() for g in gradient if g is not None]))
-    told = {"accuracy": right, "silent": silent, "sigma": sigma}
     for name, gradients in found.items():
         g = torch.stack(gradients).double()
         dots, n = g @ g.T, len(g)
@@ -63,9 +63,10 @@ def measure(method: CoLaRRL, rows, batches: int, questions: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="colar_rl", choices=("colar_rl", "latent_rl"))
     parser.add_argument("--init", default="out/nll")
     parser.add_argument("--speed", default="2")
-    parser.add_argument("--sigma_floor", type=float, nargs="+", default=[0.0, 0.3])
+    parser.add_argument("--sigma_floor", type=float, nargs="+", default=[0.0])
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
@@ -74,11 +75,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     results = []
     for floor in args.sigma_floor:
-        method = start(args.init, sigma_floor=floor, speed=args.speed)
+        method = start(args.method, init=args.init, sigma_floor=floor, speed=args.speed)
         rows, _ = encode(data.load("mini", "train", limit=args.batches * args.questions), method.tok, 512)
         told = measure(method, rows, args.batches, args.questions)
-        results.append({"sigma_floor": floor, "speed": args.speed, "batches": args.batches, "samples": args.questions * method.config.group, **told})
-        print(f"floor {floor}: σ {told['sigma']:.3f}, {told['accuracy']:.1%} of the samples right, {told['silent']:.0%} of the groups silent; signal "
+        results.append({"method": args.method, "sigma_floor": method.config.sigma_floor, "speed": args.speed, "batches": args.batches,
+                        "samples": args.questions * method.config.group, **told})
+        print(f"{args.method} σ_floor {method.config.sigma_floor}: {told['accuracy']:.1%} of the samples right, {told['silent']:.0%} of the groups silent; signal "
               + ", ".join(f"{name} {told[name]['signal']:.4f} ± {told[name]['error']:.4f}" for name in ("latents", "decisions", "answer")), flush=True)
     if args.json:
         write_json(args.json, results)

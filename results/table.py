@@ -76,7 +76,9 @@ def told(key: str, values: list) -> str:
         return f"{100 * value:.1f}"
     if by:
         return f"{value / float(by):.0f}"
-    return f"{value:,.0f}" if last == "n" or abs(value) >= 100 else f"{value:.1f}" if last == "mean_len" else f"{value:.2f}"
+    if last == "n" or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{1 if last == 'mean_len' else 2 if abs(value) >= 0.02 or not value else 4}f}"
 
 
 # ------------------------------------------------------------------ tables

@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
              for row, n in (("a", 30), ("b", 10)) for seed in (0, 1) for name in SETS]
     lines.append({**made_line("c", 0, "mini", share(1)), "group": "ablation"})
     (tmp_path / "mini/rows.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
-    (tmp_path / "mini/run.json").write_text(json.dumps([{"data": "mini", "n": 40, "deep": {"accuracy": 0.018}}]))
+    (tmp_path / "mini/run.json").write_text(json.dumps([{"data": "mini", "n": 40, "small": -0.0045, "deep": {"accuracy": 0.018}}]))
     for seed, length in ((0, 6.0), (1, 7.0)):
         (tmp_path / f"mini/speed-seed{seed}.json").write_text(json.dumps([{"mean_len": length}]))
     (tmp_path / "log.jsonl").write_text('{"seconds": 60}\n{"seconds": 1830}\n')
@@ -48,7 +48,7 @@ def mark(name, text=""):
 
 
 @pytest.mark.parametrize("name, expected", [("mini:a mini accuracy", "77.5"), ("mini:a average accuracy", "77.5"), ("mini:b mini mean_len", "3.0"), ("mini:a mini n", "40"),
-                                            ("mini/run.json 0.deep.accuracy", "1.8"), ("mini/speed-seed*.json 0.mean_len", "6.5"), ("log.jsonl -1.seconds", "1,830"), ("log.jsonl 1.seconds/60", "30")])
+                                            ("mini/run.json 0.deep.accuracy", "1.8"), ("mini/run.json 0.small", "-0.0045"), ("mini/speed-seed*.json 0.mean_len", "6.5"), ("log.jsonl -1.seconds", "1,830"), ("log.jsonl 1.seconds/60", "30")])
 def test_numbers_are_found_and_are_means_over_seeds(folder, name, expected):
     assert table.quoted(name) == expected
 

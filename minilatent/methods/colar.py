@@ -137,7 +137,8 @@ class CoLaR(Method):
         if self.config.compressed_labels:
             counts = (following == LATENT) | (following == TAIL)
             return cross_entropy(self.model.logits(h[counts]), labels[counts])
-        # The ablation: before a latent the language head learns only that the chain goes on.
+        # The ablation: before a latent the language head learns only that the chain goes on. (Decoding ends it where </think> is the
+        # likeliest token, as ever: with the rest spread over the vocabulary that may be below one half.)
         tail = F.cross_entropy(self.model.logits(h[following == TAIL]).float(), labels[following == TAIL], reduction="none")
         goes_on = log_not(self.model.logits(h[following == LATENT]), self.tok.end_think)
         return mean(torch.cat([tail, -goes_on]))
@@ -182,7 +183,10 @@ class CoLaRRL(GRPO, CoLaR):
     Latents are drawn from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density is its mean over
     the C dimensions of the width (the release's choice), so ρ is the C-th root of the likelihood ratio: clipping at 1 ± ε
     is C times more lenient, and a latent weighs about as much as a token. `--log_density sum` is the likelihood ratio
-    itself; a small step in C dimensions moves it far, and most is clipped.
+    itself; a small step in C dimensions moves it far, and most is clipped. `--sigma_floor` above the start's own draws from further away.
+
+    What to expect: on mini little (results/README.md). A draw moves a latent by σ in every direction, so by σ along the line to
+    another block's embedding, which is a hundred σ away: it refines a latent, and never tries another number.
     """
     each_latent = ("z",)
 
