@@ -24,7 +24,7 @@ from minilatent.verdicts import SETS, better, table_text
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
 MARK = re.compile(r"(<!-- results:([^>]+?) -->)(.*?)(<!-- /results -->)", re.DOTALL)
-SHARES = {"accuracy", "val_accuracy", "follows_donor", "unchanged", "closed"}
+SHARES = {"accuracy", "val_accuracy", "follows_donor", "unchanged", "closed", "silent"}
 
 
 # ------------------------------------------------------------------ numbers
