@@ -356,6 +356,14 @@ def test_the_first_inner_step_is_the_plain_policy_gradient(tok, rows, average):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_silent_groups_cost_no_pass(tok, rows):
+    method, batch = rolled(tok, rows)
+    seen = []
+    method.model.register_forward_pre_hook(lambda model, args, kwargs: seen.append(len(kwargs["embeds"])), with_kwargs=True)
+    method.loss(score(method, batch, REWARDS), None, 0.0)
+    assert seen == [6, 6]                                            # p_old and p: nine samples, of which three agree
+
+
 def test_a_second_inner_step_meets_the_clip(tok, rows):
     method, batch = rolled(tok, rows)
     batch = score(method, batch, REWARDS)
@@ -441,6 +449,8 @@ def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
     head = make(tok, seed=7, head_width=9).latent_head.state_dict()
     method.inherit(method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.25})
     assert (method.config.latent_loss, method.config.sigma_floor) == ("nll", 0.25)
+    method.inherit(method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.1})
+    assert method.config.sigma_floor == 0.25                         # what was asked for, if it is more: it explores further
     method = type(method)(method.config, tok, method.model)
     method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
                  {"method": "colar", "latent_loss": "nll"})
