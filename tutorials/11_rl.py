@@ -228,7 +228,7 @@ assert told["silent"] < 1 and outside["sum"] > 0.2 and outside["mean"] < 0.02
 # %% [markdown]
 # One step of learning rate `3e-5`, and 96 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the leash by the likelihood ratio, 0 %<!-- outside["mean"]:.0% --> by its 128th root. It is the toy again.
 #
-# What does a whole run of RL do here? On mini nothing: [results/README.md](../../results/README.md#rl-and-why-it-does-nothing-here) has the numbers, and why a Gaussian that
+# What does a whole run of RL do here? On mini, at speed 2, nothing: [results/README.md](../../results/README.md#rl-and-why-it-does-nothing-here) has the numbers, and why a Gaussian that
 # moves a latent by a tenth of a std in each dimension never tries another operand.
 #
 # ## Decisions to go on
