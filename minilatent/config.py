@@ -70,7 +70,8 @@ class Config:
     device: str = opt("auto", "auto | cpu | cuda | cuda:N")
     dtype: str = opt("auto", "the forward pass's precision; auto: bfloat16 if the hardware multiplies it, else float32",
                      choices=("auto", "float32", "bfloat16", "float16"))
-    grad_checkpoint: bool = opt(False, "keep one activation a layer and compute the rest anew going back: less memory, a third slower (not where a cache carries the gradient: the latent passes of coconut and codi)")
+    grad_checkpoint: bool = opt(False, "keep one activation a layer and compute the rest anew going back: less memory, a third slower "
+                                "(not where a cache carries the gradient: the latent passes of coconut and codi)")
     threads: int = opt(0, "CPU threads (0: PyTorch's choice)")
     compile: bool = opt(False, "torch.compile the model")
     # latent_sft

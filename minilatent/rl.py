@@ -148,6 +148,7 @@ class GRPO:
             # scale of each of these three stays that of the average.
             objective = objective + mean(mean_by(gain, sample, len(part["ids"]))[0] if self.config.average else gain)
         rewards, length = batch["rewards"], (batch["kind"] == LATENT).sum(1)
+        # Of all samples; what latent_log_prob has told (σ, entropy) of those that were heard.
         told |= {"reward": rewards, "accuracy": batch["right"], "len": length, "silent": (batch["advantage"].view_as(rewards) == 0).all(1),
                  "one_latent": length == 1, "cut_off": ~batch["closed"],
                  **{name.removeprefix("told_"): value for name, value in batch.items() if name.startswith("told_")}}

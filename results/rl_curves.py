@@ -5,7 +5,6 @@
 Greedy accuracy on validation; and of the samples, smoothed over ten lines of the log, since a batch's questions are of about one length: reward, #L
 and the share of groups that are all right or all wrong.
 """
-import argparse
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from minilatent.config import Parser, UserError, run  # noqa: E402
 from minilatent.figures import save_figure  # noqa: E402
 
 PANELS = {"val_accuracy": "accuracy on validation, greedy (%)", "reward": "reward of the samples (%)", "len": "#L of the samples", "silent": "silent groups (%)"}
@@ -25,15 +25,22 @@ def smooth(values: list[float]) -> list[float]:
     return [sum(values[max(0, i - WIDTH + 1):i + 1]) / len(values[max(0, i - WIDTH + 1):i + 1]) for i in range(len(values))]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read(path: str) -> list[dict]:
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no metrics.jsonl: {error}") from None
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="python -m results.rl_curves", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="TITLE=FILE")
     parser.add_argument("--figure", required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     figure, axes = plt.subplots(1, len(PANELS), figsize=(14, 3.8), layout="constrained")
-    for run in args.runs:
-        title, _, path = run.partition("=")
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    for given in args.runs:
+        title, _, path = given.partition("=")
+        lines = read(path)
         for ax, key in zip(axes, PANELS):
             some = [line for line in lines if key in line]
             values = [line[key] * (1 if key == "len" else 100) for line in some]
@@ -48,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,13 +1,12 @@
 """How much of a policy gradient is signal: the gradients of independent batches of samples, held against each other.
 
-    python -m results.rl_signal --init out/nll --sigma_floor 0 0.3 --json results/long/rl_signal.json
+    python -m results.rl_signal --init out/nll --sigma_floor 0 0.3 --json results/colar/rl_signal.json
     python -m results.rl_signal --method latent_rl --init out/latent_sft
 
 A batch's gradient is g_i = G + noise_i. The dot product of two different batches' is |G|² on average, that of one with itself |G|² + |noise|².
 Told is |G|² / |noise|² of one batch, for each part of the objective: the mean of 1 / this many batches is half signal. ± is a jackknife's
 standard error. σ's floor (colar_rl): 0 is the run's own.
 """
-import argparse
 import random
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from minilatent import data
 from minilatent.batch import encode
-from minilatent.config import resolve
+from minilatent.config import Parser, resolve, run
 from minilatent.files import write_json
 from minilatent.losses import mean_by
 from minilatent.methods import METHODS
@@ -61,8 +60,8 @@ def measure(method: GRPO, rows, batches: int, questions: int) -> dict:
     return told
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="python -m results.rl_signal", description=__doc__.splitlines()[0])
     parser.add_argument("--method", default="colar_rl", choices=("colar_rl", "latent_rl"))
     parser.add_argument("--init", default="out/nll")
     parser.add_argument("--speed", default="2")
@@ -71,7 +70,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     results = []
     for floor in args.sigma_floor:
@@ -87,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

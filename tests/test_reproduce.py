@@ -48,6 +48,15 @@ def test_the_steps_spend_the_budget_to_within_one_step(method, monkeypatch, tok)
     assert total - cost.of(budget.stage_steps(run, rows, steps)) <= stages * max(cost.flops.values())
 
 
+@pytest.mark.parametrize("method", ["colar_rl", "latent_rl"])
+def test_an_rl_step_whose_start_is_not_trained_yet_is_counted_with_the_pass_of_every_sample(method, monkeypatch, tok):
+    """Random weights are never right: all groups would be silent, and a step look cheaper than it will be."""
+    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
+    run, rows = budget.untrained({**{key: value for key, value in TINY.items() if key != "init"}, "method": method, "group": 3}, CPU)
+    batch = run.rollout(rows[:2], random.Random(0))
+    assert len(run.heard(batch)["ids"]) == len(batch["ids"]) == 6
+
+
 def test_the_count_is_that_of_the_matrices():
     """6 FLOPs for each weight and token, forward and backward, are most of it."""
     run, rows = budget.untrained({"method": "cot_sft", "train_size": 128, "batch_size": 16}, CPU)
