@@ -48,12 +48,10 @@ def standardise(hidden: Tensor, embedding: Tensor) -> Tensor:
     return hidden / (hidden.std(-1, keepdim=True) + 1e-6) * embedding.detach().std()
 
 
-def pick(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The likeliest token of each row (b, V), or one drawn from its softmax: the likeliest after Gumbel noise."""
-    if generator is not None:
-        uniform = torch.rand(logits.shape, generator=generator).clamp(1e-10, 1 - 1e-7)
-        logits = logits - torch.log(-torch.log(uniform)).to(logits.device)
-    return logits.argmax(-1)
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A token from the softmax of each row (b, V): the likeliest after Gumbel noise."""
+    uniform = torch.rand(logits.shape, generator=generator).clamp(1e-10, 1 - 1e-7)
+    return (logits - torch.log(-torch.log(uniform)).to(logits.device)).argmax(-1)
 
 
 @dataclass
@@ -120,7 +118,9 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     while True:
         logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
         logits[:, tok.never] = float("-inf")
-        token = torch.where(thinking, pick(logits / end_temperature, sample_end), pick(logits, sample_answer))   # (b,)
+        likeliest = logits.argmax(-1)                           # (b,)
+        token = torch.where(thinking, likeliest if sample_end is None else draw(logits / end_temperature, sample_end),
+                            likeliest if sample_answer is None else draw(logits, sample_answer))
         ends = (token == tok.end_think) & (count[rows] >= min_chain)
         if min_chain == max_chain:                              # that many steps are the chain's end, not a cut
             ends = count[rows] == max_chain
