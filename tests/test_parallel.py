@@ -31,7 +31,7 @@ def train_two(*args) -> None:
 
 
 @pytest.mark.parametrize("method", [
-    "latent_sft", "colar --c_max 1 --latent_loss mse", "colar --c_max 3 --latent_loss nll --no-compressed_labels",
+    "cot_sft", "pause --num_latents 2", "latent_sft", "colar --c_max 1 --latent_loss mse", "colar --c_max 3 --latent_loss nll --no-compressed_labels",
     "coconut --num_latents 2 --latents_a_step 1 --curriculum 0.4", "codi --num_latents 2"])
 def test_two_processes_take_the_steps_of_one(tmp_path, tok, monkeypatch, method):
     """17 rows in batches of 8: the slices hold unequal numbers of tokens, and of the batch of one row a process has

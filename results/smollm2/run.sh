@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# All stages on a real pretrained model and real GSM8K questions, a few steps each: it shows that the whole way works on a
-# CPU, not how good it can get. bash results/smollm2/run.sh MODEL_FOLDER gsm8k_train.jsonl gsm8k_test.jsonl
+# A real pretrained model on real GSM8K questions, on a CPU: CoT-SFT, then Latent-SFT(2) from it, both judged.
+#   bash results/smollm2/run.sh MODEL_FOLDER DATA_FOLDER      (gsm8k_train.jsonl, gsm8k_test.jsonl, multiarith_test.jsonl, ..)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-model=$1 train=$2 test=$3
-common="--init $model --data $train --train_size 400 --val_size 16 --batch_size 8 --lr 1e-4 --dtype bfloat16 --max_tokens 200
-  --max_chain 48 --eval_batch 16 --threads ${THREADS:-2} --eval_every 100"
-declare -A method=(
-  [cot_sft]="--method cot_sft --steps 40"
-  [latent_sft_r2]="--method latent_sft --ratio 2 --stage1_steps 5,5,10 --steps 20 --train_size 160"
-  [colar_lora]="--method colar --steps 20 --lora_rank 16 --c_max 2"
-)
-for name in "${@:4}"; do
-  out=out/smollm2-$name
-  start=$SECONDS
-  python train.py $common ${method[$name]} --out "$out"
-  echo "$name: trained in $((SECONDS - start)) s"
-  python eval.py --ckpt "$out" --data "$test" --limit 50 --threads "${THREADS:-2}" --json "results/smollm2/$name.json"
-done
+model=$1 data=$2
+common="--data $data/gsm8k_train.jsonl --val_size 32 --batch_size 8 --lr 3e-4 --dtype bfloat16 --max_tokens 200 --eval_batch 32"
+
+judge() {                    # name limit_of_gsm8k limit_of_the_others
+  for set in gsm8k multiarith svamp gsm_hard; do
+    limit=$3
+    [ $set = gsm8k ] && limit=$2
+    python eval.py --ckpt "out/smollm2-$1" --data "$data/${set}_test.jsonl" --limit "$limit" --batch 64 --json "results/smollm2/$1_$set.json"
+  done
+}
+
+python train.py --method cot_sft --init "$model" $common --steps 870 --eval_every 290 --max_chain 72 --threads 1 --out out/smollm2-cot_sft
+judge cot_sft 400 300
+python train.py --method latent_sft --ratio 2 --init out/smollm2-cot_sft $common --optimizer adamw --train_size 2400 \
+  --stage1_lr 2e-4 --stage1_steps 15,15,60 --steps 340 --eval_every 170 --max_chain 48 --out out/smollm2-latent_sft_r2
+judge latent_sft_r2 400 300
