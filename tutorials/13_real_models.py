@@ -186,8 +186,8 @@ assert abs(said["qwen2.5-0.5b"][0] - needs["qwen2.5-0.5b", True]) < 0.1         
 #
 # ## What to expect
 #
-# First the cheap signs, in `metrics.jsonl`. Stage 1's `sup` falls within the first hundreds of steps; if chains still run into `max_chain` (`closed` below 1 in `eval.py`), then `</think>` is not learnt yet, and accuracy means nothing. An hour of
-# training is not enough on GSM8K: users of CoLaR's release who trained on its 7,473 questions alone got about 3 %; the papers take the 385,620 of GSM8K-Aug. Published accuracies on GSM8K's test set after training on GSM8K-Aug, each range from
+# First the cheap signs, in `metrics.jsonl`. Stage 1's `sup` falls within the first hundreds of steps; if chains still run into `max_chain` (`closed` below 1 in `eval.py`), then `</think>` is not learnt yet, and accuracy means nothing. An hour or
+# two of training is little on GSM8K (what they brought SmolLM2-135M stands below): users of CoLaR's release who trained on its 7,473 questions alone got about 3 %; the papers take the 385,620 of GSM8K-Aug. Published accuracies on GSM8K's test set after training on GSM8K-Aug, each range from
 # several papers with recipes of their own: <!-- allow: 3 %, 42.5, 44.1, 16.5, 19.1, 24.1, 30.0, 34.1, 36.6, 40.9, 43.7, 11.1, 18.4, 59.8, 15.7, 39.4, 29.6, 43.2 -->
 #
 # | | CoT | No-CoT | pause | iCoT | Coconut | CODI | CoLaR | Latent-SFT(2) |
