@@ -6,16 +6,15 @@ cd "$(dirname "$0")/../.."
 model=$1 data=$2
 common="--data $data/gsm8k_train.jsonl --val_size 32 --batch_size 8 --lr 3e-4 --dtype bfloat16 --max_tokens 200 --eval_batch 32"
 
-judge() {                    # name limit_of_gsm8k limit_of_the_others
-  for set in gsm8k multiarith svamp gsm_hard; do
-    limit=$3
-    [ $set = gsm8k ] && limit=$2
-    python eval.py --ckpt "out/smollm2-$1" --data "$data/${set}_test.jsonl" --limit "$limit" --batch 64 --json "results/smollm2/$1_$set.json"
+judge() {                    # name limit set ..
+  for set in "${@:3}"; do
+    python eval.py --ckpt "out/smollm2-$1" --data "$data/${set}_test.jsonl" --limit "$2" --batch 64 --json "results/smollm2/$1_$set.json"
   done
 }
 
 python train.py --method cot_sft --init "$model" $common --steps 870 --eval_every 290 --max_chain 72 --threads 1 --out out/smollm2-cot_sft
-judge cot_sft 400 300
+judge cot_sft 400 gsm8k
+judge cot_sft 300 multiarith svamp gsm_hard
 python train.py --method latent_sft --ratio 2 --init out/smollm2-cot_sft $common --optimizer adamw --train_size 2400 \
   --stage1_lr 2e-4 --stage1_steps 15,15,60 --steps 340 --eval_every 170 --max_chain 48 --out out/smollm2-latent_sft_r2
-judge latent_sft_r2 400 300
+judge latent_sft_r2 300 gsm8k multiarith
