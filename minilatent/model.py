@@ -272,7 +272,7 @@ class Transformer(nn.Module):
         if self.config.position == "learned":
             x = x + self.embed_position(positions)
         else:
-            rope = [part.to(x.dtype) for part in rope_angles(positions, self.config)]
+            rope = [part.to(x.dtype) for part in rope_angles(positions, self.config)]   # once, not in every layer
         for layer, block in enumerate(self.blocks):
             if self.grad_checkpoint and self.training and cache is None:
                 x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)
