@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--speed", nargs="+", metavar="c", help="compression factors to ask CoLaR for: numbers, or auto [the run's]")
     parser.add_argument("--speed_figure", metavar="FILE", help="draw accuracy against #L over the speeds (.png, .pdf, .svg)")
     parser.add_argument("--batch", type=int, metavar="int", help="questions decoded side by side (default: the run's eval_batch)")
+    parser.add_argument("--brief", action="store_true", help="only accuracy and #L, which is much faster with a large vocabulary")
     parser.add_argument("--too_long", choices=("skip", "error"), help="questions over the context: skip and count them, or stop [skip]")
     add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", "chain_style", "max_chain", "max_answer", "latent_temperature", "sample_end",
@@ -57,11 +58,13 @@ def main(argv: list[str]) -> None:
         check_speed(speed)
     if "data" not in given and config.data not in data.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
-    looks, frequent, results = "look" in given or "look_figure" in given, training_tokens(method), []
+    looks, results = "look" in given or "look_figure" in given, []
+    frequent = None if given.get("brief") else training_tokens(method)
     for name in given.get("data", [config.data]):
         examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style, revision=config.revision)
         for config.speed in speeds:
-            result = evaluate(method, examples, Path(name).name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch)
+            result = evaluate(method, examples, Path(name).name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch,
+                              brief=given.get("brief", False))
             if isinstance(method, CoLaR):
                 result["speed"] = config.speed if config.speed == "auto" else int(config.speed)
             if given.get("soft_thinking"):

@@ -78,7 +78,8 @@ print(took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return {"seconds": a, "seconds_theirs": b, "ratio": b / a, "memory_growth": grown, "memory_growth_theirs": grown_theirs}
 
 
-def benchmark(folder: str, examples: list[Example], device: torch.device, dtype: torch.dtype, rows: int, repeats: int, new: int) -> dict:
+def benchmark(folder: str, examples: list[Example], device: torch.device, dtype: torch.dtype, rows: int, repeats: int, new: int,
+              skip_load: bool = False) -> dict:
     """Every comparison, as JSON would hold it. UserError without transformers. A training step is one of CoT-SFT: the
     question has no labels, so that we make no logits there; transformers makes them everywhere."""
     try:
@@ -90,7 +91,8 @@ def benchmark(folder: str, examples: list[Example], device: torch.device, dtype:
     results = {"model": Path(folder).name, "device": str(device), "dtype": str(dtype).removeprefix("torch."), "rows": rows,
                "threads": torch.get_num_threads(), "cpus": os.cpu_count(), "load_average": os.getloadavg()[0],
                "torch": torch.__version__, "transformers": transformers.__version__}
-    results["load"] = loading(folder, min(repeats, 3))
+    if not skip_load:
+        results["load"] = loading(folder, min(repeats, 3))
 
     tok = Tokenizer.from_hf(folder)
     theirs = TheirTokenizer.from_file(str(Path(folder) / "tokenizer.json"))
@@ -214,6 +216,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=8, help="of a training step, and decoded side by side [8]")
     parser.add_argument("--new", type=int, default=32, help="tokens decoded [32]")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement [5]")
+    parser.add_argument("--skip_load", action="store_true", help="leave out loading, for which fresh processes are started")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
     args = parser.parse_args(argv)
     if args.threads:
@@ -226,7 +229,7 @@ def main(argv: list[str]) -> None:
     else:
         examples = data.load(args.data, "test", limit=2000)
         results = benchmark(args.folder, examples, pick_device(args.device), getattr(torch, args.dtype), args.rows,
-                            args.repeats, args.new)
+                            args.repeats, args.new, args.skip_load)
     for name, value in results.items():
         shown = value.items() if isinstance(value, dict) else [("", value)]
         print(f"{name:14s}", *(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}".strip() for key, v in shown), sep="  ")

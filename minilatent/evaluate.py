@@ -91,7 +91,7 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
 
 
 def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = KS, frequent: Tensor | None = None,
-             too_long: str = "skip", batch: int = 0, per_question: bool = False) -> dict:
+             too_long: str = "skip", batch: int = 0, per_question: bool = False, brief: bool = False) -> dict:
     """Everything that eval.py reports of one data set, as JSON would hold it; null where a measure does not apply:
     all of the latents' for a method that does not think, ECR for data without chains, N_eff for data without
     several chains a question. For explicit CoT, ECR is 1 by construction (its own chain is the reference), and
@@ -107,18 +107,22 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
                     ECR@10 above its control, null without a chain; "n_eff_above", N_eff by the tokens that differ above the larger
                     of its controls, null for a question without several chains or without another to compare with
 
+    brief       accuracy, #L and speed alone, null for the rest: no distribution is kept, which with a large vocabulary takes most of the time
+
     `seconds` includes keeping each step's distribution. These are dropped batch by batch: what is kept is a few
     numbers a question, so memory does not grow with the data set.
     """
     fits = fitting(method, examples, too_long)
     V = method.model.config.vocab_size
     ks = tuple(k for k in ks if k <= V)
-    batch = min(batch or method.config.eval_batch, max(1, int(PROBS_BYTES // (4 * V * max(1, method.config.max_chain)))))
+    batch = batch or method.config.eval_batch
+    if not brief:
+        batch = min(batch, max(1, int(PROBS_BYTES // (4 * V * max(1, method.config.max_chain)))))
     others = other_chains(method.tok, fits)
 
     found: dict[str, list[Tensor]] = defaultdict(list)                             # per question, batch by batch
     seconds, right, order = 0.0, 0, []
-    for chosen, out, took in solve_batches(method, fits, batch, keep_probs=True):
+    for chosen, out, took in solve_batches(method, fits, batch, keep_probs=not brief):
         seconds += took
         some = [fits[i] for i in chosen]
         found["correct"].append(torch.tensor([is_correct(a, e.answer) for a, e in zip(out.answers, some)]))

@@ -154,7 +154,7 @@ def prepare_folder(config: Config) -> Path:
 
 
 def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
-    """The settings of the run in --out. Others than these may not be given anew."""
+    """The settings of the run in --out. Of these only the free ones may be given anew."""
     free = {"resume", "out", "device", "threads", "method"}
     folder = Path(config.out or f"out/{config.method}")
     settings, _ = checkpoint.read_config(folder)
@@ -166,7 +166,8 @@ def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
     if strange := set(settings) - {f.name for f in dataclasses.fields(Config)}:
         raise UserError(f"{folder / 'config.json'} has a setting that this version does not know: {min(strange)}")
     stored = Config(**settings)
-    return dataclasses.replace(stored, out=str(folder), resume=True, device=config.device, threads=config.threads), folder
+    machine = {key: given[key] for key in ("device", "threads") if key in given}       # else the same as before
+    return dataclasses.replace(stored, out=str(folder), resume=True, **machine), folder
 
 
 def seconds_per_token(method: Method, rows: list[Row]) -> float:

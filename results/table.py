@@ -24,7 +24,7 @@ from minilatent.verdicts import SETS, better, table_text
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "smollm2" / "README.md")
 MARK = re.compile(r"(<!-- results:([^>]+?) -->)(.*?)(<!-- /results -->)", re.DOTALL)
-SHARES = {"accuracy", "val_accuracy", "follows_donor", "unchanged", "closed", "silent"}
+SHARES = {"accuracy", "val_accuracy", "val_compression", "mfu", "follows_donor", "unchanged", "closed", "silent"}
 
 
 # ------------------------------------------------------------------ numbers

@@ -90,6 +90,17 @@ def test_evaluate_agrees_with_solve_all_and_has_the_contracts_keys(tok, examples
     assert 0 < result["mean_len"] <= 12 and result["n_multi"] > 0 and "10" in result["ecr"]
 
 
+def test_a_brief_judgement_has_the_same_accuracy_and_keeps_no_distribution(tok, examples, monkeypatch):
+    method, kept = tiny(tok, "latent_sft"), []
+    solve = method.solve
+    monkeypatch.setattr(method, "solve", lambda questions, **options: kept.append(options["keep_probs"]) or solve(questions, **options))
+    whole, brief = evaluate(method, examples, "mini"), evaluate(method, examples, "mini", brief=True)
+    assert all(brief[key] == whole[key] for key in ("n", "accuracy", "ci95", "mean_len"))
+    assert kept == [True] * (len(kept) // 2) + [False] * (len(kept) // 2)
+    assert brief["ecr"] is None and brief["n_eff"] is None and brief["entropy"] is None
+    assert "ECR" not in report([brief])
+
+
 @pytest.mark.parametrize("kind, gains", [("all alike", False), ("one chain", False), ("own chains", True)])
 def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing_else(tok, monkeypatch, kind, gains):
     """Latents that know nothing follow all chains alike, another question's too; latents of one chain follow no other. The gain is small

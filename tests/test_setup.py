@@ -5,11 +5,12 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minilatent import rebuild_base, setup
+from minilatent import checkpoint, rebuild_base, setup
 from minilatent.batch import encode
-from minilatent.config import UserError, resolve
+from minilatent.config import Config, UserError, resolve
 from minilatent.example import Example
 from minilatent.methods import METHODS
+from minilatent.model import ModelConfig
 
 
 def example(words: int = 3, steps: int = 2) -> Example:
@@ -71,6 +72,15 @@ def test_a_setting_of_another_version_is_named_on_resume(tmp_path):
 def test_heads_that_rotary_positions_cannot_turn_are_refused(more, said):
     with pytest.raises(UserError, match=said):
         setup.initial_model(resolve({"method": "cot_sft", "init": "none", **more}))
+
+
+def test_a_run_goes_on_with_the_device_and_threads_it_had_unless_told_otherwise(tmp_path):
+    """`auto` would take a run that was started with --device cpu on to a GPU, where its bits are others."""
+    checkpoint.write_config(tmp_path, Config(method="cot_sft", device="cpu", threads=1), ModelConfig(vocab_size=300))
+    for more, device, threads in (({}, "cpu", 1), ({"device": "cuda:1"}, "cuda:1", 1), ({"threads": 2}, "cpu", 2)):
+        given = {"method": "cot_sft", "out": str(tmp_path), "resume": True, **more}
+        found, _ = setup.resume_config(resolve(given), given)
+        assert (found.device, found.threads) == (device, threads)
 
 
 def test_a_cuda_device_that_is_not_there(monkeypatch):

@@ -202,22 +202,23 @@ assert abs(said["qwen2.5-0.5b"][0] - needs["qwen2.5-0.5b", True]) < 0.1         
 # Honesty first: what this repository holds for a real model is read here from its files, whatever they say.
 
 # %%
-records = []
+records = {}
 for path in sorted((ROOT / "results" / "smollm2").glob("*.json")):
     found = json.loads(path.read_text())
     for r in found if isinstance(found, list) else []:
+        records.setdefault(r["data"], []).append((path.stem, r))
         low, high = r["ci95"]
-        records.append((path.stem, r))
-        closed = f", {r['closed']:.0%} ended by themselves" if r.get("closed") is not None else ""
-        print(f"{path.stem:18s} {r['data']:18s} n = {r['n']:5d}: {r['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%}), #L {r['mean_len']:.1f}{closed}")
+        print(f"{path.stem:22s} {r['data']:18s} n = {r['n']:5d}: {r['accuracy']:5.1%} (95 %: {low:5.1%} to {high:5.1%}), #L {r['mean_len']:.1f}")
 about = (ROOT / "results" / "smollm2" / "README.md").read_text()
-print("\n" + about.split("\n## ")[0])
-figure, ax = plt.subplots(figsize=(7, 0.5 * len(records) + 1.4))
-for y, (name, r) in enumerate(records):
-    ax.plot([100 * x for x in r["ci95"]], [y, y], color=GREY, linewidth=3)
-    ax.plot(100 * r["accuracy"], y, "o", color=BLUE)
-ax.set_yticks(range(len(records)), [f"{name}, {r['data']}" for name, r in records])
-ax.set(xlabel="right answers (%), with 95 % intervals", xlim=(0, None), ylim=(-0.6, len(records) - 0.4), title="results/smollm2, as recorded")
+print("\n" + re.sub(r"<!-- .*? -->", "", about.split("\n## ")[0]))
+figure, axes = plt.subplots(1, len(records), figsize=(11, 3.4), sharey=True)
+for ax, (name, runs) in zip(axes, records.items()):
+    for y, (_, r) in enumerate(runs):
+        ax.plot([100 * x for x in r["ci95"]], [y, y], color=GREY, linewidth=3)
+        ax.plot(100 * r["accuracy"], y, "o", color=BLUE)
+    ax.set_yticks(range(len(runs)), [run for run, _ in runs])
+    ax.set(xlabel="right (%)", xlim=(0, None), ylim=(-0.6, len(runs) - 0.4), title=name.removesuffix("_test.jsonl"))
+figure.suptitle("SmolLM2-135M, results/smollm2, as recorded, with 95 % intervals", y=1.03)
 show(figure, "13-recorded")
 assert records
 
