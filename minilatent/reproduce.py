@@ -6,7 +6,8 @@
 
 Every row gets the FLOPs that Latent-SFT(2) takes with 1,000 steps (times --budget), counted on one batch of each stage
 (budget.py): the main stage's steps are as many as these pay for. Rows are done one by one: Ctrl-C stops, the same command goes on,
-and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures.
+and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures. Several processes may work
+on one --out, each on --rows of its own (with --threads 1, or on one GPU).
 
 A method is tuned by --trials: its learning rate times each of TRIED, for a quarter of its main stage's steps, one seed. The trials are kept in
 trials.jsonl; once a method's are all there, its rows are trained with the best of them, and the plan says so.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from . import budget, data
@@ -227,9 +229,16 @@ def read_lines(out: Path, name: str = "rows.jsonl") -> list[dict]:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
+def alone(out: Path) -> FileLock:
+    """For what only one of the processes that work on `out` may do at a time."""
+    out.mkdir(parents=True, exist_ok=True)
+    return FileLock(out / ".lock")
+
+
 def add_line(out: Path, line: dict, name: str = "rows.jsonl") -> None:
-    lines = [*read_lines(out, name), line]
-    replace_file(out / name, lambda p: p.write_text("".join(json.dumps(l) + "\n" for l in lines)))
+    with alone(out):
+        lines = [*read_lines(out, name), line]
+        replace_file(out / name, lambda p: p.write_text("".join(json.dumps(l) + "\n" for l in lines)))
 
 
 def missing(row: Row, seed: int, lines: list[dict]) -> list[tuple[Variant, str]]:
@@ -300,9 +309,10 @@ def write_results(out: Path) -> None:
         return
     spent = max(l["flops"] for l in lines)
     told = f"Budget: {spent:.2e} training FLOPs a row, counted (validation and judging not)."
-    replace_file(out / "table.md", lambda p: p.write_text(table_text(lines, told)))
-    replace_file(out / "verdicts.md", lambda p: p.write_text(verdicts_text(lines)))
-    draw(lines, out)
+    with alone(out):
+        replace_file(out / "table.md", lambda p: p.write_text(table_text(lines, told)))
+        replace_file(out / "verdicts.md", lambda p: p.write_text(verdicts_text(lines)))
+        draw(lines, out)
 
 
 def do_all(todo: list[tuple[Row, int]], work, args) -> None:

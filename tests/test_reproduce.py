@@ -3,6 +3,7 @@ import json
 import random
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -157,6 +158,12 @@ def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path):
     told = [json.loads((tmp_path / f"runs/{name}-seed0-budget20.json").read_text())["flops"] for name in ("half", "rl")]
     assert lines[0]["flops"] == sum(told)
     assert call("--rows", "half", "--budget", 20)[0] == 0            # it is only judged now
+
+
+def test_several_processes_add_to_one_file_and_no_line_is_lost(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: reproduce.add_line(tmp_path, {"row": i}), range(40)))
+    assert sorted(line["row"] for line in reproduce.read_lines(tmp_path)) == list(range(40))
 
 
 def test_trials_are_done_once_and_the_best_learning_rate_is_the_rows(call, tmp_path, monkeypatch):

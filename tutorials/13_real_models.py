@@ -218,7 +218,7 @@ for ax, (name, runs) in zip(axes, records.items()):
         ax.plot(100 * r["accuracy"], y, "o", color=BLUE)
     ax.set_yticks(range(len(runs)), [run for run, _ in runs])
     ax.set(xlabel="right (%)", xlim=(0, None), ylim=(-0.6, len(runs) - 0.4), title=name.removesuffix("_test.jsonl"))
-figure.suptitle("SmolLM2-135M, results/smollm2, as recorded, with 95 % intervals", y=1.03)
+figure.suptitle("SmolLM2-135M, results/smollm2, as recorded, with 95 % intervals", y=1.06)
 show(figure, "13-recorded")
 assert records
 
