@@ -195,13 +195,13 @@ def interventions_figure(lines: list[Line]):
     judged = [l for l in lines if len(l.get("interventions", {})) > 1 and l["group"] == "main"]      # elsewhere: swap only, for a verdict
     if not judged:
         return None
-    names = list(judged[0]["interventions"])
+    names = list(dict.fromkeys(name for l in judged for name in l["interventions"]))      # not every one applies to every method
     rows = {l["row"]: l["title"] for l in judged}
     table = []
     for row in rows:
         mine = [l for l in judged if l["row"] == row]
         mean = lambda value: 100 * sum(v if v is not None else float("nan") for v in map(value, mine)) / len(mine)
-        table.append([mean(lambda l: l["accuracy"]), *(mean(lambda l, n=n: l["interventions"][n]["accuracy"]) for n in names),
+        table.append([mean(lambda l: l["accuracy"]), *(mean(lambda l, n=n: l["interventions"].get(n, {}).get("accuracy")) for n in names),
                       mean(lambda l: l["interventions"].get("swap", {}).get("follows_donor"))])
     columns = ["its own", *names, "donor's\nanswer"]
     figure, ax = plt.subplots(figsize=(1.05 * len(columns) + 2.6, 0.5 * len(rows) + 1.9), layout="constrained")

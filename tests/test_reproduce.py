@@ -399,6 +399,16 @@ def test_all_figures_are_drawn(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
 
 
+@pytest.mark.parametrize("first", ["cot_sft", "colar_2"])
+def test_an_intervention_that_does_not_apply_to_every_method_is_in_the_table_with_gaps(first):
+    some = {"noise": {"accuracy": 0.25}, "swap": {"accuracy": 0.0, "follows_donor": 0.75}}
+    lines = [made_line("cot_sft", interventions={**some, "top1": {"accuracy": 0.5}}), made_line("colar_2", interventions=some)]
+    axes = reproduce_figures.interventions_figure(sorted(lines, key=lambda l: l["row"] != first)).axes[0]
+    shown = [t.get_text() for t in axes.texts]
+    assert {t.get_text() for t in axes.get_xticklabels()} >= {"noise", "swap", "top1"}
+    assert "50" in shown and shown.count("–") == 1 and shown.count("25") == 2
+
+
 def test_figures_of_a_single_row_are_drawn_where_they_can_be(tmp_path):
     reproduce_figures.draw([made_line("cot_sft", name=name, correct=drawn(0.5, 40, 0)) for name in verdicts.SETS], tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"frontier.png", "steps.png"}
