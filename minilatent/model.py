@@ -47,8 +47,8 @@ class ModelConfig:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
-    trains = q.shape[2] > 1 or torch.is_grad_enabled()            # else a step of decoding
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and trains:      # whose backward pass is four times slower there than float32's
+    decoding = q.shape[2] == 1 and not torch.is_grad_enabled()   # passes over whole rows are alike with and without gradient: RL compares them
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not decoding:    # whose backward pass is four times slower there than float32's
         with torch.autocast("cpu", enabled=False):
             return attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
     if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
