@@ -47,10 +47,6 @@ class ModelConfig:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
-    decoding = q.shape[2] == 1 and not torch.is_grad_enabled()   # passes over whole rows are alike with and without gradient: RL compares them
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not decoding:    # whose backward pass is four times slower there than float32's
-        with torch.autocast("cpu", enabled=False):
-            return attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
     if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
         k, v = repeat_heads(k, q), repeat_heads(v, q)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
@@ -179,8 +175,17 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.write(layer, k, v, slots, end)                           # (B, G, S, D)
-        y = ATTENTION[self.config.attention](q, k, v, mask)                       # (B, H, T, D)
+        y = self.attend(q, k, v, mask)                                            # (B, H, T, D)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))                        # (B, T, C)
+
+    def attend(self, q, k, v, mask):
+        """In training on a CPU always in float32: bfloat16's backward pass is four times slower there. Passes of training that
+        have no gradient are no exception, since RL compares them with those that have one."""
+        attention = ATTENTION[self.config.attention]
+        if self.training and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            with torch.autocast("cpu", enabled=False):
+                return attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+        return attention(q, k, v, mask)
 
 
 class MLP(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from minilatent import data
+from minilatent.budget import machine
 from minilatent.files import write_json
 from minilatent.setup import load_run
 
@@ -46,9 +47,11 @@ def main() -> None:
     parser.add_argument("--ckpt", default="out/latent_sft")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     method = load_run(args.ckpt, torch.device("cpu"))
+    method.model.to(getattr(torch, args.dtype))
     questions = [e.question for e in data.load(method.config.data, "test", limit=args.questions)]
     method.solve(questions[:8]), naive(method, questions[0])                       # warm up
     rounds = []
@@ -62,7 +65,7 @@ def main() -> None:
         rounds[-1]["ratio"] = rounds[-1]["batched"] / rounds[-1]["naive"]
         print("  ".join(f"{k} {v:.1f}" for k, v in rounds[-1].items()))
     different = sum(a != b or n != m for a, b, n, m in zip(out.answers, [a for a, _ in alone], out.lengths.tolist(), [n for _, n in alone]))
-    result = {"method": method.config.method, "questions": len(questions), "threads": torch.get_num_threads(),
+    result = {"method": method.config.method, "dtype": args.dtype, "hardware": machine(torch.device("cpu"))["hardware"], "questions": len(questions), "threads": torch.get_num_threads(),
               "questions_per_second": rounds, "rows_that_differ": different}
     print(f"{different} of {len(questions)} rows differ")
     if args.json:
