@@ -65,8 +65,8 @@ def main() -> None:
         rounds[-1]["ratio"] = rounds[-1]["batched"] / rounds[-1]["naive"]
         print("  ".join(f"{k} {v:.1f}" for k, v in rounds[-1].items()))
     different = sum(a != b or n != m for a, b, n, m in zip(out.answers, [a for a, _ in alone], out.lengths.tolist(), [n for _, n in alone]))
-    result = {"method": method.config.method, "dtype": args.dtype, "hardware": machine(torch.device("cpu"))["hardware"], "questions": len(questions), "threads": torch.get_num_threads(),
-              "questions_per_second": rounds, "rows_that_differ": different}
+    result = {"method": method.config.method, "dtype": args.dtype, "hardware": machine(torch.device("cpu"))["hardware"],
+              "questions": len(questions), "threads": torch.get_num_threads(), "questions_per_second": rounds, "rows_that_differ": different}
     print(f"{different} of {len(questions)} rows differ")
     if args.json:
         write_json(args.json, result)
