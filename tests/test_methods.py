@@ -248,6 +248,19 @@ def test_the_pull_is_the_kl_to_the_uniform_mixture_of_the_segment_and_fades(tok,
             assert loss.item() - plain == pytest.approx(weight * logged["pull"], rel=1e-3)
 
 
+def test_a_hidden_state_is_pulled_to_the_mean_embedding_of_its_segment(tok, rows):
+    method = make(tok, latent="hidden", pull=1.0, pull_end=1.0)
+    W, x = method.model.embed.weight.detach(), method.collate1(rows)
+    means = torch.stack([W[segment].mean(0) for row in rows for segment in segments(row.chain, 2)])
+    means = (means - means.mean(1, keepdim=True)) / means.std(1, keepdim=True)
+    gap = (method.induce(x["ids"], x["kind"])[0] / W.std() - means).pow(2).mean().item()
+    loss, logged = run(method, "1", rows)
+    assert logged["pull"] == pytest.approx(gap, rel=1e-3)
+    assert loss.item() == pytest.approx(logged["sup"] + logged["pull"], rel=1e-4)
+    loss.backward()
+    assert method.encoder.blocks[0].attn.q.weight.grad.abs().sum() > 0
+
+
 def test_the_segment_mixture_holds_each_latents_own_tokens_evenly(tok, rows):
     for ratio in (2, 3, 4):
         method = make(tok, ratio=ratio)

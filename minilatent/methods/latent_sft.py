@@ -25,8 +25,9 @@ many as fixed ones but cut so that each holds about the same information (our de
 
 Where we differ, and why:
   - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its segment's
-    tokens, with a weight that falls from `pull` to `pull_end`. Without it (both 0, the paper's recipe) a small model
-    invents almost one-hot codes of its own, which stage 2 learns slowly.
+    tokens, with a weight that goes from `pull` to `pull_end`. Without it (both 0, the paper's recipe) a small model
+    invents almost one-hot codes of its own, which stage 2 learns slowly. A hidden state is pulled to that mixture's
+    embedding, so that the ablation has the same help.
   - L_sup is averaged inside each target block, then over blocks (v1's text; the release averages over all tokens).
   - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
   - Everything is batched; the release builds masks and embeddings one sample at a time.
@@ -154,8 +155,10 @@ class LatentSFT(Method):
 
         logged = {"sup": loss.item()}
         weight = self.config.pull + (self.config.pull_end - self.config.pull) * progress
-        if weight > 0 and logits is not None and logits.requires_grad:      # not while the encoder is frozen
-            pull = sparse_kl(logits, *self.segment_mixture(batch["ids"], batch["kind"], batch["block"]))
+        if weight > 0 and z.requires_grad:                     # not while the encoder is frozen
+            probs, top = self.segment_mixture(batch["ids"], batch["kind"], batch["block"])
+            W = self.model.embed.weight.detach()
+            pull = self.squared_error(z, standardise(mix(probs, top, W), W)) if self.hidden else sparse_kl(logits, probs, top)
             logged["pull"] = pull.item()
             loss = loss + weight * pull
         return loss, logged
@@ -273,13 +276,16 @@ class LatentSFT(Method):
         ahead = h[:, :-1][before_latent]                                           # (n, C): these predict a latent
         logits = self.model.logits(ahead)                                          # (n, V)
         if self.hidden:
-            # Squared error of standardised states, in units of the embeddings' std; the head learns "not yet".
-            latent = mean(((standardise(ahead, self.model.embed.weight) - z) / std).pow(2))
-            latent = latent - mean(log_not(logits, self.tok.end_think))
+            # The head learns "not yet".
+            latent = self.squared_error(standardise(ahead, self.model.embed.weight), z) - mean(log_not(logits, self.tok.end_think))
         else:
             latent = sparse_kl(logits, probs, top)
         loss = config.kl_weight * latent + config.ce_weight * ce                   # L_auto
         return loss, {"kl": latent.item(), "ce": ce.item()}
+
+    def squared_error(self, states: Tensor, others: Tensor) -> Tensor:
+        """The mean over latents and width of two standardised (n, C), in units of the embeddings' std."""
+        return mean(((states - others) / self.model.embed.weight.detach().std()).pow(2))
 
     # ------------------------------------------------------------------ the whole
 
