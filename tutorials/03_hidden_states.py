@@ -169,7 +169,7 @@ assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.
 
 # %% [markdown]
 # Fed with superpositions the model is right in 97.0 %<!-- found["superposition, k = 10"]:.1% --> of cases, with its own hidden states in
-# 4.5 %<!-- found["hidden state, standardised"]:.1% ± 2 --> (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 2 --> (as they are). This says nothing yet about what *training* can do: Coconut and CODI
+# 4.5 %<!-- found["hidden state, standardised"]:.1% ± 0.5 --> (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 0.5 --> (as they are). This says nothing yet about what *training* can do: Coconut and CODI
 # train the model to read hidden states, and it learns. But it has to learn a second language for its own input. A superposition
 #
 # $$ z = \sum_v \alpha_v\, e_v, \qquad \alpha = \text{a probability vector over the vocabulary} $$
