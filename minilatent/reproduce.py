@@ -168,9 +168,9 @@ def settings_of(row: Row, seed: int, args) -> dict:
              "threads": args.threads}
     if row.after:
         given["init"] = str(folder_of(row_named(row.after), seed, args))
-    if given["method"] == "latent_sft" and args.budget < 1:        # a smaller copy of the whole recipe
+    if given["method"] == "latent_sft" and (scale := row.share * args.budget) < 1:      # a smaller copy of the whole recipe
         stages = resolve(given).stage1_steps.split(",")
-        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * args.budget))) for s in stages)
+        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * scale))) for s in stages)
     return given
 
 

@@ -211,7 +211,8 @@ class LatentSFT(Method):
         if path and path.exists():
             return checkpoint.load_tensors(path)[0]
         self.eval()
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].question) + len(rows[i].chain))   # little padding
+        # Equal lengths side by side: little padding. The longest first: what a batch has freed is large enough for the next.
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].question) - len(rows[i].chain))
         places = self.places(rows, order)
         model, n, batch = self.model.config, int(places["count"].sum()), self.config.batch_size
         k = min(self.config.k, model.vocab_size - len(self.tok.never))
