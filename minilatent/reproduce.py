@@ -5,7 +5,8 @@
     python -m minilatent.reproduce [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
 Every row gets the FLOPs that Latent-SFT(2) takes with 1,000 steps (times --budget), counted on one batch of each stage
-(budget.py): the main stage's steps are as many as these pay for. Rows are done one by one: Ctrl-C stops, the same command goes on,
+(budget.py): the main stage's steps are as many as these pay for; with a part of it, --budget's or a row's that RL starts from, stage 1
+of Latent-SFT is smaller, too. Rows are done one by one: Ctrl-C stops, the same command goes on,
 and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures. Several processes may work
 on one --out, each on --rows of its own (with --threads 1, or on one GPU).
 

@@ -236,7 +236,7 @@ def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
             assert [s.strip() for s in step] == [s.strip() for s in fixed]
 
 
-def test_rl_is_planned_before_what_it_starts_from_is_trained_and_a_small_budget_has_small_stages(monkeypatch, tok, tmp_path):
+def test_rl_is_planned_before_what_it_starts_from_is_trained_and_a_part_of_the_budget_has_small_stages(monkeypatch, tok, tmp_path):
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(reproduce, "RUNS", tmp_path)
     args = Namespace(budget=1.0, trials=False, device="cpu", threads=1, out=str(tmp_path))
@@ -244,8 +244,10 @@ def test_rl_is_planned_before_what_it_starts_from_is_trained_and_a_small_budget_
     half = Row("half", "", "ablation", {**tiny, "method": "latent_sft", "stage1_steps": "8,4,40"}, share=0.5)
     rl = Row("rl", "", "main", {**{k: v for k, v in tiny.items() if k != "init"}, "method": "latent_rl", "group": 2}, share=0.5, after="half")
     monkeypatch.setattr(reproduce, "ROWS", [half, rl])
-    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "8,4,40"          # the main stage alone pays for what comes after
-    assert reproduce.settings_of(half, 0, Namespace(**{**vars(args), "budget": 0.5}))["stage1_steps"] == "4,2,20"
+    assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"          # half of the whole recipe
+    assert reproduce.settings_of(half, 0, Namespace(**{**vars(args), "budget": 0.5}))["stage1_steps"] == "2,1,10"
+    whole = Row("whole", "", "main", half.train)
+    assert reproduce.settings_of(whole, 0, args).get("stage1_steps") == "8,4,40"
     plan = reproduce.plan_of(rl, 0, args, 1e13)
     assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
 
