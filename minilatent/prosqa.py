@@ -16,7 +16,7 @@ lead from two starts to two ends; one start is asked about, and both ends are of
 Both ends look alike: nobody gets from them, both are as far from a start, and neither their place in the text nor how often
 they and their givers occur tells more than a coin. Only following the edges does (without regard to their direction, the
 nearer end is right in 78 % of cases). The names are mini's, and so are all the words: mini-base can read them. But it has to learn
-the lookup "who does X give to", and in the trials so far, of at most 1,300 steps, it has not (results/TRIALS.md):
+the lookup "who does X give to", and in the trials so far, of at most 2,000 steps, it has not (results/TRIALS.md):
 
     python train.py --method cot_sft --data mini_prosqa --lr 4e-3
 """
