@@ -247,7 +247,7 @@ def test_rl_is_planned_before_what_it_starts_from_is_trained_and_a_part_of_the_b
     assert reproduce.settings_of(half, 0, args)["stage1_steps"] == "4,2,20"          # half of the whole recipe
     assert reproduce.settings_of(half, 0, Namespace(**{**vars(args), "budget": 0.5}))["stage1_steps"] == "2,1,10"
     whole = Row("whole", "", "main", half.train)
-    assert reproduce.settings_of(whole, 0, args).get("stage1_steps") == "8,4,40"
+    assert reproduce.settings_of(whole, 0, args)["stage1_steps"] == "8,4,40"
     plan = reproduce.plan_of(rl, 0, args, 1e13)
     assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
 
