@@ -1,26 +1,27 @@
 """mini_prosqa: is there a way from one person to another? Coconut's ProsQA (arXiv 2412.06769) in small, no download.
 
-    Fay gives Gus coins. Leo gives Mia coins. Ava gives Ben coins. Ben gives Fay coins. ..
-    After a week one of Mia and Gus has the coins that Ava has now?
-    steps   Ava gives Ben coins. / Ben gives Fay coins. / Fay gives Gus coins.            answer Gus
+    Fay gives Gus coins. Max gives Mia coins. Ava gives Ben coins. Leo gives Kate coins. Ben gives Fay coins. ..
+    Leo and Ava have coins. After a week one of Mia and Gus has the coins that Ava has now?
+    steps   Ava gives Ben coins. / Ben gives Fay coins. / Fay gives Gus coins. / Leo gives Kate coins. / ..        answer Gus
 
 A problem is a directed graph, told edge by edge in random order. Two tracks of the same length (3 to 6 edges) and shape
-lead from two starts to two ends; one start is asked about, and both ends are offered. The rest is against shortcuts:
+lead from two starts to two ends; one start is asked about, and both ends are offered. The chain follows the track that is
+asked about, then the other. The rest is against shortcuts:
 
     Ava ──> · ──┬──> · ──┬──> · ──> Gus        the track that is asked about; in half of the problems someone on each
-                └──> · ──┘                     track has a twin: two shortest ways, both known
+                └──> · ──┘                     track has a twin: two shortest ways each, all known
     Leo ──> · ─────> · ─────> · ──> Mia        the other track
     source ──> one of each track               an end can be reached from others than its start
     one of each track ──> sink                 the tracks hang together: only directions tell them apart
 
 Both ends look alike: nobody gets from them, both are as far from a start, and neither their place in the text nor how often
 they and their givers occur tells more than a coin. Only following the edges does (without regard to their direction, the
-nearer end is right in 78 % of cases). The names are mini's, and so are all the words: mini-base can read them. But it has to learn
-the lookup "who does X give to", and in the trials so far, of at most 2,000 steps, it has not (results/TRIALS.md):
-
-    python train.py --method cot_sft --data mini_prosqa --lr 4e-3
+nearer end is right in 78 % of cases). The names are mini's, and so are all the words: mini-base can read them. But it has
+to learn the lookup "who does X give to", and how soon depends on how many of them an example holds: a chain along the
+first track alone has not been learnt in 2,000 steps (results/TRIALS.md). That is what the second is for.
 """
 import random
+from itertools import product
 
 from .example import Example
 from .mini import NAMES, split_of
@@ -67,10 +68,10 @@ def make(rng: random.Random) -> Example:
         more += [(rng.choice(row[:-1]), sink), (source, rng.choice(row[1:-1]))]
     edges += more
     rng.shuffle(edges)
-    ways = shortest_ways(edges, one[0], one[-1])
-    offered = rng.sample([one[-1], two[-1]], 2)
-    asked = f"After a week one of {offered[0]} and {offered[1]} has the coins that {one[0]} has now?"
-    chains = tuple(tuple(map(sentence, way)) for way in ways)
+    ways = product(*(shortest_ways(edges, row[0], row[-1]) for row in (one, two)))
+    starts, offered = (rng.sample([one[at], two[at]], 2) for at in (0, -1))
+    asked = f"{starts[0]} and {starts[1]} have coins. After a week one of {offered[0]} and {offered[1]} has the coins that {one[0]} has now?"
+    chains = tuple(tuple(map(sentence, asked_about + other)) for asked_about, other in ways)
     return Example(" ".join([*map(sentence, edges), asked]), chains[0], one[-1], chains)
 
 

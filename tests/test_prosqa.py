@@ -20,16 +20,17 @@ from minilatent.tokenizer import Tokenizer
 ALL = prosqa.load("mini_prosqa", "train", 1500)
 
 
-def read(question: str) -> tuple[dict[str, set[str]], str, list[str]]:
-    """Who gives to whom, whom the question starts from, and the two that it offers."""
-    told, asked = question.rsplit(". ", 1)
+def read(question: str) -> tuple[dict[str, set[str]], list[str], list[str]]:
+    """Who gives to whom; the two that start, the one asked about first; and the two that it offers."""
+    told, starts, asked = question.rsplit(". ", 2)
     gives: dict[str, set[str]] = {}
     for one in told.split(". "):
         giver, getter = re.fullmatch(r"(\w+) gives (\w+) coins", one).groups()
         assert getter not in gives.setdefault(giver, set())           # no sentence twice
         gives[giver].add(getter)
     *offered, start = re.fullmatch(r"After a week one of (\w+) and (\w+) has the coins that (\w+) has now\?", asked).groups()
-    return gives, start, offered
+    starts = re.fullmatch(r"(\w+) and (\w+) have coins", starts).groups()
+    return gives, sorted(starts, key=lambda name: name != start), offered
 
 
 def walks(gives, start: str, end: str, n: int) -> list[list[str]]:
@@ -42,20 +43,21 @@ def walks(gives, start: str, end: str, n: int) -> list[list[str]]:
 
 def test_a_second_reader_finds_the_same_shortest_ways_and_the_answer_in_the_text():
     for e in ALL[:500]:
-        gives, start, offered = read(e.question)
+        gives, (start, other), offered = read(e.question)
         wrong, = set(offered) - {e.answer}
         assert e.answer in offered and not any(walks(gives, start, wrong, n) for n in range(24))
-        n = len(e.steps)
-        assert not any(walks(gives, start, e.answer, shorter) for shorter in range(n))
-        expected = {tuple(f"{a} gives {b} coins." for a, b in zip(w, w[1:])) for w in walks(gives, start, e.answer, n)}
-        assert set(e.chains) == expected and len(e.chains) == len(expected) <= prosqa.MAX_CHAINS
+        n = len(e.steps) // 2
+        assert not any(walks(gives, *ends, shorter) for ends in ((start, e.answer), (other, wrong)) for shorter in range(n))
+        tell = lambda walk: [f"{a} gives {b} coins." for a, b in zip(walk, walk[1:])]
+        expected = {(*tell(one), *tell(two)) for one in walks(gives, start, e.answer, n) for two in walks(gives, other, wrong, n)}
+        assert set(e.chains) == expected and len(e.chains) == len(expected)
         assert e.steps == e.chains[0] and set(e.steps) <= set(re.findall(r"\w+ gives \w+ coins\.", e.question))
 
 
-def test_all_numbers_of_steps_occur_and_half_of_the_problems_have_two_ways():
+def test_all_numbers_of_steps_occur_and_half_of_the_problems_have_two_ways_on_each_track():
     hops, ways = Counter(len(e.steps) for e in ALL), Counter(len(e.chains) for e in ALL)
-    assert set(hops) == {3, 4, 5, 6} and min(hops.values()) > 0.2 * len(ALL)
-    assert set(ways) == {1, 2} and 0.4 < ways[2] / len(ALL) < 0.6
+    assert set(hops) == {6, 8, 10, 12} and min(hops.values()) > 0.2 * len(ALL)
+    assert set(ways) == {1, 4} and 0.4 < ways[4] / len(ALL) < 0.6
 
 
 def test_more_ways_than_the_cap_are_cut_and_a_place_that_is_not_reached_has_none():
@@ -83,14 +85,19 @@ def test_no_shortcut_is_much_better_than_a_coin():
     def giver(e, name):
         return next(a for a, bs in read(e.question)[0].items() if name in bs)
 
+    def in_order(e, name):
+        _, (start, other), offered = read(e.question)
+        return (places(e, start)[-2] < places(e, other)[-1]) == (name == offered[0])
+
     guesses = {"first offered": lambda e, name: -places(e, name)[-1], "told first": lambda e, name: -places(e, name)[0],
                "in-degree": lambda e, name: len(places(e, name)), "giver's degree": lambda e, name: len(places(e, giver(e, name))),
-               "near the start in the text": lambda e, name: -abs(places(e, name)[0] - places(e, read(e.question)[1])[0])}
+               "near the start in the text": lambda e, name: -abs(places(e, name)[0] - places(e, read(e.question)[1][0])[0]),
+               "offered in the starts' order": lambda e, name: in_order(e, name)}
     for label, score in guesses.items():
         right = sum((a > b) + (a == b) / 2 for e in ALL for w in set(read(e.question)[2]) - {e.answer}
                     for a, b in [(score(e, e.answer), score(e, w))])
         assert abs(right / len(ALL) - 0.5) < 0.06, label
-    connected = [e for e in ALL[:100] if undirected(e, read(e.question)[1], (set(read(e.question)[2]) - {e.answer}).pop()) < 30]
+    connected = [e for e in ALL[:100] if undirected(e, read(e.question)[1][0], (set(read(e.question)[2]) - {e.answer}).pop()) < 30]
     assert len(connected) == 100                                      # without directions, both are reached
 
 
