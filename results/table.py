@@ -22,7 +22,7 @@ from minilatent.files import replace_file
 from minilatent.verdicts import SETS, better, table_text
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "smollm2" / "README.md")
+PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "mini_prosqa" / "README.md", HERE / "smollm2" / "README.md")
 MARK = re.compile(r"(<!-- results:([^>]+?) -->)(.*?)(<!-- /results -->)", re.DOTALL)
 SHARES = {"accuracy", "val_accuracy", "val_compression", "mfu", "follows_donor", "unchanged", "closed", "silent"}
 
