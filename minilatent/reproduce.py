@@ -34,7 +34,7 @@ from .setup import BASE, load_run, pick_device, train
 from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/reproduce")
-# The budget is the compute of this run: a fifth of the preset's steps, so that one seed of all rows takes an afternoon.
+# The budget is the compute of this run: a fifth of the preset's steps, so that a row takes some 20 minutes of one core, judging included.
 REFERENCE = {"method": "latent_sft", "ratio": 2, "steps": 1000}
 INTERVENED = "mini"                                      # the data set on which latents are replaced in every way; on the others: swap
 TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25             # times a method's own learning rate; of its main stage's steps
@@ -205,7 +205,7 @@ def print_plan(todo: list[tuple[Row, int]], args, total: float) -> None:
         lr = f"  lr {resolve(about.settings).lr:g}{' (best of its trials)' if tuned(row, args) else ''}" if row.train else ""
         print(f"{row.name:24s} seed {seed}  {about.flops:.3e} FLOPs  {about.seconds / 60:5.1f} min  {stages}{lr}", flush=True)
         seconds += about.seconds
-    print(f"\nabout {seconds / 3600:.1f} hours of training at the rate just measured; validation and judging come on top, about a fifth")
+    print(f"\nabout {seconds / 3600:.1f} hours of training at the rate just measured; labelling and judging come on top, on a CPU about half as much again")
 
 
 # ------------------------------------------------------------------ a row
