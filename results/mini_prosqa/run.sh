@@ -13,5 +13,5 @@ after pause --method pause --steps 800
 after codi --method codi --steps 800
 after coconut --method coconut --latents_a_step 1 --steps 800
 after coconut_long --method coconut --latents_a_step 1 --steps 1800 --curriculum 0.8
+replace="$replace top1"
 after latent_sft --method latent_sft --steps 800
-after latent_sft_step --method latent_sft --segmentation step --steps 800
