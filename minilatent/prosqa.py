@@ -29,7 +29,7 @@ from .mini import NAMES, split_of
 PEOPLE = NAMES["She"] + NAMES["He"]
 SIZES = {"train": 50_000, "val": 500, "test": 1000}
 HOPS = (3, 6)
-MAX_CHAINS = 24            # of shortest ways kept per problem
+MAX_CHAINS = 24            # of shortest ways kept on a track
 
 Edge = tuple[str, str]
 

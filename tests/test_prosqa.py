@@ -92,7 +92,7 @@ def test_no_shortcut_is_much_better_than_a_coin():
     guesses = {"first offered": lambda e, name: -places(e, name)[-1], "told first": lambda e, name: -places(e, name)[0],
                "in-degree": lambda e, name: len(places(e, name)), "giver's degree": lambda e, name: len(places(e, giver(e, name))),
                "near the start in the text": lambda e, name: -abs(places(e, name)[0] - places(e, read(e.question)[1][0])[0]),
-               "offered in the starts' order": lambda e, name: in_order(e, name)}
+               "offered in the starts' order": in_order}
     for label, score in guesses.items():
         right = sum((a > b) + (a == b) / 2 for e in ALL for w in set(read(e.question)[2]) - {e.answer}
                     for a, b in [(score(e, e.answer), score(e, w))])
