@@ -1,6 +1,9 @@
 # What made the files here, with one thread: CoT-SFT from mini-base, and from it every other method, by 64 problems a step.
 set -e
-train() { python train.py --data mini_prosqa --val_size 128 --threads 1 --out out/prosqa/$1 "${@:2}"; }
+train() {
+    python train.py --data mini_prosqa --val_size 128 --threads 1 --out out/prosqa/$1 "${@:2}"
+    cp out/prosqa/$1/metrics.jsonl results/mini_prosqa/$1.jsonl
+}
 judge() { python eval.py --ckpt out/prosqa/$1 --threads 1 --json results/mini_prosqa/$1.json "${@:2}"; }
 replace="--intervene keep noise swap zeros mean shuffle truncate"
 
