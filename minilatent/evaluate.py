@@ -105,7 +105,7 @@ def evaluate(method, examples: list[Example], name: str, ks: tuple[int, ...] = K
     frequent    token ids, the most frequent first (`frequent_tokens` of training examples), for ECR's control
     per_question    also "questions": in the data's order "correct" as hexadecimal bits (metrics.to_hex) and "len"; "ecr_gain",
                     ECR@10 above its control, null without a chain; "n_eff_above", N_eff by the tokens that differ above the larger
-                    of its controls, null for a question without several chains or without another to compare with
+                    of its controls, of those of "n_eff_judged" alone: with several chains, and another question to compare with
 
     brief       accuracy, #L and speed alone, null for the rest: no distribution is kept, which with a large vocabulary takes most of the time
 
@@ -168,13 +168,14 @@ def questions(values: dict[str, Tensor], order: list[int], multi: list[bool], ks
     told = {"correct": to_hex(values["correct"][place].tolist()), "len": values["len"][place].tolist()}
     if "ecr_control" in values and 10 in ks:
         gain = (values["ecr"] - values["ecr_control"])[place, ks.index(10)].tolist()
-        told["ecr_gain"] = [round(g, 3) if n else None for g, n in zip(gain, values["ecr_steps"][place].tolist())]
+        told["ecr_gain"] = [round(g, 2) if n else None for g, n in zip(gain, values["ecr_steps"][place].tolist())]
     if "n_eff_distinct" in values:                 # they came batch by batch, too: those that have several chains and a thought
         # One chain only is what a mixture has to beat; latents that know nothing follow all chains alike, another question's too.
         beaten = torch.maximum(values["n_eff_one_path_distinct"], values["n_eff_other_distinct"])      # NaN without another question
         judged = iter((values["n_eff_distinct"] - beaten).tolist())
         by_question = {i: next(judged) for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0}
-        told["n_eff_above"] = [round(g, 3) if (g := by_question.get(i)) is not None and g == g else None for i in range(len(order))]
+        above = {i: round(g, 2) for i, g in sorted(by_question.items()) if g == g}             # not NaN
+        told |= {"n_eff_judged": to_hex([i in above for i in range(len(order))]), "n_eff_above": list(above.values())}
     return told
 
 

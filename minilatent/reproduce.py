@@ -239,7 +239,7 @@ def alone(out: Path) -> FileLock:
 def add_line(out: Path, line: dict, name: str = "rows.jsonl") -> None:
     with alone(out):
         lines = [*read_lines(out, name), line]
-        replace_file(out / name, lambda p: p.write_text("".join(json.dumps(l) + "\n" for l in lines)))
+        replace_file(out / name, lambda p: p.write_text("".join(json.dumps(l, separators=(",", ":")) + "\n" for l in lines)))
 
 
 def missing(row: Row, seed: int, lines: list[dict]) -> list[tuple[Variant, str]]:

@@ -45,6 +45,14 @@ def listed(key: str) -> Callable[[Line], Tensor]:
     return lambda line: torch.tensor([NAN if v is None else float(v) for v in line["questions"].get(key, [])]).double()
 
 
+def n_eff_above(line: Line) -> Tensor:
+    told = line["questions"]
+    if "n_eff_judged" not in told:
+        return torch.tensor([])
+    judged = torch.tensor(from_hex(told["n_eff_judged"], line["n"]))
+    return torch.full((line["n"],), NAN).double().masked_scatter(judged, torch.tensor(told["n_eff_above"]).double())
+
+
 def swapped(line: Line) -> Tensor:
     """Half of a right answer less one that is right with another question's latents: positive on average if these destroy more
     than half of the answers. NaN for a question without a donor."""
@@ -57,7 +65,7 @@ def swapped(line: Line) -> Tensor:
 
 # Of a line, one number a question, (n,); NaN where the question has none.
 MEASURES: dict[str, Callable[[Line], Tensor]] = {
-    "accuracy": right, "length": listed("len"), "slope": slope, "ecr_gain": listed("ecr_gain"), "n_eff_above": listed("n_eff_above"),
+    "accuracy": right, "length": listed("len"), "slope": slope, "ecr_gain": listed("ecr_gain"), "n_eff_above": n_eff_above,
     "swap": swapped}
 UNITS = {"accuracy": ("points", 100), "length": ("steps", 1), "slope": ("points a step", 100), "ecr_gain": ("tokens", 1),
          "n_eff_above": ("chains", 1), "swap": ("points", 100)}

@@ -123,8 +123,9 @@ def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing
                        closed=torch.ones(len(questions), dtype=torch.bool))
 
     monkeypatch.setattr(method, "solve", solve)
-    found = evaluate(method, examples, "mini", ks=(), per_question=True)["questions"]["n_eff_above"]
-    judged = torch.tensor([g for g in found if g is not None])
+    found = evaluate(method, examples, "mini", ks=(), per_question=True)["questions"]
+    judged = torch.tensor(found["n_eff_above"])
+    assert from_hex(found["n_eff_judged"], len(examples)) == [len(e.chains) > 1 for e in examples]
     assert len(judged) > 15 and (judged.mean() > 0.04) == gains and (gains or judged.mean() < 0.02)
 
 
