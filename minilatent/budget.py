@@ -147,5 +147,5 @@ def machine(device: torch.device) -> dict:
     with contextlib.suppress(OSError):                   # git may not be there
         git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
         commit = git("rev-parse", "--short", "HEAD")
-        commit += "+" if commit and git("status", "--porcelain", "-uno") else ""      # with changes
+        commit += "+" if commit and git("status", "--porcelain", "-uno", "--", "*.py") else ""      # with changes
     return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit}

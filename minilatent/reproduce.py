@@ -274,7 +274,7 @@ def training_facts(row: Row, seed: int, args) -> dict:
     if not row.train:
         return {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}, "lr": 0.0, "val_accuracy": 0.0}
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    keep = ("stage", "index", "step", "loss", "val_accuracy", "seconds")
+    keep = ("stage", "index", "step", "loss", "val_accuracy", "val_compression", "accuracy", "seconds")
     write_json(Path(args.out) / "curves" / f"{row.name}-seed{seed}.json", [{k: e[k] for k in keep if k in e} for e in log])
     told = json.loads(folder.with_name(folder.name + ".json").read_text())
     best = max(e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == log[-1]["index"])
@@ -317,10 +317,12 @@ def write_results(out: Path) -> None:
 
 
 def do_all(todo: list[tuple[Row, int]], work, args) -> None:
-    """work() on each row and seed; with --plan only what that would be."""
+    """What work() on each row and seed will be; then, without --plan, the work."""
     total = full_budget(args) if any(row.train for row, _ in todo) else 0.0
+    if todo or args.plan:
+        print_plan(todo, args, total)
     if args.plan:
-        return print_plan(todo, args, total)
+        return
     for row, seed in (bar := tqdm(todo, desc="trials" if args.trials else "rows", unit="run", dynamic_ncols=True)):
         bar.set_postfix_str(f"{row.name} seed {seed}")
         work(row, seed, args, total)
@@ -334,7 +336,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each row")
     parser.add_argument("--out", default="results/mini", metavar="DIR", help="where rows.jsonl, tables and figures go")
     parser.add_argument("--budget", type=float, default=1.0, metavar="float", help="times the FLOPs of Latent-SFT(2)")
-    parser.add_argument("--limit", type=int, default=1000, metavar="int", help="test questions of each data set")
+    parser.add_argument("--limit", type=int, default=1334, metavar="int", help="test questions of each data set")
     parser.add_argument("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
     parser.add_argument("--trials", action="store_true", help="tune the rows' methods: three learning rates each, a quarter of the steps")
     parser.add_argument("--figures", action="store_true", help="only write table, verdicts and figures anew")

@@ -159,9 +159,9 @@ TRENDS = (
         Trend(f"compressed labels help, c = {c}", f"colar_{c}", f"colar_no_labels_{c}"),
         Trend(f"soft-MSE above NLL, c = {c}", f"colar_{c}", f"colar_nll_{c}"))),
     *(Trend(f"ECR@10 above its control, r = {r}", f"latent_sft_{r}", "", measure="ecr_gain") for r in (2, 4)),
-    Trend("ECR@10 above its control by more for r = 4", "latent_sft_4", "latent_sft_2", measure="ecr_gain"),
+    Trend("ECR@10 less its control is larger for r = 4", "latent_sft_4", "latent_sft_2", measure="ecr_gain"),
     *(Trend(f"N_eff above both its controls, r = {r}", f"latent_sft_{r}", "", SEVERAL, measure="n_eff_above") for r in (2, 4)),
-    Trend("N_eff above its controls by more for r = 4", "latent_sft_4", "latent_sft_2", SEVERAL, measure="n_eff_above"),
+    Trend("N_eff less its controls is larger for r = 4", "latent_sft_4", "latent_sft_2", SEVERAL, measure="n_eff_above"),
     *(trend for name, (row, before) in RL.items() for trend in (
         Trend(f"{name} shortens the chain", row, before, direction="<", measure="length"),
         Trend(f"{name} keeps the accuracy, within a point", row, before, tolerance=0.01))),
@@ -171,7 +171,7 @@ TRENDS = (
     *(Trend(f"accuracy falls faster with the number of steps than CoT's: {row}", row, "cot_sft", SEVERAL, "<", measure="slope")
       for row in LATENT),
     *(Trend(f"another question's latents destroy more than half of the answers: {row}", row, "", measure="swap")
-      for row in ("cot_sft", *LATENT, "pause")),                  # a chain of words must be needed, pause tokens cannot be
+      for row in ("cot_sft", *LATENT)),                           # a chain of words must be needed; all pause tokens are one and the same
 )
 
 
@@ -230,15 +230,16 @@ def table_text(lines: list[Line], budget: str = "") -> str:
     """table.md: rows in the lines' order."""
     text = ["# The comparison\n", f"Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the "
             f"questions). #L, seconds, tokens and questions a second are means over data sets and seeds; seconds hold the validations, "
-            f"questions a second the keeping of every step's distribution. {budget}\n",
-            "| row | seeds | " + " | ".join(SETS) + " | average | #L | accuracy/#L | training s | training tokens | questions/s |",
-            "|---" * (len(SETS) + 8) + "|"]
+            f"questions a second the keeping of every step's distribution: compare them on one machine only. {budget}\n",
+            "| row | seeds | " + " | ".join(SETS) + " | average | #L | accuracy/#L | training s | training tokens | questions/s | on |",
+            "|---" * (len(SETS) + 9) + "|"]
     for row in dict.fromkeys(l["row"] for l in lines):
         mine = [l for l in lines if l["row"] == row]
         mean = lambda key: sum(l[key] for l in mine) / len(mine)
         average, length = estimate(lines, row), mean("mean_len")
         cells = [mine[0]["title"], str(len({l["seed"] for l in mine})), *(cell(estimate(lines, row, (name,))) for name in SETS), cell(average),
                  f"{length:.1f}", f"{100 * average[0] / length:.1f}" if average and length else "–", f"{mean('train_seconds'):.0f}",
-                 f"{mean('train_tokens') / 1e6:.1f} M", f"{mean('questions_per_second'):.0f}"]
+                 f"{mean('train_tokens') / 1e6:.1f} M", f"{mean('questions_per_second'):.0f}",
+                 " and ".join(sorted({l["hardware"] for l in mine}))]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"

@@ -24,7 +24,7 @@ from minilatent.verdicts import SETS, better, table_text
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "mini_prosqa" / "README.md", HERE / "smollm2" / "README.md")
 MARK = re.compile(r"(<!-- results:([^>]+?) -->)(.*?)(<!-- /results -->)", re.DOTALL)
-SHARES = {"accuracy", "val_accuracy", "val_compression", "mfu", "follows_donor", "unchanged", "closed", "silent"}
+SHARES = {"accuracy", "val_accuracy", "val_compression", "mfu", "follows_donor", "unchanged", "closed", "silent", "told"}
 
 
 # ------------------------------------------------------------------ numbers
@@ -71,14 +71,14 @@ def quoted(name: str) -> str:
 def told(key: str, values: list) -> str:
     """The mean as README says it."""
     key, _, by = key.partition("/")
-    last, value = key.split(".")[-1], sum(values) / len(values)
-    if last in SHARES:
+    keys, value = key.split("."), sum(values) / len(values)
+    if SHARES & set(keys):
         return f"{100 * value:.1f}"
     if by:
         return f"{value / float(by):.0f}"
-    if last == "n" or abs(value) >= 100:
+    if keys[-1] == "n" or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{1 if last == 'mean_len' else 2 if abs(value) >= 0.02 or not value else 4}f}"
+    return f"{value:.{1 if keys[-1] == 'mean_len' else 2 if abs(value) >= 0.02 or not value else 4}f}"
 
 
 # ------------------------------------------------------------------ tables

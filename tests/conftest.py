@@ -1,4 +1,5 @@
 """What all tests share: one thread, the mini tokenizer, and models small enough to be read."""
+import random
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))            # so that a bare `pytest` finds the package
 
 from minilatent.config import PRESETS                  # noqa: E402
+from minilatent.metrics import to_hex                  # noqa: E402
 from minilatent.model import ModelConfig, Transformer  # noqa: E402
 from minilatent.tokenizer import mini_tokenizer        # noqa: E402
 
@@ -40,3 +42,17 @@ def tiny_model(vocab: int = 40, seed: int = 0, scale: float = 1.0, **changes) ->
 @pytest.fixture(scope="session")
 def tok():
     return mini_tokenizer()
+
+
+def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
+    """A line of rows.jsonl, of so many questions, without having trained anything."""
+    correct, n = list(correct), len(correct)
+    return {"row": row, "run": row, "title": row, "group": "main", "seed": seed, "instead_of": "", "budget": 1.0, "limit": n, "method": "latent_sft",
+            "data": name, "n": n, "skipped": 0, "accuracy": sum(correct) / n, "mean_len": 5.0, "questions_per_second": 100.0,
+            "train_seconds": 60.0, "train_tokens": 2_000_000, "flops": 1e12, "hardware": "a CPU", "val_accuracy": 0.5, "ecr": None, "n_multi": 0,
+            "questions": {"correct": to_hex(correct), "len": [5] * n}, **more}
+
+
+def drawn(p: float, n: int, seed: int) -> list[bool]:
+    rng = random.Random(seed)
+    return [rng.random() < p for _ in range(n)]

@@ -200,6 +200,7 @@ def test_interventions_do_what_they_say(tok, examples):
     mixed, _ = INTERVENTIONS["shuffle"](chains)
     for row, (a, b) in enumerate(zip(mixed, z)):                                   # the same latents, none from padding
         assert torch.allclose(a[:n[row]].sum(0), b[:n[row]].sum(0), atol=1e-3) and not a[n[row]:].any()
+    assert not torch.equal(mixed, z)
     average, steps = INTERVENTIONS["mean"](chains)
     assert (average == z[0, 0] + 1).all() and average.shape == z.shape and torch.equal(steps, n)
     zeros, steps = INTERVENTIONS["zeros"](chains)

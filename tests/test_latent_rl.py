@@ -69,6 +69,12 @@ def test_the_noise_is_clamped_and_one_sided_by_a_shift_that_changes_no_latent(to
     assert noise_of(method, batch).min() > -1e-4 and noise_of(other_method, two).min() < -0.1
 
 
+def test_without_noise_the_superposition_is_the_likeliest_entries_own(tok, rows):
+    method, batch = rolled(tok, rows, gumbel_scale=0.0, one_sided=False)
+    assert noise_of(method, batch).abs().max() < 1e-4
+    assert noise_of(*rolled(tok, rows, one_sided=False)).abs().max() > 0.1
+
+
 def noise_of(method, batch):
     """d = y - log p, (n, k), under the policy that drew y."""
     h = method.model(embeds=method.embed_with(batch["ids"], batch["kind"], method.fed(batch)))[:, :-1]

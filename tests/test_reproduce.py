@@ -1,4 +1,4 @@
-"""The comparison's machinery: equal compute, rows done once, intervals and verdicts that say what the numbers say."""
+"""The comparison's machinery: equal compute, rows done once and judged as they say. Intervals, verdicts and figures: test_verdicts.py."""
 import json
 import random
 import sys
@@ -7,31 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import made_line
 
-from minilatent import budget, config, data, reproduce, reproduce_figures, setup, verdicts
+from minilatent import budget, config, data, reproduce, setup, verdicts
 from minilatent.batch import cut_chain, encode
-from minilatent.config import UserError
-from minilatent.metrics import from_hex, to_hex
-from minilatent.reproduce import Row
-from minilatent.verdicts import Trend
+from minilatent.config import SoftThinking, UserError
+from minilatent.metrics import from_hex
+from minilatent.reproduce import Row, Variant
 
 TINY = {"init": "none", "n_layer": 1, "width": 32, "n_head": 2, "hidden": 32, "train_size": 64, "val_size": 8, "batch_size": 8,
         "max_chain": 8, "stage1_steps": "1,1,1", "log_every": 1, "save_every": 2, "eval_every": 2, "seed": 0}
 CPU = torch.device("cpu")
-
-
-def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
-    """A line of rows.jsonl, of so many questions, without having trained anything."""
-    correct, n = list(correct), len(correct)
-    return {"row": row, "run": row, "title": row, "group": "main", "seed": seed, "instead_of": "", "budget": 1.0, "limit": n, "method": "latent_sft",
-            "data": name, "n": n, "skipped": 0, "accuracy": sum(correct) / n, "mean_len": 5.0, "questions_per_second": 100.0,
-            "train_seconds": 60.0, "train_tokens": 2_000_000, "flops": 1e12, "val_accuracy": 0.5, "ecr": None, "n_multi": 0,
-            "questions": {"correct": to_hex(correct), "len": [5] * n}, **more}
-
-
-def drawn(p: float, n: int, seed: int) -> list[bool]:
-    rng = random.Random(seed)
-    return [rng.random() < p for _ in range(n)]
 
 
 # --- compute ---------------------------------------------------------------------------------------------------
@@ -93,7 +79,8 @@ def call(monkeypatch, tmp_path, capsys, tok):
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
     tiny = {k: v for k, v in TINY.items() if k != "seed"}
     without_init = {k: v for k, v in tiny.items() if k != "init"}
-    monkeypatch.setattr(reproduce, "ROWS", [Row("cot_sft", "CoT-SFT", "main", {**tiny, "method": "cot_sft"}),
+    soft = Variant("_soft", "Soft Thinking", soft=SoftThinking(soft_thinking=True))
+    monkeypatch.setattr(reproduce, "ROWS", [Row("cot_sft", "CoT-SFT", "main", {**tiny, "method": "cot_sft"}, [Variant(), soft]),
                                             Row("colar", "CoLaR", "main", {**tiny, "method": "colar", "c_max": 2},
                                                 reproduce.speeds("CoLaR-{}")),
                                             Row("half", "before RL", "ablation", {**tiny, "method": "colar", "latent_loss": "nll", "c_max": 2},
@@ -132,6 +119,29 @@ def test_a_row_is_trained_once_judged_on_all_sets_and_then_skipped(call, tmp_pat
     assert call("--rows", "colar")[0] == 0
 
 
+def test_a_row_is_judged_in_each_way_that_it_names_with_all_interventions_on_mini(call, monkeypatch):
+    ways, replaced = [], []
+    evaluate, intervene = reproduce.evaluate, reproduce.intervene
+
+    def judge(method, examples, name, **more):
+        ways.append((method.config.method, name, method.config.speed, bool(getattr(method, "soft", None))))
+        return evaluate(method, examples, name, **more)
+
+    def replace(method, examples, names, **more):
+        replaced.append((ways[-1][1], names))
+        return intervene(method, examples, names, **more)
+    monkeypatch.setattr(reproduce, "evaluate", judge)
+    monkeypatch.setattr(reproduce, "intervene", replace)
+    assert call("--rows", "cot_sft", "colar")[0] == 0
+    default = config.Config().speed
+    assert ways == ([("cot_sft", name, default, soft) for soft in (False, True) for name in verdicts.SETS]
+                    + [("colar", name, speed, False) for speed in ("5", "2") for name in verdicts.SETS])
+    everything = {"noise", "loud", "swap", "zeros", "mean", "shuffle", "truncate", "extend"}
+    assert len(replaced) == len(ways)
+    for (method, *_), (name, names) in zip(ways, replaced):
+        assert set(names) == ({"swap"} if name != "mini" else everything | ({"top1"} if method == "cot_sft" else set()))
+
+
 def test_an_interrupted_row_is_resumed_not_begun_again(call, tmp_path, monkeypatch):
     real, given = reproduce.train, []
 
@@ -146,10 +156,11 @@ def test_an_interrupted_row_is_resumed_not_begun_again(call, tmp_path, monkeypat
     monkeypatch.setattr(setup.Trainer, "fit", fit)
     assert call("--rows", "cot_sft")[0] == 0
     assert "resume" not in given[0] and given[1]["resume"] and given[0]["steps"] == 6
-    assert len((tmp_path / "results/rows.jsonl").read_text().splitlines()) == len(verdicts.SETS)
+    assert len((tmp_path / "results/rows.jsonl").read_text().splitlines()) == 2 * len(verdicts.SETS)
 
 
-def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path):
+def test_a_row_after_another_trains_that_first_and_counts_it(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "print_plan", lambda *_: None)    # which counts with mini-base what is not trained yet: too dear
     code, _, said = call("--rows", "rl", "--budget", 20)
     assert code == 0, said
     lines = [json.loads(l) for l in (tmp_path / "results/rows.jsonl").read_text().splitlines()]
@@ -228,6 +239,24 @@ def test_every_row_of_the_comparison_can_be_resolved_and_every_trend_is_about_ro
         assert trend.a in names and (trend.b in names or not trend.b), trend
 
 
+def test_an_ablation_differs_from_its_row_in_what_its_name_says_and_in_nothing_else():
+    nll = {"latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
+    differs = {"no_ltim": {"ltim": False}, "no_ltsum": {"ltsum": False}, "hidden": {"latent": "hidden"}, "gumbel": {"gumbel": True},
+               "uniform": {"labels": "uniform"}, "k1": {"k": 1}, "k5": {"k": 5}, "k50": {"k": 50}, "adaptive": {"segmentation": "adaptive"},
+               "step": {"segmentation": "step"}, "det": {"latent_loss": "mse"}, "no_labels": {"compressed_labels": False},
+               "mean": {"pooling": "mean"}, "nll": nll, "nll_half": nll, "nll_more": nll, "half": {}, "no_average": {"average": False}, "": {}}
+    parents = {"latent_sft_2": {"ratio": 2}, "latent_sft_4": {"ratio": 4}, "latent_sft_8": {"ratio": 8}, "latent_sft": {"ratio": 2},
+               "colar_rl": {}, "colar": {}}
+    for row in reproduce.ROWS:
+        parent = next((p for p in parents if row.name == p or row.name.startswith(p + "_")), "")
+        if parent:
+            changed = differs[row.name.removeprefix(parent).removeprefix("_")]
+            assert row.train == {"method": row.train["method"], **parents[parent], **changed}, row.name
+    others = {"no_cot_scratch", "pause_scratch"}
+    assert {row.name for row in reproduce.ROWS if row.train.get("init")} == others
+    assert all(row.train == {"method": row.instead_of, "init": "none"} for row in reproduce.ROWS if row.name in others)
+
+
 def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
     """But for the space between two steps. So its fixed partner of equal #L is itself; it is compared with adaptive segments."""
     for name in verdicts.SETS:
@@ -250,167 +279,3 @@ def test_rl_is_planned_before_what_it_starts_from_is_trained_and_a_part_of_the_b
     assert reproduce.settings_of(whole, 0, args)["stage1_steps"] == "8,4,40"
     plan = reproduce.plan_of(rl, 0, args, 1e13)
     assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("n", [1, 4, 5, 1000])
-def test_bits_come_back(n):
-    flags = drawn(0.5, n, n)
-    assert from_hex(to_hex(flags), n) == flags and len(to_hex(flags)) == -(-n // 4)
-
-
-def test_the_bootstrap_on_obvious_cases():
-    assert verdicts.bootstrap([torch.ones(1, 50).double()]) == pytest.approx((1, 1, 1))
-    sample = torch.tensor([drawn(0.3, 1000, 1)]).double()
-    m, low, high = verdicts.bootstrap([sample])
-    assert m == pytest.approx(sample.mean().item()) and (high - low) / 2 == pytest.approx(1.96 * (m * (1 - m) / 1000) ** 0.5, rel=0.1)
-    seeds = torch.stack([torch.zeros(1000), torch.ones(1000), torch.zeros(1000)]).double()       # seeds differ: that is in it
-    m, low, high = verdicts.bootstrap([seeds])
-    assert m == pytest.approx(1 / 3) and low == 0 and high >= 2 / 3
-    holes = torch.tensor([[1.0, float("nan"), 1.0, float("nan")]] * 2).double().repeat(1, 20)
-    assert verdicts.bootstrap([holes])[0] == 1
-    m, *_ = verdicts.bootstrap([torch.ones(1, 10).double(), torch.zeros(1, 1000).double()])      # data sets count equally
-    assert m == 0.5
-
-
-def test_pairing_sees_a_small_difference_that_unpaired_intervals_would_not():
-    b = drawn(0.5, 1000, 3)
-    a = [x or i % 50 == 0 for i, x in enumerate(b)]                                              # one point better
-    lines = [made_line("a", correct=a), made_line("b", correct=b)]
-    assert verdicts.verdict(lines, Trend("", "a", "b", ("mini",)))[0] == "holds"
-    assert verdicts.verdict(lines, Trend("", "b", "a", ("mini",)))[0] == "does not hold"
-    assert verdicts.verdict(lines, Trend("", "b", "a", ("mini",), tolerance=0.05))[0] == "holds"
-    assert verdicts.verdict(lines, Trend("", "a", "b", ("mini",), "<"))[0] == "does not hold"
-    lines[1] = made_line("b", correct=drawn(0.5, 1000, 3)[::-1])
-    assert verdicts.verdict(lines, Trend("", "a", "b", ("mini",)))[0] == "within noise"
-    assert verdicts.verdict(lines, Trend("", "a", "c", ("mini",)))[0] == "not run"
-    assert verdicts.verdict(lines, Trend("", "a", "b"))[0] == "not run"                          # a data set is missing
-
-
-def test_only_shared_seeds_and_whole_data_sets_are_compared():
-    lines = [made_line("a", 0, correct=[1] * 40), made_line("a", 1, correct=[0] * 40), made_line("b", 0, correct=[1] * 40)]
-    m, _, _, seeds, n = verdicts.estimate(lines, "a", ("mini",), against="b")
-    assert (m, seeds, n) == (0, 1, 40)
-    lines[2]["skipped"] = 1                                                                      # other questions, then
-    assert verdicts.estimate(lines, "a", ("mini",), against="b") is None
-
-
-def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
-    n = 400
-    steps = verdicts.problem_steps("mini", n)
-    easy = [bool(s <= 2) for s in steps]
-    slope = verdicts.slope(made_line(correct=easy)).mean().item()
-    y, x = torch.tensor(easy).double(), steps.double()
-    assert slope == pytest.approx(((y - y.mean()) * (x - x.mean())).sum().item() / (x - x.mean()).pow(2).sum().item())
-    flat = verdicts.slope(made_line(correct=[True] * n))
-    assert flat.abs().max() < 1e-9                                   # always right: no resampling sees a slope
-    trend = Trend("", "a", "", ("mini",), measure="swap")
-    for share, said in ((0.02, "holds"), (0.9, "does not hold")):
-        lines = [made_line(correct=drawn(0.9, n, 0), interventions=swapped(drawn(share, n, 1)))]
-        assert verdicts.verdict(lines, trend)[0] == said
-
-
-def swapped(correct, judged=None) -> dict:
-    return {"swap": {"questions": {"correct": to_hex(correct), "judged": to_hex(judged or [True] * len(correct))}}}
-
-
-def test_swap_is_judged_question_by_question_those_without_a_donor_apart():
-    line = made_line(correct=[1, 1, 0, 0], interventions=swapped([1, 0, 1, 0], [True, True, True, False]))
-    assert verdicts.swapped(line)[:3].tolist() == [-0.5, 0.5, -1.0] and verdicts.swapped(line)[3].isnan()
-    *_, seeds, n = verdicts.estimate([line], "a", ("mini",), "swap")
-    assert (seeds, n) == (1, 3)                                                                  # the fourth is not counted
-    assert verdicts.estimate([made_line()], "a", ("mini",), "swap") is None                      # nothing was swapped
-    # Paired: where it is the rightly answered ones that survive, the difference varies less than two independent shares would.
-    own = drawn(0.5, 1000, 4)
-    half = [o and i % 3 == 0 for i, o in enumerate(own)]
-    width = [high - low for correct in (half, sorted(half)) for _, low, high, *_ in
-             [verdicts.estimate([made_line(correct=own, interventions=swapped(correct))], "a", ("mini",), "swap")]]
-    assert width[0] < width[1]
-
-
-def test_a_row_can_be_held_against_a_multiple_of_another():
-    lines = [{**made_line(row, correct=[1] * 40), "questions": {"correct": to_hex([1] * 40), "len": [n] * 40}} for row, n in (("a", 12), ("b", 24))]
-    for times, tolerance, said in ((0.5, 1.0, "holds"), (0.4, 1.0, "does not hold"), (1.0, 0.0, "holds")):
-        assert verdicts.verdict(lines, Trend("", "a", "b", ("mini",), "<", tolerance, "length", times))[0] == said
-
-
-def test_the_better_of_two_ways_is_chosen_on_validation():
-    lines = [made_line("no_cot", correct=[1], val_accuracy=0.2), made_line("no_cot_scratch", correct=[0], val_accuracy=0.3, instead_of="no_cot")]
-    (left,) = verdicts.better(lines)
-    assert left["row"] == "no_cot" and left["accuracy"] == 0
-
-
-def test_the_tables_say_the_numbers_and_over_what():
-    lines = [made_line("a", seed, name, [True] * 30 + [False] * 10) for seed in (0, 1) for name in verdicts.SETS]
-    text = verdicts.table_text(lines, "Budget: x.")
-    row = text.splitlines()[-1]
-    assert row.startswith("| a | 2 | 75.0 ± ") and "| 5.0 | 15.0 | 60 | 2.0 M | 100 |" in row and "questions and seeds" in text
-    half = float(row.split("±")[1].split("|")[0])                                                # the same questions in both seeds
-    assert half == pytest.approx(196 * (0.75 * 0.25 / 40) ** 0.5, rel=0.15)
-    text = verdicts.verdicts_text(lines, [Trend("a is something", "a", ""), Trend("missing", "a", "b")])
-    assert "| a is something | +75.0 |" in text and "| 160 | 2 | (holds) |" in text and text.endswith("\n\nNot run: missing.\n")
-    many = [made_line("a", 0, name, [True] * 750 + [False] * 250) for name in verdicts.SETS]
-    assert "| 4,000 | 1 | **holds** |" in verdicts.verdicts_text(many, [Trend("", "a", "")])             # enough for a verdict
-
-
-# --- figures ---------------------------------------------------------------------------------------------------
-
-def made_up(folder, n=1000):
-    """Lines of a whole comparison, and curves, out of thin air."""
-    strength = {"base": 0.95, "cot_sft": 0.97, "cot_sft_soft": 0.965, "no_cot": 0.2, "no_cot_scratch": 0.1, "pause": 0.22, "icot": 0.45,
-                "coconut": 0.5, "codi": 0.55, "colar_5": 0.35, "colar_2": 0.6, "latent_sft_4": 0.72, "latent_sft_2": 0.88, "latent_rl": 0.86}
-    length = {"base": 24, "cot_sft": 24, "cot_sft_soft": 24, "pause": 6, "coconut": 6, "codi": 6, "colar_5": 5.2, "colar_2": 12,
-              "latent_sft_4": 6.1, "latent_sft_2": 12.2, "latent_rl": 9.5}
-    lines = []
-    for row in reproduce.ROWS:
-        for v in row.variants:
-            name = row.name + v.suffix
-            base = strength.get(name, 0.5)
-            for seed in (0, 1):
-                for s, hard in zip(verdicts.SETS, (0, 0.15, 0.2, 0.3)):
-                    steps = verdicts.problem_steps(s, n).tolist()
-                    rng = random.Random(f"{name} {s} {seed}")
-                    hits = [rng.random() < max(0.02, base - hard * base - (1 - base) * 0.15 * (k - 2)) for k in steps]
-                    line = made_line(name, seed, s, hits, run=row.name, title=v.title or row.title, group=row.group, instead_of=row.instead_of,
-                                     mean_len=float(length.get(name, 0)))
-                    if name in length:
-                        line["interventions"] = {x: {"n": n, "accuracy": base * rng.random() * 0.5, "follows_donor": base * 0.95}
-                                                 for x in (reproduce.SHOWN if s == "mini" else ["swap"])}
-                    lines.append(line)
-        if not row.train:
-            continue
-        entries = [{"stage": "s", "index": 0, "step": i, "loss": 3 * (0.97 + 0.01 * strength.get(row.name, 0)) ** i + 0.1, "seconds": 6.0 * i} for i in range(0, 200, 5)]
-        entries += [{"stage": "s", "index": 0, "step": i, "val_accuracy": strength.get(row.name, 0.5) * i / 200, "seconds": 6.0 * i}
-                    for i in (50, 100, 150, 200)]
-        (folder / "curves").mkdir(exist_ok=True)
-        (folder / "curves" / f"{row.name}-seed0.json").write_text(json.dumps(sorted(entries, key=lambda e: e["step"])))
-    for line in lines:
-        if line["row"] in ("latent_sft_2", "latent_sft_4"):
-            line["ecr"] = {str(k): 1 + 0.4 * i for i, k in enumerate((1, 2, 5, 10))}
-            line["ecr_control"] = {str(k): 0.3 + 0.3 * i for i, k in enumerate((1, 2, 5, 10))}
-            line["n_multi"] = 200
-            line["n_eff_quantiles"] = {key + s: [1 + 0.05 * i + 0.1 * j for i in range(21)] for s in ("", "_distinct")
-                                       for j, key in enumerate(("n_eff", "n_eff_control", "n_eff_one_path"))}
-    return lines
-
-
-def test_all_figures_are_drawn(tmp_path):
-    reproduce_figures.draw(made_up(tmp_path, n=200), tmp_path)
-    for name in ("frontier", "ablations", "curves", "latents", "steps", "interventions"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
-
-
-@pytest.mark.parametrize("first", ["cot_sft", "colar_2"])
-def test_an_intervention_that_does_not_apply_to_every_method_is_in_the_table_with_gaps(first):
-    some = {"noise": {"accuracy": 0.25}, "swap": {"accuracy": 0.0, "follows_donor": 0.75}}
-    lines = [made_line("cot_sft", interventions={**some, "top1": {"accuracy": 0.5}}), made_line("colar_2", interventions=some)]
-    axes = reproduce_figures.interventions_figure(sorted(lines, key=lambda l: l["row"] != first)).axes[0]
-    shown = [t.get_text() for t in axes.texts]
-    assert {t.get_text() for t in axes.get_xticklabels()} >= {"noise", "swap", "top1"}
-    assert "50" in shown and shown.count("–") == 1 and shown.count("25") == 2
-
-
-def test_figures_of_a_single_row_are_drawn_where_they_can_be(tmp_path):
-    reproduce_figures.draw([made_line("cot_sft", name=name, correct=drawn(0.5, 40, 0)) for name in verdicts.SETS], tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"frontier.png", "steps.png"}
