@@ -6,14 +6,17 @@ from pathlib import Path
 import torch
 
 from minilatent import data
-from minilatent.analysis import INTERVENTIONS, intervene, intervention, report_interventions
-from minilatent.figures import look_figure, results_figure, save_figure, space_figure, speed_figure
+from minilatent.analysis import INTERVENTIONS, check_interventions, intervene, intervention, report_interventions
+from minilatent.figures import figure_kind, look_figure, results_figure, save_figure, space_figure, speed_figure
 from minilatent.files import write_json
 from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, check_speed, run
 from minilatent.evaluate import evaluate, label, report, training_tokens
 from minilatent.look import look, report_look
 from minilatent.methods import CoLaR
 from minilatent.setup import load_run, pick_device
+
+
+FIGURES = {"figure", "look_figure", "space_figure", "speed_figure"}
 
 
 def main(argv: list[str]) -> None:
@@ -40,6 +43,8 @@ def main(argv: list[str]) -> None:
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     for name in names:
         intervention(name)
+    for name in FIGURES & given.keys():
+        figure_kind(given[name])
     for name in ("batch", "limit"):
         if given.get(name, 1) < 1:
             raise UserError(f"--{name} {given[name]} is out of range: 1 or more")
@@ -58,10 +63,12 @@ def main(argv: list[str]) -> None:
         check_speed(speed)
     if "data" not in given and config.data not in data.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split of its own: give --data")
+    check_interventions(method, names)
     looks, results = "look" in given or "look_figure" in given, []
     frequent = None if given.get("brief") else training_tokens(method)
-    for name in given.get("data", [config.data]):
-        examples = data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style, revision=config.revision)
+    tests = {name: data.load(name, "test", limit=given.get("limit"), chain_style=config.chain_style, revision=config.revision)
+             for name in given.get("data", [config.data])}                           # all of them, before the first is judged
+    for name, examples in tests.items():
         for config.speed in speeds:
             result = evaluate(method, examples, Path(name).name, frequent=frequent, too_long=given.get("too_long", "skip"), batch=batch,
                               brief=given.get("brief", False))

@@ -5,7 +5,7 @@ import torch
 
 from minilatent.analysis import describe, trace
 from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, check, check_speed, run
-from minilatent.figures import chain_figure, masks_figure, save_figure
+from minilatent.figures import chain_figure, figure_kind, masks_figure, save_figure
 from minilatent.methods import CoLaR
 from minilatent.setup import load_run, pick_device
 
@@ -24,6 +24,8 @@ def main(argv: list[str]) -> None:
     add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", "max_chain", "latent_temperature", "sample_end"))
     given = vars(parser.parse_args(argv))
+    for name in {"figure", "masks"} & given.keys():
+        figure_kind(given[name])
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 

@@ -84,6 +84,14 @@ def applies(name: str, method) -> bool:
     return name != "top1" or method.mixed or method.explicit
 
 
+def check_interventions(method, names: list[str]) -> None:
+    """UserError for a method that does not think, and for top1 where neither tokens nor mixtures of them are fed."""
+    if names and method.thinker() is None:
+        raise UserError(f"{method.config.method} does not think: it has no latents to replace")
+    if unfit := [name for name in names if not applies(name, method)]:
+        raise UserError(f"--intervene {unfit[0]}: {method.config.method} feeds neither tokens nor mixtures of them")
+
+
 def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """Input embeddings of `Q <think> Z </think>`, (B, T, C) padded, and their lengths (B,). latents (B, N, C)."""
     embed = method.model.embed.weight
@@ -107,18 +115,14 @@ def intervene(method, examples: list[Example], names: list[str], batch: int = 0,
 
     Donors are questions of the same batch, with a chain of the same length where possible, that the model itself
     answers with something else than this question's right answer; `follows_donor` is the share of answers that
-    become the donor's. Questions without a donor (`n` tells) are left out of swap. UserError for a method that does not
-    think, and for top1 where neither tokens nor mixtures of them are fed.
+    become the donor's. Questions without a donor (`n` tells) are left out of swap.
     per_question    also "questions": "judged" and "correct" in the examples' order, as hexadecimal bits (metrics.to_hex)
     """
     examples = fitting(method, examples)
     generator = torch.Generator().manual_seed(seed)                                # on the CPU: the same everywhere
     found: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in names}
     replace = {name: intervention(name) for name in names}
-    if method.thinker() is None:
-        raise UserError(f"{method.config.method} does not think: it has no latents to replace")
-    if unfit := [name for name in names if not applies(name, method)]:
-        raise UserError(f"--intervene {unfit[0]}: {method.config.method} feeds neither tokens nor mixtures of them")
+    check_interventions(method, names)
     batches = list(solve_batches(method, examples, batch))
     total = sum(int(out.lengths.sum()) for _, out, _ in batches)
     mean = sum(out.latents.double().sum((0, 1)) for _, out, _ in batches) / max(1, total)                # (C,)

@@ -72,7 +72,7 @@ print(took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         for name, results in found.items():
             done = subprocess.run([sys.executable, "-c", program, folder, name, str(torch.get_num_threads())], capture_output=True, text=True)
             if done.returncode:
-                raise UserError(f"loading failed: {done.stderr.strip().splitlines()[-1]}")
+                raise UserError(f"loading failed: {done.stderr.strip().splitlines()[-1].split('UserError: ')[-1]}")
             results.append([float(x) for x in done.stdout.split()[-2:]])
     (a, grown), (b, grown_theirs) = (map(statistics.median, zip(*found[name])) for name in ("ours", "theirs"))
     return {"seconds": a, "seconds_theirs": b, "ratio": b / a, "memory_growth": grown, "memory_growth_theirs": grown_theirs}

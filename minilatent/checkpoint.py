@@ -76,10 +76,9 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
     module.load_state_dict(tensors)
 
 
-def write_config(folder: Path, config: Config, model: ModelConfig, base: dict | None = None) -> None:
-    """base: of a run that saves adapters only, the model that they belong to."""
+def write_config(folder: Path, config: Config, model: ModelConfig, **more) -> None:
     write_json(folder / "config.json", {"minilatent": 1, "method": config.method, "model": dataclasses.asdict(model),
-                                        "config": dataclasses.asdict(config), **({"base": base} if base else {})})
+                                        "config": dataclasses.asdict(config), **more})
 
 
 def read_config(folder: Path) -> tuple[dict, ModelConfig]:
@@ -101,6 +100,8 @@ def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict, dict[s
     folder = Path(folder)
     settings, model_config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
+    if max(tokenizer.markers.values()) >= model_config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has more tokens than the model's {model_config.vocab_size}")
     tensors, _ = load_tensors(folder / "model.safetensors")
     with torch.device("meta"):
         model = Transformer(model_config)

@@ -1,5 +1,6 @@
 """Every setting, its default and its help; the command line and the presets are made from them."""
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -234,10 +235,10 @@ def check_speed(speed: str) -> None:
         raise UserError(f"--speed {speed} is neither a whole number from 1 on nor auto")
 
 
-def nearest(word: str, known) -> str:
-    """`: did you mean 'x'?`, or the list of what there is."""
+def nearest(word: str, known, otherwise: str = "") -> str:
+    """`: did you mean 'x'?`, or the list of what there is, or something shorter."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean '{close[0]}'?" if close else f": there is {', '.join(known)}"
+    return f": did you mean '{close[0]}'?" if close else otherwise or f": there is {', '.join(known)}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -253,7 +254,7 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            raise UserError(f"unknown argument '{unknown[0]}'{nearest(unknown[0].split('=')[0], known)}")
+            raise UserError(f"unknown argument '{unknown[0]}'{nearest(unknown[0].split('=')[0], known, ': see --help')}")
         return parsed
 
 
@@ -283,13 +284,23 @@ def run(main) -> typing.NoReturn:
     """Call a script's main(argv) with the exit codes that others rely on: 0, 2 for a wrong call or bad input with
     one line on stderr, 130 after Ctrl-C."""
     code = 0
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):            # a terminal or pipe that is not UTF-8: `?` for what it has not
+            stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:                                 # stdout's: the reader of a pipe is gone, or the disk is full
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: {error}", file=sys.stderr)
+        code = 2
+        with contextlib.suppress(OSError):                   # nothing more goes there, the interpreter's last words neither
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if "TORCHELASTIC_RUN_ID" in os.environ:      # under torchrun: gloo's threads can abort an interpreter on its way out
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)

@@ -64,8 +64,17 @@ def room(method) -> int:
     return method.model.config.context - limits["max_chain"] - limits["max_answer"] - 1
 
 
+def check_room(method) -> None:
+    """UserError if chain and answer may be so long that no question fits."""
+    if room(method) < 1:
+        limits = method.decoding()
+        raise UserError(f"--max_chain {limits['max_chain']} and --max_answer {limits['max_answer']} leave no room for a question in the "
+                        f"context of {method.model.config.context}")
+
+
 def fitting(method, examples: list[Example], too_long: str = "skip") -> list[Example]:
     """The examples whose prompt fits. UserError instead of leaving one out with too_long="error"."""
+    check_room(method)
     fits = [e for e in examples if len(method.prompt(e.question)) <= room(method)]
     if too_long == "error" and len(fits) < len(examples) or not fits:
         raise UserError(f"{len(examples) - len(fits)} of {len(examples)} questions are longer than {room(method)} tokens: "

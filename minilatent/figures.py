@@ -27,12 +27,17 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, 
          "text.parse_math": False, "legend.frameon": False, "figure.dpi": 150}      # "$" is a token, not mathematics
 
 
-def save_figure(figure, path: str | Path) -> None:
-    """As PNG, PDF or SVG, by the name's ending; atomically."""
-    path = Path(path)
-    kind = path.suffix[1:].lower()
+def figure_kind(path: str | Path) -> str:
+    """By the name's ending; UserError if it is none that is known."""
+    kind = Path(path).suffix[1:].lower()
     if kind not in ("png", "pdf", "svg"):
         raise UserError(f"{path}: a figure's name ends with .png, .pdf or .svg")
+    return kind
+
+
+def save_figure(figure, path: str | Path) -> None:
+    """As PNG, PDF or SVG, by the name's ending; atomically."""
+    path, kind = Path(path), figure_kind(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, bbox_inches="tight", facecolor="white")
     plt.close(figure)

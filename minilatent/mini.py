@@ -209,7 +209,8 @@ class Problem:
 
     def example(self) -> Example:
         steps = [s.text for s in self.steps]
-        chains = tuple(tuple(steps[i] for i in order) for order in valid_orders([s.needs for s in self.steps]))
+        orders = valid_orders([s.needs for s in self.steps])
+        chains = tuple(dict.fromkeys(tuple(steps[i] for i in order) for order in orders))      # two that read the same are one
         answer = re.search(r"=(\d+)>>", steps[-1]).group(1)
         return Example(" ".join(self.sentences), tuple(steps), answer, chains)
 

@@ -44,6 +44,12 @@ class ModelConfig:
     norm_eps: float = 1e-5
     attention: str = "sdpa"       # sdpa | naive (the same, written out)
 
+    def __post_init__(self):
+        for name, known in (("position", ("rope", "learned")), ("norm", ("rmsnorm", "layernorm")), ("mlp", ("swiglu", "gelu")),
+                            ("attention", ("sdpa", "naive"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, neither {' nor '.join(known)}")
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""

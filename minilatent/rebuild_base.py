@@ -1,4 +1,4 @@
-"""Train mini-base anew, from nothing, and check that it is as good as the one in the repository:
+"""Train mini-base anew, from nothing, and check that it is as good as the one in the repository.
 
     python -m minilatent.rebuild_base [--out out/base] [--install]       half an hour on one core
 

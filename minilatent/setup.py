@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from . import checkpoint, data, lora, parallel
 from .batch import Row, encode
 from .config import Config, SoftThinking, UserError, resolve
-from .evaluate import accuracy, fitting
+from .evaluate import accuracy, check_room, fitting
 from .example import Example
 from .hf_tokenizer import read_json
 from .methods import METHODS, Method
@@ -30,6 +31,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name}: no such device") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine has no CUDA, or this PyTorch was built without it; try --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -134,15 +137,27 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
     return rows, fits, left_out if len(rows) < len(examples) or len(fits) < len(val) else ""
 
 
-def prepare_folder(config: Config) -> Path:
-    """The run folder, empty. A finished or broken run of the same method that is in the way is moved aside."""
-    folder = Path(config.out or f"out/{config.method}")
+def fingerprint(rows: list[Row]) -> int:
+    """Of the training data: a run is resumed on no other."""
+    crc = 0
+    for row in rows:
+        crc = zlib.crc32(repr((row.question, row.chain, row.answer)).encode(), crc)
+    return crc
+
+
+def prepare_folder(config: Config, folder: Path) -> None:
+    """Make the run folder. A finished or broken run of the same method that is in the way is moved aside."""
     if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} is not empty and no run folder: choose another --out")
         settings, _ = checkpoint.read_config(folder)
         if settings["method"] != config.method:
             raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}: choose another --out")
         n = next(n for n in range(1, 10_000) if not Path(f"{folder}.{n}").exists())
-        folder.rename(f"{folder}.{n}")
+        try:
+            folder.rename(f"{folder}.{n}")
+        except OSError as error:             # a mounted folder, say
+            raise UserError(f"the earlier run in {folder} cannot be moved aside: {error.strerror}; choose another --out") from None
         print(f"the earlier run in {folder} is now in {folder}.{n}")
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file")
@@ -150,7 +165,6 @@ def prepare_folder(config: Config) -> Path:
         (folder / "state").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}") from None
-    return folder
 
 
 def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
@@ -162,7 +176,9 @@ def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
         raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
     for key, value in given.items():
         if key not in free and settings.get(key) != value and (key, value) != ("dtype", "auto"):
-            raise UserError(f"the run in {folder} was started with --{key} {settings.get(key)}; --resume cannot change it")
+            was = settings.get(key)
+            said = f"--{key} {was}" if not isinstance(was, bool) else f"--{key}" if was else f"--no-{key}"
+            raise UserError(f"the run in {folder} was started with {said}; --resume cannot change it")
     if strange := set(settings) - {f.name for f in dataclasses.fields(Config)}:
         raise UserError(f"{folder / 'config.json'} has a setting that this version does not know: {min(strange)}")
     stored = Config(**settings)
@@ -226,20 +242,24 @@ def train(given: dict) -> None:
         tok.chat = ""                        # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
-    if not config.resume and not first:
-        folder = Path(config.out or f"out/{config.method}")
-    elif not config.resume:
-        folder = prepare_folder(config)
+    if config.resume:
+        if read_json(folder / "config.json").get("rows", fingerprint(rows)) != fingerprint(rows):
+            raise UserError(f"--data {config.data} is not what it was when the run in {folder} began: start a new --out")
+    told = {"rows": fingerprint(rows)}
+    if config.lora_rank:                     # it saves adapters only: the model that they belong to
         init = config.init or str(BASE)
-        base = {"init": str(Path(init).resolve()) if Path(init).is_dir() else init,
-                "checksum": checkpoint.checksum(model.state_dict(), "")} if config.lora_rank else None
-        checkpoint.write_config(folder, config, model.config, base)
-        tok.save(folder)
-    parallel.wait()
-    if config.lora_rank:
+        told["base"] = {"init": str(Path(init).resolve()) if Path(init).is_dir() else init,
+                        "checksum": checkpoint.checksum(model.state_dict(), "")}
         lora.add_lora(model, config, list(tok.markers.values()))
     model.grad_checkpoint = config.grad_checkpoint
+    folder = Path(config.out or f"out/{config.method}")
     method = METHODS[config.method](config, tok, model, folder)
+    check_room(method)
+    if first and not config.resume:
+        prepare_folder(config, folder)
+        checkpoint.write_config(folder, config, model.config, **told)
+        tok.save(folder)
+    parallel.wait()
     method.adopt(beside, settings)
     method.to(device)
     if first:
@@ -260,5 +280,6 @@ def train(given: dict) -> None:
             print(f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)}), "
                   f"#L {result['mean_len']:.1f}")
     if first:
-        print(f"next: python eval.py --ckpt {folder}    python sample.py --ckpt {folder}")
+        test = "" if config.data in data.NAMES else " --data TEST_FILE"
+        print(f"next: python eval.py --ckpt {folder}{test}    python sample.py --ckpt {folder}")
     parallel.finish()

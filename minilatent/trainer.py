@@ -11,6 +11,7 @@ import math
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -109,6 +110,7 @@ class Trainer:
         if self.interrupted:
             raise KeyboardInterrupt              # the second Ctrl-C does not wait
         self.interrupted = True
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def on_terminate(self, *_):
         raise UserError(f"stopped from outside, most likely because another process of this run has ended; {self.state} has the "
@@ -208,6 +210,8 @@ class Trainer:
         score = next(iter(scores.values()))
         shown["val"] = f"{score:.3f}"
         self.log(index, stage, step, **{f"val_{name}": value for name, value in scores.items()})
+        if not sys.stderr.isatty() and parallel.rank() == 0:                       # there is no bar to say so
+            print(f"{stage.name} step {step}: validation {next(iter(scores))} {score:.3f}", flush=True)
         if score >= best:                        # of equals the later one, which has seen more
             best = score
             self.write(self.best_file(stage), own_state(self.method), {"step": step, next(iter(scores)): best})

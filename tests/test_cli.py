@@ -1,6 +1,7 @@
 """The command line as scripts and graders use it: keys, presets, exit codes, and one clear line for bad input."""
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -93,7 +94,8 @@ def test_every_preset_resolves_for_every_method():
     (["--method", "cot_sft", "--steps", "many"], "many"),
     (["--method", "cot_sft", "--steps"], "--steps"),
     (["--method", "cot_sft", "--latent", "soft"], "superposition"),
-    (["--method", "cot_sft", "stray"], "stray"),
+    (["--method", "cot_sft", "stray"], "stray': see --help"),
+    (["--method", "cot_sft", "--device", "mps"], "--device mps"),
     (["--method", "latent_sft", "--ratio", "0"], "--ratio 0"),
     (["--method", "cot_sft", "--lr", "-1"], "--lr -1"),
     (["--method", "cot_sft", "--lr", "nan"], "--lr nan"),
@@ -170,6 +172,43 @@ def test_the_folder_of_another_method_is_not_touched(call, refused, tmp_path):
     assert sorted(moved.values()) == sorted(before.values())
     code, text, _ = call("--method", "cot_sft", "--out", out, "--resume")
     assert code == 0 and "finished" in text
+
+
+def test_a_chain_that_leaves_no_room_for_a_question_is_refused_before_anything_is_made(refused, tmp_path):
+    said = refused("--method", "cot_sft", *TINY, "--max_chain", 600, "--out", tmp_path / "run")
+    assert "--max_chain 600" in said and "no room" in said and not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_that_cannot_be_moved_aside_stays(call, refused, tmp_path, monkeypatch):
+    assert call("--method", "cot_sft", *TINY, "--out", tmp_path / "run")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    monkeypatch.setattr(type(tmp_path), "rename", lambda *_: (_ for _ in ()).throw(OSError(16, "Device or resource busy")))
+    said = refused("--method", "cot_sft", *TINY, "--out", tmp_path / "run")
+    assert "cannot be moved aside: Device or resource busy; choose another --out" in said
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_after_a_run_on_a_file_the_next_command_asks_for_a_test_set(call, tmp_path):
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"question": f"What is {i} + 1?", "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"}) + "\n"
+                                                for i in range(40)))
+    code, out, _ = call("--method", "cot_sft", *TINY, "--data", tmp_path / "own.jsonl", "--out", tmp_path / "run")
+    assert code == 0 and "--data TEST_FILE    python sample.py" in out
+
+
+def test_a_pipe_whose_reader_is_gone_a_full_disk_and_a_terminal_without_our_letters_are_no_tracebacks(tmp_path):
+    program = ("import sys; sys.path.insert(0, sys.argv.pop()); from minilatent.config import run\n"
+               "run(lambda argv: [print('\u03b1 ' * 40) for _ in range(5000)])")
+    command = [sys.executable, "-c", program, str(ROOT)]
+    for out, said in ((subprocess.PIPE, ""), (open("/dev/full", "w") if sys.platform == "linux" else None, "No space left")):
+        if out is None:
+            continue
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        if process.stdout:
+            process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait() == 2 and "Traceback" not in err and "Exception ignored" not in err and said in err
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and done.stdout.startswith(b"? ?") and not done.stderr
 
 
 def test_an_output_that_is_a_file_or_a_folder_of_something_else(refused, tmp_path):

@@ -381,7 +381,15 @@ def test_a_wrong_call_is_one_clear_line(runs, name, extra, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("harm", ["no folder", "no model", "no tokenizer", "truncated", "flipped", "foreign config", "half a config"])
+@pytest.mark.parametrize("run, extra", [("latent_sft", ["--data", "mini", "nowhere.jsonl"]), ("latent_sft", ["--figure", "f.xyz"]),
+                                        ("latent_sft", ["--look_figure", "f"]), ("no_cot", ["--intervene"])])
+def test_eval_looks_at_all_that_it_is_given_before_it_judges_anything(runs, monkeypatch, run, extra):
+    monkeypatch.setattr("minilatent.evaluate.evaluate", lambda *_, **__: pytest.fail("judged"))
+    with pytest.raises(UserError):
+        script("eval")(["--ckpt", str(runs[run]), "--limit", "4", *extra])
+
+
+@pytest.mark.parametrize("harm", ["no folder", "no model", "no tokenizer", "truncated", "flipped", "foreign config", "half a config", "unknown part", "few tokens"])
 def test_a_bad_checkpoint_is_one_clear_line(tok, tmp_path, harm):
     folder = save(tiny(tok, "latent_sft"), tmp_path / "run")
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -395,6 +403,10 @@ def test_a_bad_checkpoint_is_one_clear_line(tok, tmp_path, harm):
         content = bytearray(weights.read_bytes())
         content[-1000] ^= 1
         weights.write_bytes(content)
+    elif harm in ("unknown part", "few tokens"):
+        settings = json.loads(config.read_text())
+        settings["model"] |= {"attention": "sdpb"} if harm == "unknown part" else {"vocab_size": 9}
+        config.write_text(json.dumps(settings))
     else:
         config.write_text("{}" if harm == "foreign config" else config.read_text()[:100])
     for name in ("eval", "sample"):

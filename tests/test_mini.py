@@ -95,8 +95,8 @@ def test_a_second_reader_finds_the_same_steps_orders_and_answer_in_the_text(test
         assert (tuple(steps), str(answer)) == (e.steps, e.answer), e.question
         orders = [order for order in itertools.permutations(range(len(steps)))
                   if all(needs[i] <= set(order[:at]) for at, i in enumerate(order))]
-        expected = Counter(tuple(steps[i] for i in order) for order in orders)
-        assert len(orders) <= mini.MAX_ORDERS and Counter(e.chains) == expected, e.question
+        expected = {tuple(steps[i] for i in order) for order in orders}              # two steps may read the same
+        assert len(orders) <= mini.MAX_ORDERS and Counter(e.chains) == Counter(expected), e.question
         assert e.chains[0] == e.steps
 
 

@@ -68,6 +68,22 @@ def test_a_setting_of_another_version_is_named_on_resume(tmp_path):
         setup.train({"method": "cot_sft", "out": str(run), "resume": True})
 
 
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    """Its soft labels, for one, belong to the rows that it had."""
+    lines = [json.dumps({"question": f"What is {i} + 1?", "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"}) + "\n" for i in range(30)]
+    file, run = tmp_path / "own.jsonl", tmp_path / "run"
+    file.write_text("".join(lines))
+    given = {"method": "cot_sft", "preset": "smoke", "init": str(setup.BASE), "data": str(file), "out": str(run), "steps": 1, "val_size": 4, "threads": 1}
+    setup.train(given)
+    (run / "model.safetensors").unlink()
+    file.write_text("".join(lines[::-1]))
+    with pytest.raises(UserError, match="is not what it was when the run"):
+        setup.train({"method": "cot_sft", "out": str(run), "resume": True})
+    file.write_text("".join(lines))
+    setup.train({"method": "cot_sft", "out": str(run), "resume": True})
+    assert (run / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("more, said", [({"width": 132, "n_head": 4}, "--width 132"), ({"width": 100, "n_head": 8}, "--width 100")])
 def test_heads_that_rotary_positions_cannot_turn_are_refused(more, said):
     with pytest.raises(UserError, match=said):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from minilatent import checkpoint, config, mini, setup, trainer
 from minilatent.batch import encode
 from minilatent.config import UserError, parse_args, resolve
+from minilatent.files import write_json
 from minilatent.methods import METHODS
 from minilatent.methods.cot_sft import CoTSFT
 from minilatent.model import Transformer
@@ -413,13 +414,19 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         train(tmp_path / "run", "cot_sft")
 
 
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write .*a.json"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_disk_that_is_full_when_the_log_is_written_is_one_line(tmp_path, monkeypatch):
     """Steps are logged more often than saved: the log meets the full disk first."""
     real = setup.prepare_folder
 
-    def prepared(config):
-        folder = real(config)
+    def prepared(config, folder):
+        real(config, folder)
         (folder / "metrics.jsonl").symlink_to("/dev/full")
         return folder
     monkeypatch.setattr(setup, "prepare_folder", prepared)
