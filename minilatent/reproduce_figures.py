@@ -73,7 +73,7 @@ def frontier_figure(lines: list[Line]):
 
 @plt.rc_context(STYLE)
 def ablation_figure(lines: list[Line]):
-    """A row's ablations below it: average accuracy with intervals, and the difference from the whole method."""
+    """A row's ablations below it: average accuracy with intervals, and the difference from the whole method on the seeds that both have."""
     found = {row: (title, estimate(lines, row)) for row, title in {l["row"]: l["title"] for l in lines}.items()}
     groups = {whole: [whole] + [row for row in found if parent(row) == whole]
               for whole in ("latent_sft_2", "latent_sft_4", "latent_sft_8_step", "latent_rl", "colar_2", "colar_5", "colar_rl")}
@@ -86,25 +86,25 @@ def ablation_figure(lines: list[Line]):
     for part, column in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns):
         axes = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=[len(some) + 0.4 for _, some in column])
         for ax, (whole, some) in zip(axes[:, 0], column):
-            draw_ablations(ax, whole, {row: found[row] for row in some})
+            draw_ablations(ax, whole, {row: (*found[row], estimate(lines, row, against=whole)) for row in some})
         axes[-1, 0].set(xlabel="accuracy (%), mean of four test sets", xlim=(0, 100), xticks=range(0, 101, 20))
     figure.suptitle("What each part contributes", x=0.01, ha="left", fontweight="bold", fontsize=13)
     return figure
 
 
 def draw_ablations(ax, whole: str, found: dict[str, tuple]) -> None:
-    """Bars of a whole method and its ablations: titles and estimates, by row. The numbers stand to the right of the axes."""
+    """Bars of a whole method and its ablations: titles, estimates and differences, by row. The numbers stand to the right of the axes."""
     colour, full = look(whole)[0], 100 * found[whole][1][0] if whole in found else None
-    for i, (row, (_, estimated)) in enumerate(found.items()):
+    for i, (row, (_, estimated, less)) in enumerate(found.items()):
         y, arms = bars(estimated)
         ax.barh(i, y, color=colour, alpha=1.0 if row == whole else 0.45, height=0.72)
         ax.errorbar(y, i, xerr=arms, color="black", capsize=3, linewidth=1.2)
         beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "ha": "right", "fontsize": 10}
         ax.annotate(f"{y:.1f}", (1, i), (34, 0), **beside)
-        if row != whole and full is not None:
-            ax.annotate(f"{y - full:+.1f}", (1, i), (70, 0), color=GREY, **beside)
+        if row != whole and less:
+            ax.annotate(f"{100 * less[0]:+.1f}", (1, i), (70, 0), color=GREY, **beside)
     title = found[whole][0] if whole in found else ""
-    ax.set_yticks(range(len(found)), [name if row == whole else name.removeprefix(title + ", ") for row, (name, _) in found.items()])
+    ax.set_yticks(range(len(found)), [name if row == whole else name.removeprefix(title + ", ") for row, (name, *_) in found.items()])
     if full is not None:
         ax.get_yticklabels()[0].set_fontweight("bold")
         ax.axvline(full, color=colour, linewidth=1, linestyle="--", alpha=0.7)
