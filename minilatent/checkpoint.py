@@ -77,6 +77,7 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
 
 
 def write_config(folder: Path, config: Config, model: ModelConfig, **more) -> None:
+    """more: `rows`, the training data's checksum; `base`, of a run that saves adapters only the model that they belong to."""
     write_json(folder / "config.json", {"minilatent": 1, "method": config.method, "model": dataclasses.asdict(model),
                                         "config": dataclasses.asdict(config), **more})
 

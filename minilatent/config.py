@@ -282,7 +282,7 @@ def parse_args(argv: list[str]) -> dict:
 
 def run(main) -> typing.NoReturn:
     """Call a script's main(argv) with the exit codes that others rely on: 0, 2 for a wrong call or bad input with
-    one line on stderr, 130 after Ctrl-C."""
+    one line on stderr or where nobody reads what is written, 130 after Ctrl-C."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):            # a terminal or pipe that is not UTF-8: `?` for what it has not
@@ -295,7 +295,7 @@ def run(main) -> typing.NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    except OSError as error:                                 # stdout's: the reader of a pipe is gone, or the disk is full
+    except OSError as error:                                 # stdout's, as a rule: a pipe's reader is gone, the disk is full
         if not isinstance(error, BrokenPipeError):
             print(f"error: {error}", file=sys.stderr)
         code = 2

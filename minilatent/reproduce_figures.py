@@ -9,7 +9,7 @@ from .verdicts import Line, better, estimate, problem_steps, right
 
 # The families of methods, in the order in which a row's name is looked up: its colour and marker everywhere.
 FAMILIES = {"latent_sft": (BLUE, "o", "superpositions"), "latent_rl": ("#17375e", "H", "superpositions"),
-            "colar": (ORANGE, "s", "merged embeddings"), "coconut": ("#4d9a5b", "D", "hidden states"),
+            "colar_rl": ("#8c4a00", "p", "merged embeddings"), "colar": (ORANGE, "s", "merged embeddings"), "coconut": ("#4d9a5b", "D", "hidden states"),
             "codi": ("#7b5aa6", "P", "hidden states, distilled"), "icot": ("#b3538b", "X", "no chain"), "no_cot": (GREY, "v", "no chain"),
             "pause": ("#5f666f", "^", "pause tokens"), "cot_sft_soft": ("#c98a86", "*", "words"), "": (RED, "*", "words")}
 

@@ -138,7 +138,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
 
 
 def fingerprint(rows: list[Row]) -> int:
-    """Of the training data: a run is resumed on no other."""
+    """A checksum of the training data: a run is resumed on no other."""
     crc = 0
     for row in rows:
         crc = zlib.crc32(repr((row.question, row.chain, row.answer)).encode(), crc)
@@ -242,10 +242,9 @@ def train(given: dict) -> None:
         tok.chat = ""                        # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
-    if config.resume:
-        if read_json(folder / "config.json").get("rows", fingerprint(rows)) != fingerprint(rows):
-            raise UserError(f"--data {config.data} is not what it was when the run in {folder} began: start a new --out")
-    told = {"rows": fingerprint(rows)}
+    told = {"rows": fingerprint(rows)}       # kept in config.json
+    if config.resume and read_json(folder / "config.json").get("rows", told["rows"]) != told["rows"]:
+        raise UserError(f"--data {config.data} is not what it was when the run in {folder} began: start a new --out")
     if config.lora_rank:                     # it saves adapters only: the model that they belong to
         init = config.init or str(BASE)
         told["base"] = {"init": str(Path(init).resolve()) if Path(init).is_dir() else init,

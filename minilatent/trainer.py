@@ -110,7 +110,7 @@ class Trainer:
         if self.interrupted:
             raise KeyboardInterrupt              # the second Ctrl-C does not wait
         self.interrupted = True
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")     # print() may be what was interrupted
 
     def on_terminate(self, *_):
         raise UserError(f"stopped from outside, most likely because another process of this run has ended; {self.state} has the "

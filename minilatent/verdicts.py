@@ -46,6 +46,7 @@ def listed(key: str) -> Callable[[Line], Tensor]:
 
 
 def n_eff_above(line: Line) -> Tensor:
+    """N_eff above the larger of its controls. NaN for a question without several chains, or without another to compare with."""
     told = line["questions"]
     if "n_eff_judged" not in told:
         return torch.tensor([])

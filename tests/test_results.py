@@ -4,14 +4,16 @@ import re
 import sys
 
 import pytest
-from conftest import ROOT
-from test_reproduce import made_line
+import torch
+from conftest import ROOT, made_line, tiny_model
 
 sys.path.insert(0, str(ROOT))
-from minilatent import config  # noqa: E402
-from minilatent.config import UserError  # noqa: E402
+from minilatent import config, data, setup  # noqa: E402
+from minilatent.config import UserError, resolve  # noqa: E402
+from minilatent.evaluate import accuracy  # noqa: E402
+from minilatent.methods import METHODS  # noqa: E402
 from minilatent.verdicts import SETS  # noqa: E402
-from results import table  # noqa: E402
+from results import table, where_lost  # noqa: E402
 
 
 @pytest.mark.parametrize("page", table.PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -82,3 +84,30 @@ def test_the_command_writes_what_differs_and_check_only_tells(folder, monkeypatc
     assert call("--check")[0] == 0
     written = page.read_text()
     assert call()[0] == 0 and page.read_text() == written                            # nothing is left to write
+
+
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_without_a_given_latent_where_lost_tells_the_models_own_accuracy(tmp_path, monkeypatch, ratio):
+    run = tmp_path / "run"
+    setup.train({"method": "latent_sft", "preset": "smoke", "ratio": ratio, "out": str(run), "max_steps": 2, "test_size": 8, "threads": 1,
+                 "eval_every": 1})
+    monkeypatch.setattr(sys, "argv", ["where_lost", "--ckpt", str(run), "--questions", "40", "--json", str(tmp_path / "lost.json")])
+    where_lost.main()
+    told = json.loads((tmp_path / "lost.json").read_text())
+    method, examples = setup.load_run(run, torch.device("cpu")), data.load("mini", "test", limit=40)
+    assert told["accuracy"][0] > 0.2
+    assert told["accuracy"][0] == pytest.approx(accuracy(method, examples)["accuracy"], abs=1e-4)
+    longest = max(len(method.segments(row)) for row in method.gold(examples))
+    assert len(told["accuracy"]) == longest + 1
+    assert [len(t) for t in told["told"]] == [ratio] * (8 // ratio)
+
+
+def test_what_a_latent_tells_is_counted_at_its_place_in_the_step(tok, monkeypatch):
+    """A decoder that knows nothing but one token of a step is right at that token's place alone."""
+    method = METHODS["latent_sft"](resolve({"method": "latent_sft", "ratio": 2}), tok, tiny_model(tok.vocab_size, context=512))
+    rows = method.gold(data.load("mini", "test", limit=20))
+    one = tok.encode("<<1+1=2>>")[-1]                                # `>>`, which opens the last segment of each step: Z_3 has to tell it
+    monkeypatch.setattr(method.model, "logits", lambda h: torch.nn.functional.one_hot(torch.full(h.shape[:-1], one), tok.vocab_size).float())
+    z = [torch.zeros(len(method.segments(r)), method.model.config.width) for r in rows]
+    told = where_lost.told_by_place(method, rows, z)
+    assert told == [[0, 0], [0, 0], [1, 0], [0, 0]]
