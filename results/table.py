@@ -7,6 +7,7 @@ fails if one differs. In a sentence:
 
     FOLDER:ROW SET KEY   a row of FOLDER/rows.jsonl: the mean over its seeds. SET may be `average`: the comparison's four. Keys go
                          down with dots. Shares are told in %.
+    FOLDER:ROW-OTHER SET accuracy (or interval): the paired difference, in points (or its 95 % interval), as verdicts.md has it
     FILE KEY             any .json or .jsonl file in results/; -1.seconds/60 is the last line's, in minutes. A * in FILE: the mean over
                          all that fit
 
@@ -15,11 +16,12 @@ On lines of its own, `table:FOLDER`: the main rows of FOLDER/rows.jsonl.
 import json
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 from minilatent.config import Parser, UserError, nearest, run
 from minilatent.files import replace_file
-from minilatent.verdicts import SETS, better, table_text
+from minilatent.verdicts import SETS, better, estimate, table_text
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "mini_prosqa" / "README.md", HERE / "smollm2" / "README.md")
@@ -29,6 +31,7 @@ SHARES = {"accuracy", "val_accuracy", "val_compression", "mfu", "follows_donor",
 
 # ------------------------------------------------------------------ numbers
 
+@lru_cache
 def read(path: Path) -> list | dict:
     if not path.exists():
         raise UserError(f"there is no {path}")
@@ -62,10 +65,20 @@ def quoted(name: str) -> str:
         raise UserError(f"results:{name}: neither table:FOLDER, FILE KEY nor FOLDER:ROW SET KEY")
     (folder, _, row), data, key = words[0].partition(":"), *words[1:]
     sets = SETS if data == "average" else (data,)
+    row, minus, other = row.partition("-")
+    if minus:
+        return paired(name, estimate(rows(folder), row, sets, against=other), key)
     scores = [r for r in rows(folder) if r["row"] == row and r["data"] in sets]
     if {r["data"] for r in scores} != set(sets):
         raise UserError(f"results:{name}: {row} has not been judged on {data}")
     return told(key, [down(r, key.partition("/")[0]) for r in scores])
+
+
+def paired(name: str, difference: tuple | None, key: str) -> str:
+    if difference is None or key not in ("accuracy", "interval"):
+        raise UserError(f"results:{name}: " + ("the rows share no seed on these data sets" if difference is None else "accuracy or interval"))
+    mean, low, high, *_ = difference
+    return f"{100 * mean:+.1f}" if key == "accuracy" else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def told(key: str, values: list) -> str:
