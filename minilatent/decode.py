@@ -67,17 +67,29 @@ class Decoded:
     closed: Tensor = field(default_factory=lambda: torch.tensor([]))   # (B,) ended by itself, not by max_chain
 
 
-def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
-    """Read the questions into an empty cache and return the hidden state at the end of each, (B, C). Rows of about equal
-    length go together: a batch is padded to its longest question, and half of it would be padding."""
+def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Read the questions into an empty cache, in the order of their length: a batch is padded to its longest question, and half
+    of it would be padding if rows of about equal length did not go together. Returns the hidden state at the end of each (Q, C),
+    and which question each row of these and of the cache belongs to (Q,)."""
+    order = lengths.argsort(stable=True)
     hidden = torch.empty_like(prefix[:, 0])
-    for chosen in lengths.argsort().split(TOGETHER):
-        T, here = int(lengths[chosen].max()), torch.arange(len(chosen), device=prefix.device)
-        part = KVCache(model.config, len(chosen), T, prefix.device, prefix.dtype)
-        hidden[chosen] = model(embeds=prefix[chosen, :T], cache=part, new=lengths[chosen])[here, lengths[chosen] - 1]
-        cache.k[:, chosen, :, :T], cache.v[:, chosen, :, :T] = part.k, part.v
-    cache.lengths = lengths.clone()
-    return hidden
+    for first in range(0, len(order), TOGETHER):
+        chosen = order[first:first + TOGETHER]
+        here, last = torch.arange(len(chosen), device=prefix.device), first + len(chosen)
+        read = model(embeds=prefix[chosen, :int(lengths[chosen].max())], cache=cache.part(first, last), new=lengths[chosen])
+        hidden[first:last] = read[here, lengths[chosen] - 1]
+    cache.lengths = lengths[order]
+    return hidden, order
+
+
+def without(done: Tensor) -> Tensor:
+    """Indices of the rows that go on. The last ones fill the gaps that finished ones leave, all others stay where they are, so that little of
+    the cache is moved."""
+    alive = (~done).nonzero()[:, 0]
+    gaps = done[:len(alive)].nonzero()[:, 0]                    # as many as there are living rows behind
+    order = torch.arange(len(alive), device=done.device)
+    order[gaps] = alive[len(alive) - len(gaps):]
+    return order
 
 
 @torch.no_grad()
@@ -100,13 +112,13 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     """
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples
-    rows = torch.arange(B, device=device)                       # which question each living row belongs to
     cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
-    hidden = prefill(model, prefix, lengths, cache)                                # (Q, C)
+    hidden, rows = prefill(model, prefix, lengths, cache)       # (Q, C), and which question each living row belongs to
     if samples > 1:
-        each = rows // samples
+        row = torch.arange(B, device=device)
+        each, sample = row // samples, row % samples
         cache.keep(each)
-        hidden = hidden[each]                                                      # (B, C)
+        hidden, rows = hidden[each], rows[each] * samples + sample                 # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
     count = torch.zeros(B, dtype=torch.long, device=device)     # steps of thinking, per question
     written = torch.zeros(B, dtype=torch.long, device=device)   # answer tokens, per question
@@ -149,7 +161,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         if done.all():
             break
         if done.any():                                          # finished rows cost no more
-            alive = (~done).nonzero()[:, 0]
+            alive = without(done)
             cache.keep(alive)
             rows, feed, thinking = rows[alive], feed[alive], thinking[alive]
         hidden = model(embeds=feed[:, None], cache=cache)[:, 0]                    # (b, C)

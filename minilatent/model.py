@@ -14,6 +14,7 @@ D head size, V vocabulary.
     qk_norm      no             no             yes            no
 """
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -122,16 +123,35 @@ class KVCache:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D)."""
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple[Tensor, Tensor]:
+        """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D). Without slots they
+        are the first."""
+        if slots is None:
+            self.k[layer, :, :, :end], self.v[layer, :, :, :end] = k, v
+            return k, v
         rows = torch.arange(len(slots), device=slots.device)[:, None]
         self.k[layer][rows, :, slots] = k.transpose(1, 2)                          # (B, T, G, D)
         self.v[layer][rows, :, slots] = v.transpose(1, 2)
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
+    def part(self, first: int, last: int) -> "KVCache":
+        """Rows first to last - 1 as a cache, an empty one, that writes to the same memory."""
+        part = copy(self)
+        part.k, part.v, part.lengths = self.k[:, first:last], self.v[:, first:last], torch.zeros_like(self.lengths[first:last])
+        return part
+
     def keep(self, rows: Tensor) -> None:
-        """Keep the rows that `rows` (indices) names: finished ones need no more computing. One that is named twice is there twice."""
-        self.k, self.v, self.lengths = self.k[:, rows], self.v[:, rows], self.lengths[rows]
+        """Row i is from now on what row rows[i] was: finished ones need no more computing, one that is named twice is there
+        twice. Only what moves is copied."""
+        n, end = len(rows), int(self.lengths.max())
+        self.lengths = self.lengths[rows]
+        if n > self.k.shape[1]:
+            self.k, self.v = self.k[:, rows], self.v[:, rows]
+            return
+        moved = (rows != torch.arange(n, device=rows.device)).nonzero()[:, 0]
+        for x in (self.k, self.v):
+            x[:, moved, :, :end] = x[:, rows[moved], :, :end]
+        self.k, self.v = self.k[:, :n], self.v[:, :n]
 
 
 class GrowingCache:
@@ -144,7 +164,7 @@ class GrowingCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple[Tensor, Tensor]:
         """Append k, v (B, G, T, D); return all so far, (B, G, end, D)."""
         if layer in self.layers:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.layers[layer], (k, v)))
@@ -265,14 +285,13 @@ class Transformer(nn.Module):
         step = torch.arange(T, device=x.device)
         slots = end = None
         if cache is not None:
-            slots = cache.lengths[:, None] + step                                  # (B, T)
             end = int(cache.lengths.max()) + T
             if end > cache.capacity:
                 raise ValueError(f"the cache holds {cache.capacity} positions, {end} are needed")
-            if mask is None and end > T:         # else the cache was empty: the fast path
-                mask = torch.arange(end, device=x.device) <= slots[:, :, None]     # (B, T, S)
-            if positions is None:
-                positions = slots
+            if end > T:                          # else it was empty: the fast path
+                slots = cache.lengths[:, None] + step                              # (B, T)
+                mask = torch.arange(end, device=x.device) <= slots[:, :, None] if mask is None else mask     # (B, T, S)
+                positions = slots if positions is None else positions
         if positions is None:
             positions = step
         if positions.dim() == 1:

@@ -7,7 +7,7 @@ from conftest import FAMILIES, tiny_model
 from minilatent import decode as decoding
 from minilatent.batch import pad
 from minilatent.config import Config
-from minilatent.decode import decode, explicit_thinker, hidden_thinker, superposition_thinker
+from minilatent.decode import decode, explicit_thinker, hidden_thinker, superposition_thinker, without
 from minilatent.methods import METHODS
 from minilatent.tokenizer import MINI_PATTERN, Tokenizer
 
@@ -227,3 +227,8 @@ def test_a_cold_stop_ends_a_chain_after_n_sure_steps_in_a_row_and_no_other():
     later = batched(model, "soft", rows, cold=(COLD[0], 3))
     assert ((cold.lengths <= later.lengths) & (later.lengths <= free.lengths)).all()
     assert batched(model, "soft", rows, cold=(1e9, 1)).lengths.tolist() == [0] * 64
+
+
+@pytest.mark.parametrize("done, expected", [("0000", [0, 1, 2, 3]), ("0100", [0, 3, 2]), ("1100", [2, 3]), ("0011", [0, 1]), ("1010", [3, 1]), ("0111", [0])])
+def test_finished_rows_leave_gaps_that_the_last_ones_fill_and_nobody_else_moves(done, expected):
+    assert without(torch.tensor([d == "1" for d in done])).tolist() == expected

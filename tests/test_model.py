@@ -218,13 +218,27 @@ def test_chunks_padded_on_the_right_equal_one_forward_pass_row_by_row(family):
     assert cache.lengths.tolist() == [8, 7, 9]
 
 
-def test_dropping_rows_from_the_cache_leaves_the_others_as_they_were():
-    model, ids = model_of("qwen"), some_ids(3, 7)
+@pytest.mark.parametrize("rows", [[2, 0], [0, 2], [0, 1, 2], [1], [2, 1, 0], [0, 0, 1, 1, 2, 2]], ids=str)
+def test_rows_of_the_cache_that_are_kept_are_as_they_were(rows):
+    """Finished ones dropped, gaps filled from behind, several samples of a question: rows of different lengths."""
+    model, ids, lengths = model_of("qwen"), some_ids(3, 7), torch.tensor([3, 6, 4])
     cache = KVCache(model.config, 3, 7, dtype=torch.float64)
-    model(ids[:, :6], cache=cache, new=torch.tensor([6, 6, 6]))
-    cache.keep(torch.tensor([2, 0]))
-    h = model(ids[[2, 0], 6:], cache=cache)
-    torch.testing.assert_close(h[:, 0], model(ids)[[2, 0], 6], **EXACT)
+    model(ids[:, :6], cache=cache, new=lengths)
+    cache.keep(torch.tensor(rows))
+    for _ in range(2 if max(lengths[rows]) < 6 else 1):          # the next tokens of each row
+        new = ids[rows].gather(1, cache.lengths[:, None])
+        expected = torch.stack([model(ids[[r], :n + 1])[0, n] for r, n in zip(rows, cache.lengths.tolist())])
+        torch.testing.assert_close(model(new, cache=cache)[:, 0], expected, **EXACT)
+
+
+def test_parts_of_a_cache_fill_the_whole():
+    model, ids = model_of("qwen"), some_ids(3, 6)
+    cache = KVCache(model.config, 3, 6, dtype=torch.float64)
+    for first, last in ((0, 2), (2, 3)):
+        model(ids[first:last, :5], cache=cache.part(first, last))
+    assert cache.lengths.tolist() == [0, 0, 0]                   # whoever fills it says how long the rows are
+    cache.lengths += 5
+    torch.testing.assert_close(model(ids[:, 5:], cache=cache)[:, 0], model(ids)[:, 5], **EXACT)
 
 
 def test_a_full_cache_says_so_instead_of_writing_beside_it():
