@@ -212,8 +212,9 @@ def resolve(given: dict) -> Config:
     steps = config.stage1_steps.split(",")
     if len(steps) != 3 or not all(s.strip().isdigit() and int(s) for s in steps):
         raise UserError(f"--stage1_steps {config.stage1_steps}: three whole numbers from 1 on, with commas between them")
-    if config.labels == "uniform" and config.latent == "hidden":
-        raise UserError("--labels uniform makes mixtures, and --latent hidden has none: drop one of them")
+    for option, given in (("--labels uniform", config.labels == "uniform"), ("--gumbel", config.gumbel)):
+        if given and config.latent == "hidden":
+            raise UserError(f"{option} is about mixtures, and --latent hidden has none: drop one of them")
     return config
 
 

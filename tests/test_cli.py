@@ -100,7 +100,8 @@ def test_every_preset_resolves_for_every_method():
     (["--method", "cot_sft", "--lr", "-1"], "--lr -1"),
     (["--method", "cot_sft", "--lr", "nan"], "--lr nan"),
     (["--method", "latent_sft", "--stage1_steps", "3,3"], "--stage1_steps 3,3"),
-    (["--method", "latent_sft", "--labels", "uniform", "--latent", "hidden"], "--labels uniform makes mixtures"),
+    (["--method", "latent_sft", "--labels", "uniform", "--latent", "hidden"], "--labels uniform is about mixtures"),
+    (["--method", "latent_sft", "--gumbel", "--latent", "hidden"], "--gumbel is about mixtures"),
     (["--method", "colar", "--speed", "fast"], "--speed fast"),
 ])
 def test_a_wrong_call_gets_one_line_that_names_the_nearest(refused, argv, said):
