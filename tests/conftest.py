@@ -1,4 +1,6 @@
 """What all tests share: one thread, the mini tokenizer, and models small enough to be read."""
+import importlib.util
+import json
 import random
 import sys
 from pathlib import Path
@@ -7,12 +9,16 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+PNG = b"\x89PNG"
 sys.path.insert(0, str(ROOT))            # so that a bare `pytest` finds the package
 
-from minilatent.config import PRESETS                  # noqa: E402
+from minilatent import checkpoint, data, setup         # noqa: E402
+from minilatent.config import PRESETS, Config, parse_args  # noqa: E402
+from minilatent.methods import METHODS                 # noqa: E402
 from minilatent.metrics import to_hex                  # noqa: E402
 from minilatent.model import ModelConfig, Transformer  # noqa: E402
 from minilatent.tokenizer import mini_tokenizer        # noqa: E402
+from minilatent.trainer import Trainer                 # noqa: E402
 
 torch.set_num_threads(1)
 for name in ("mini", "smoke"):           # tests compare at 1e-5; `--dtype auto` has tests of its own
@@ -44,6 +50,48 @@ def tok():
     return mini_tokenizer()
 
 
+@pytest.fixture(scope="session")
+def examples():
+    return data.load("mini", "test", limit=40)
+
+
+def chatty(tok, name: str, seed: int = 0, **settings):
+    """A method with random weights, so large that the question matters: its chains end at different lengths and its
+    answers are often numbers. (With a tied head, a random model repeats its last token for ever.)"""
+    model = Transformer(ModelConfig(vocab_size=tok.vocab_size, n_layer=1, width=32, n_head=2, n_kv_head=2, head_dim=16,
+                                    hidden=32, context=256, tied=False))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(12)
+        model.head.weight[[tok.end_think, tok.eos]] *= 2
+        model.head.weight[tok.encode(" ".join(map(str, range(100))))[::2]] *= 1.5
+    options = {"max_chain": 12, "max_answer": 4, "eval_batch": 8, **settings}
+    return METHODS[name](Config(method=name, **options), tok, model).eval()
+
+
+def save(method, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    checkpoint.write_config(folder, method.config, method.model.config)
+    method.tok.save(folder)
+    checkpoint.save_tensors(folder / "model.safetensors", method.state_dict())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tok, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {name: save(chatty(tok, name), root / name) for name in ("latent_sft", "latent_rl", "cot_sft", "no_cot", "colar")}
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
 def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
     """A line of rows.jsonl, of so many questions, without having trained anything."""
     correct, n = list(correct), len(correct)
@@ -56,3 +104,55 @@ def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
 def drawn(p: float, n: int, seed: int) -> list[bool]:
     rng = random.Random(seed)
     return [rng.random() < p for _ in range(n)]
+
+
+# ------------------------------------------------------------------ whole runs, in a second each
+
+TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
+        "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 --device cpu "
+        "--threads 1 --dtype float32").split()
+
+
+@pytest.fixture
+def one_tokenizer(monkeypatch, tok):
+    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)         # the same, made once
+
+
+def train(out: Path, method: str = "latent_sft", *more) -> None:
+    setup.train(parse_args(["--method", method, *TINY, "--out", str(out), *map(str, more)]))
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory, tok):
+    """A finished run of Latent-SFT, to be looked at and not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "mini_tokenizer", lambda: tok)
+        out = tmp_path_factory.mktemp("whole") / "run"
+        train(out)
+    return out
+
+
+class Killed(BaseException):
+    """As sudden as a program can do to itself: no handler of Exception sees it."""
+
+
+def same_run(out: Path, whole: Path) -> None:
+    """The same weights to the last bit, and a log with each (stage, step) as often as a run of one piece has it."""
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    told = lambda folder: [{k: v for k, v in e.items() if k != "seconds"} for e in metrics(folder)]
+    assert told(out) == told(whole)
+
+
+def kill_when(monkeypatch, name: str, moment) -> None:
+    """Trainer.`name` does its work; then, when moment(its arguments), the run is dead."""
+    real = getattr(Trainer, name)
+
+    def method(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if moment(*args):
+            raise Killed
+    monkeypatch.setattr(Trainer, name, method)

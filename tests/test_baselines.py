@@ -4,9 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_model
-from test_eval_sample import PNG, script
-from test_trainer import TINY, Killed, kill_when, metrics, same_run, train
+from conftest import PNG, Killed, kill_when, metrics, same_run, script, tiny_model, train
 
 from minilatent import checkpoint, mini, setup
 from minilatent.batch import encode
@@ -19,9 +17,7 @@ STEPS = ["--steps", 8, "--chain_style", "equations", "--num_latents", 4, "--remo
 PER_STAGE = {"pause": [8], "icot": [1, 1, 1, 4], "coconut": [2, 2, 4], "codi": [8]}
 
 
-@pytest.fixture(autouse=True)
-def one_tokenizer(monkeypatch, tok):
-    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """There and back: what was trained here gives the same logits in transformers."""
-import json
 
 import pytest
 import torch

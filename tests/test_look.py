@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_eval_sample import PNG, examples, runs, script, tiny, tok  # noqa: F401  (fixtures)
+from conftest import PNG, chatty, script
 
 from minilatent.config import UserError
 from minilatent.look import cosines, effective_rank, hidden_states, look, spectrum
@@ -49,7 +49,7 @@ def test_latents_that_are_all_alike_or_all_apart():
 
 
 def test_the_latents_of_explicit_cot_are_embeddings(tok, examples):                                     # noqa: F811
-    method = tiny(tok, "cot_sft")
+    method = chatty(tok, "cot_sft")
     seen, table = look(method, examples, batch=7), method.model.embed.weight
     fed = torch.cat([table[row[:n]] for row, n in [(o.chain[0], int(o.lengths)) for o in (method.solve([e.question]) for e in examples)]])
     assert seen["latents"] == len(fed) and seen["norms"][-1] == pytest.approx(fed.norm(dim=-1).max().item(), abs=1e-3)
@@ -59,21 +59,21 @@ def test_the_latents_of_explicit_cot_are_embeddings(tok, examples):             
 
 
 def test_a_mixture_of_one_token_has_no_entropy_and_one_of_many_has(tok, examples):                      # noqa: F811
-    sure, mixed = (look(tiny(tok, "latent_sft", k=k), examples)["entropy_by_step"] for k in (1, 10))
+    sure, mixed = (look(chatty(tok, "latent_sft", k=k), examples)["entropy_by_step"] for k in (1, 10))
     assert max(sure) == 0 and 0 < max(mixed) <= math.log(10) + 1e-6
-    assert look(tiny(tok, "latent_sft", latent="hidden"), examples)["entropy_by_step"] is None
-    assert look(tiny(tok, "latent_sft"), examples, batch=7)["cosine_within"] == pytest.approx(look(tiny(tok, "latent_sft"), examples)["cosine_within"], abs=1e-4)
+    assert look(chatty(tok, "latent_sft", latent="hidden"), examples)["entropy_by_step"] is None
+    assert look(chatty(tok, "latent_sft"), examples, batch=7)["cosine_within"] == pytest.approx(look(chatty(tok, "latent_sft"), examples)["cosine_within"], abs=1e-4)
 
 
 def test_the_states_of_the_space_are_those_that_foretell_the_chain_and_its_end(tok, examples):          # noqa: F811
-    method = tiny(tok, "cot_sft")
+    method = chatty(tok, "cot_sft")
     states = hidden_states(method, examples[:1])
     out = method.solve([examples[0].question])
     said = method.model.logits(states)
     said[:, tok.never] = float("-inf")
     expected = out.chain[0, :int(out.lengths)].tolist() + [tok.end_think] * int(out.closed)
     assert said.argmax(-1).tolist()[:len(expected)] == expected and len(states) == int(out.lengths) + 1
-    assert len(hidden_states(tiny(tok, "no_cot"), examples[:5])) == 5                                   # it has only an end
+    assert len(hidden_states(chatty(tok, "no_cot"), examples[:5])) == 5                                   # it has only an end
 
 
 def test_the_command_writes_the_numbers_and_draws_both_figures(runs, tmp_path, capsys):                 # noqa: F811

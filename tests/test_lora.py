@@ -1,14 +1,13 @@
 """Adapters: nothing but they learns, merged they are the same model, and a run folder of them needs its base."""
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
 from safetensors.torch import load_file
 
-from minilatent import checkpoint, data, setup
+from minilatent import checkpoint, setup
 from minilatent.config import Config, UserError, parse_args
 from minilatent.lora import LoRALinear, add_lora, frozen, merge, own_state
 from minilatent.trainer import Trainer

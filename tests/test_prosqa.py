@@ -6,8 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from test_eval_sample import script, tiny
-from test_trainer import train
+from conftest import chatty, script, train
 
 from minilatent import data, mini, prosqa, setup
 from minilatent.analysis import intervene
@@ -163,7 +162,7 @@ def test_what_a_text_answers_depends_on_what_is_asked_for():
 def test_interventions_tell_words_apart(tok):
     """Two answers without a number are not the same answer."""
     examples = data.load("mini_prosqa", "test", limit=24)
-    method = tiny(tok, "latent_sft")
+    method = chatty(tok, "latent_sft")
     found = intervene(method, examples, ["keep", "noise"])
     assert found["keep"]["unchanged"] == 1.0 and found["noise"]["unchanged"] < 1.0
     plain = method.solve

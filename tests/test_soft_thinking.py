@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from test_eval_sample import save, script, tiny
+from conftest import chatty, save, script
 
 from minilatent import data
 from minilatent.config import SoftThinking, UserError
@@ -15,7 +15,7 @@ from minilatent.setup import load_run
 @pytest.fixture(scope="module")
 def runs(tok, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {name: save(tiny(tok, name), root / name) for name in ("cot_sft", "latent_sft")}
+    return {name: save(chatty(tok, name), root / name) for name in ("cot_sft", "latent_sft")}
 
 
 def load(runs, **settings):
