@@ -330,6 +330,23 @@ def do_all(todo: list[tuple[Row, int]], work, args) -> None:
     print(f"{len(todo)} runs done; see {args.out}", file=sys.stderr)
 
 
+def check_mixing(chosen: list[Row], args) -> None:
+    """UserError if what --out holds cannot be compared with what would be added, or one row would be judged on two runs."""
+    out = Path(args.out)
+    lines, otherwise = read_lines(out), "take its lines out of rows.jsonl and its run out of the way, or give another --out"
+    made = {"budget": {l["budget"] for l in lines} | {t["budget"] for t in read_lines(out, "trials.jsonl")}, "limit": {l["limit"] for l in lines}}
+    for name, values in made.items():
+        if other := values - {getattr(args, name)}:
+            raise UserError(f"{out} holds what was made with --{name} {other.pop():g}: give that, or another --out")
+    for row in chosen if not args.trials else ():
+        best = tuned(row, args).get("lr") if row.train else None
+        for line in (l for l in lines if l["run"] == row.name):
+            if best and line.get("lr") not in (None, best):
+                raise UserError(f"{out} holds {row.name} trained at lr {line['lr']:g}, but the best of its trials is {best:g}: {otherwise}")
+            if line["seed"] in args.seeds and missing(row, line["seed"], lines) and not (folder_of(row, line["seed"], args) / "model.safetensors").exists():
+                raise UserError(f"{out} holds only a part of {row.name}, seed {line['seed']}, and its run is not in {RUNS}: {otherwise}")
+
+
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", metavar="NAME", default=[row.name for row in ROWS], help="which rows; default: all")
@@ -351,17 +368,7 @@ def main(argv: list[str]) -> None:
     chosen, out = [row_named(name) for name in args.rows], Path(args.out)
     if args.figures:
         return write_results(out)
-    made = {"budget": {l["budget"] for l in read_lines(out)} | {t["budget"] for t in read_lines(out, "trials.jsonl")},
-            "limit": {l["limit"] for l in read_lines(out)}}
-    for name, values in made.items():                    # what is compared must agree in these
-        if other := values - {getattr(args, name)}:
-            raise UserError(f"{out} holds what was made with --{name} {other.pop():g}: give that, or another --out")
-    for row in chosen if not args.trials else ():
-        for line in read_lines(out):
-            best = tuned(row, args).get("lr") if row.train else None
-            if line["run"] == row.name and best and line.get("lr") not in (None, best):
-                raise UserError(f"{out} holds {row.name} trained at lr {line['lr']:g}, but the best of its trials is {best:g}: take its lines out of "
-                                "rows.jsonl and its run out of the way, or give another --out")
+    check_mixing(chosen, args)
     if args.trials:
         done = {t["row"] for t in read_lines(out, "trials.jsonl")}
         todo = [(trial, 0) for trial in {t.name: t for row in chosen if row.train for t in trials_of(row)}.values() if trial.name not in done]

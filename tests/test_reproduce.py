@@ -119,6 +119,20 @@ def test_a_row_is_trained_once_judged_on_all_sets_and_then_skipped(call, tmp_pat
     assert call("--rows", "colar")[0] == 0
 
 
+def test_what_is_missing_of_a_row_is_not_judged_on_another_run(call, tmp_path):
+    """The run went with the machine: trained anew it is another model, and one row would be of two."""
+    assert call("--rows", "colar")[0] == 0
+    path = tmp_path / "results/rows.jsonl"
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[:3]))
+    assert call("--rows", "colar")[0] == 0 and len(path.read_text().splitlines()) == len(lines)      # it is still there
+    path.write_text("".join(lines[:3]))
+    (tmp_path / "runs/colar-seed0").rename(tmp_path / "gone")
+    code, _, err = call("--rows", "colar")
+    assert code == 2 and "only a part of colar, seed 0" in err and err.count("\n") == 1 and not (tmp_path / "runs/colar-seed0").exists()
+    assert call("--rows", "colar", "--seeds", 1, "--plan")[0] == 0
+
+
 def test_a_row_is_judged_in_each_way_that_it_names_with_all_interventions_on_mini(call, monkeypatch):
     ways, replaced = [], []
     evaluate, intervene = reproduce.evaluate, reproduce.intervene
