@@ -5,7 +5,7 @@ fails if one differs. In a sentence:
 
     <!-- results:long:latent_sft_2 mini interventions.noise.accuracy -->2.2<!-- /results -->
 
-    FOLDER:ROW SET KEY   a row of FOLDER/rows.jsonl: the mean over its seeds. SET may be `average`: the comparison's four. Keys go
+    FOLDER:ROW SET KEY   a row of FOLDER/rows.jsonl: the mean over its seeds, ROW@2 of seed 2 alone. SET may be `average`: the comparison's four. Keys go
                          down with dots. Shares are told in %.
     FOLDER:ROW-OTHER SET accuracy (or interval): the paired difference, in points (or its 95 % interval), as verdicts.md has it
     FILE KEY             any .json or .jsonl file in results/; -1.seconds/60 is the last line's, in minutes. A * in FILE: the mean over
@@ -68,7 +68,8 @@ def quoted(name: str) -> str:
     row, minus, other = row.partition("-")
     if minus:
         return paired(name, estimate(rows(folder), row, sets, against=other), key)
-    scores = [r for r in rows(folder) if r["row"] == row and r["data"] in sets]
+    row, _, seed = row.partition("@")
+    scores = [r for r in rows(folder) if r["row"] == row and r["data"] in sets and seed in ("", str(r["seed"]))]
     if {r["data"] for r in scores} != set(sets):
         raise UserError(f"results:{name}: {row} has not been judged on {data}")
     return told(key, [down(r, key.partition("/")[0]) for r in scores])

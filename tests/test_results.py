@@ -49,14 +49,14 @@ def mark(name, text=""):
     return f"<!-- results:{name} -->{text}<!-- /results -->"
 
 
-@pytest.mark.parametrize("name, expected", [("mini:a mini accuracy", "77.5"), ("mini:a average accuracy", "77.5"), ("mini:b mini mean_len", "3.0"), ("mini:a mini n", "40"), ("mini:b-a mini accuracy", "-50.0"), ("mini:a-b average accuracy", "+50.0"),
+@pytest.mark.parametrize("name, expected", [("mini:a mini accuracy", "77.5"), ("mini:a average accuracy", "77.5"), ("mini:b mini mean_len", "3.0"), ("mini:a mini n", "40"), ("mini:a@0 mini accuracy", "75.0"), ("mini:b-a mini accuracy", "-50.0"), ("mini:a-b average accuracy", "+50.0"),
                                             ("mini:c-a mini accuracy", "-72.5"), ("mini:a-a mini interval", "0.0 to 0.0"),
                                             ("mini/run.json 0.deep.accuracy", "1.8"), ("mini/run.json 0.small", "-0.0045"), ("mini/speed-seed*.json 0.mean_len", "6.5"), ("log.jsonl -1.seconds", "1,830"), ("log.jsonl 1.seconds/60", "30")])
 def test_numbers_are_found_and_are_means_over_seeds(folder, name, expected):
     assert table.quoted(name) == expected
 
 
-@pytest.mark.parametrize("name", ["nothing", "a mini accuracy", "long:a mini accuracy", "mini:d mini accuracy", "mini:a mini_long accuracy", "mini:c average accuracy", "mini:c-a average accuracy", "mini:b-a mini mean_len",
+@pytest.mark.parametrize("name", ["nothing", "a mini accuracy", "long:a mini accuracy", "mini:d mini accuracy", "mini:a mini_long accuracy", "mini:c average accuracy", "mini:a@2 mini accuracy", "mini:c-a average accuracy", "mini:b-a mini mean_len",
                                   "mini:a mini acuracy", "table:long", "log.jsonl 7.seconds", "no.json 0", "no*.json 0"])
 def test_a_mark_without_a_number_is_an_error(folder, name):
     with pytest.raises(UserError):
