@@ -88,7 +88,7 @@ def ablation_figure(lines: list[Line]):
         for ax, (whole, some) in zip(axes[:, 0], column):
             draw_ablations(ax, whole, {row: (*found[row], estimate(lines, row, against=whole)) for row in some})
         axes[-1, 0].set(xlabel="accuracy (%), mean of four test sets", xlim=(0, 100), xticks=range(0, 101, 20))
-    figure.suptitle("What each part contributes", x=0.01, ha="left", fontweight="bold", fontsize=13)
+    figure.suptitle("What each part contributes (in grey: the difference on the seeds that both have)", x=0.01, ha="left", fontweight="bold", fontsize=13)
     return figure
 
 
