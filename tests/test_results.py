@@ -90,12 +90,12 @@ def test_the_command_writes_what_differs_and_check_only_tells(folder, monkeypatc
 @pytest.mark.parametrize("ratio", [2, 4])
 def test_without_a_given_latent_where_lost_tells_the_models_own_accuracy(tmp_path, monkeypatch, ratio):
     run = tmp_path / "run"
-    setup.train({"method": "latent_sft", "preset": "smoke", "ratio": ratio, "out": str(run), "max_steps": 2, "test_size": 8, "threads": 1,
+    setup.train({"method": "latent_sft", "preset": "smoke", "ratio": ratio, "out": str(run), "max_steps": 2, "test_size": 8, "threads": 1, "train_size": 64,
                  "eval_every": 1})
-    monkeypatch.setattr(sys, "argv", ["where_lost", "--ckpt", str(run), "--questions", "40", "--json", str(tmp_path / "lost.json")])
+    monkeypatch.setattr(sys, "argv", ["where_lost", "--ckpt", str(run), "--questions", "16", "--json", str(tmp_path / "lost.json")])
     where_lost.main()
     told = json.loads((tmp_path / "lost.json").read_text())
-    method, examples = setup.load_run(run, torch.device("cpu")), data.load("mini", "test", limit=40)
+    method, examples = setup.load_run(run, torch.device("cpu")), data.load("mini", "test", limit=16)
     assert told["accuracy"][0] > 0.2
     assert told["accuracy"][0] == pytest.approx(accuracy(method, examples)["accuracy"], abs=1e-4)
     longest = max(len(method.segments(row)) for row in method.gold(examples))
