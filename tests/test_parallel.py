@@ -17,55 +17,71 @@ from minilatent.config import UserError, parse_args
 TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 17 --val_size 5 --steps 5 --stage1_steps 3,3,3 "
         "--batch_size 8 --save_every 1 --log_every 1 --eval_every 3 --eval_batch 4 --max_chain 6 --max_answer 4 --test_size 5 "
         "--device cpu --dtype float32 --optimizer adamw --latent_weight 1 --threads 1 --lr 0.01").split()
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def metrics(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def train_two(*args) -> None:
-    done = subprocess.run([*TWO, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+METHODS = ["cot_sft", "pause --num_latents 2", "latent_sft", "colar --c_max 1 --latent_loss mse", "colar --c_max 3 --latent_loss nll --no-compressed_labels",
+           "coconut --num_latents 2 --latents_a_step 1 --curriculum 0.4", "codi --num_latents 2"]
+RL = [("colar", "colar_rl"), ("latent_sft", "latent_rl")]
+ALL_IN_ONE_LAUNCH = """
+import sys
+from minilatent import parallel, setup
+from minilatent.config import parse_args
+finish, parallel.finish = parallel.finish, lambda: None                # the two stay together for the next run
+for line in open(sys.argv[1]):
+    setup.train(parse_args(line.split()))
+finish()
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, tuple[list[str], Path]]:
+    """Name -> its settings, and what two processes made of them. One launch for all of them: it takes longer than a run."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = {method: [f"--method {method}", *TINY, "--accumulate 2"] for method in METHODS}
+    for base, method in RL:
+        runs[f"{base} for RL"] = ["--method", base, *TINY, "--latent_loss nll --max_steps 1"]
+        runs[method] = ["--method", method, *TINY[2:], "--train_size 5 --batch_size 2 --group 3 --inner 2 --lr 1e-4 --init", str(folder / f"{base}_for_RL")]
+    runs = {name: (" ".join(settings).split(), folder / name.replace(" ", "_")) for name, settings in runs.items()}
+    (folder / "all.py").write_text(ALL_IN_ONE_LAUNCH)
+    (folder / "runs.txt").write_text("".join(f"{' '.join(settings)} --out {out}\n" for settings, out in runs.values()))
+    done = subprocess.run([*TWO, folder / "all.py", folder / "runs.txt"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("saved ") == 1 and done.stdout.count("next: ") == 1     # one of them speaks
+    assert done.stdout.count("saved ") == done.stdout.count("next: ") == len(runs)     # one of the two speaks
+    return runs
 
 
-@pytest.mark.parametrize("method", [
-    "cot_sft", "pause --num_latents 2", "latent_sft", "colar --c_max 1 --latent_loss mse", "colar --c_max 3 --latent_loss nll --no-compressed_labels",
-    "coconut --num_latents 2 --latents_a_step 1 --curriculum 0.4", "codi --num_latents 2"])
-def test_two_processes_take_the_steps_of_one(tmp_path, tok, monkeypatch, method):
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_take_the_steps_of_one(trained, tmp_path, tok, monkeypatch, method):
     """17 rows in batches of 8: the slices hold unequal numbers of tokens, and of the batch of one row a process has
     nothing. Means of means would be off by parts in a hundred; a process that waits for no gradient would hang. (Of
     CoLaR what draws nothing for a row: a block of one token has one label, and the ablation reads none.)"""
     monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
-    args = ["--method", *method.split(), *TINY, "--accumulate", "2", "--out"]
-    train_two(*args, tmp_path / "two")
-    setup.train(parse_args([*args, str(tmp_path / "one")]))
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    settings, folder = trained[method]
+    setup.train(parse_args([*settings, "--out", str(tmp_path / "one")]))
+    one, two = metrics(tmp_path / "one"), metrics(folder)
     assert [(e["index"], e["step"]) for e in one] == [(e["index"], e["step"]) for e in two]
     for a, b in zip(one, two):
         for key in a.keys() - {"seconds", "tokens"}:
             assert b[key] == (pytest.approx(a[key], rel=1e-5, abs=1e-6) if isinstance(a[key], float) else a[key]), (key, a, b)
-    a, b = (checkpoint.load_tensors(tmp_path / x / "model.safetensors")[0] for x in ("one", "two"))
+    a, b = (checkpoint.load_tensors(x / "model.safetensors")[0] for x in (tmp_path / "one", folder))
     assert a.keys() == b.keys() and all(torch.allclose(a[n], b[n], rtol=1e-3, atol=1e-3) for n in a)   # Adam divides small by small
     if method != "latent_sft":
         return
-    a, b = (checkpoint.load_tensors(tmp_path / x / "state" / "labels.safetensors")[0] for x in ("one", "two"))
+    a, b = (checkpoint.load_tensors(x / "state" / "labels.safetensors")[0] for x in (tmp_path / "one", folder))
     assert torch.equal(a["start"], b["start"]) and (a["ids"] == b["ids"]).float().mean() > 0.99
     torch.testing.assert_close(a["probs"], b["probs"], rtol=0.01, atol=0.002)        # kept in half precision
 
 
-@pytest.mark.parametrize("base, method", [("colar", "colar_rl"), ("latent_sft", "latent_rl")])
-def test_rl_rolls_out_each_question_in_one_process(tmp_path, tok, monkeypatch, base, method):
+@pytest.mark.parametrize("method", [method for _, method in RL])
+def test_rl_rolls_out_each_question_in_one_process(trained, method):
     """5 rows in batches of 2, two updates on each: the last batch is nobody's but the first process's."""
-    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
-    setup.train(parse_args(["--method", base, *TINY, "--latent_loss", "nll", "--max_steps", "1", "--out", str(tmp_path / "init")]))
-    args = [*TINY, "--group", "3", "--inner", "2", "--lr", "1e-4", "--init", tmp_path / "init", "--out", tmp_path / "rl"]
-    for key, value in (("--train_size", "5"), ("--batch_size", "2")):
-        args[args.index(key) + 1] = value
-    del args[:2]                                                       # TINY's own --init
-    train_two("--method", method, *args)
-    steps = [e for e in metrics(tmp_path / "rl") if "reward" in e]
+    steps = [e for e in metrics(trained[method][1]) if "reward" in e]
     assert [e["step"] for e in steps] == [1, 2, 3, 4, 5] and all(1 <= e["len"] <= 6 for e in steps)
 
 
@@ -84,7 +100,7 @@ def test_when_one_process_dies_the_run_ends_in_words_and_its_checkpoint_goes_on(
     args = ["--method", "cot_sft", *TINY, "--out", str(out)]
     args[args.index("--steps") + 1] = "1000"
     with open(tmp_path / "log", "w") as log:
-        launcher = subprocess.Popen([*TWO, *args], cwd=ROOT, stdout=log, stderr=log)
+        launcher = subprocess.Popen([*TWO, "train.py", *args], cwd=ROOT, stdout=log, stderr=log)
         try:
             deadline = time.time() + 120
             while not (out / "state" / "resume.safetensors").exists() and time.time() < deadline:
