@@ -179,7 +179,7 @@ PRESETS: dict[str, dict] = {
     "mini": {"optimizer": "muon",
              "cot_sft": {"steps": 1500},
              **dict.fromkeys(("no_cot", "pause", "icot", "coconut", "codi"), {"steps": 1500, "lr": 3e-3}),
-             "latent_sft": {"accumulate": 4, "steps": 5000, "lr": 4e-3, "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
+             "latent_sft": {"accumulate": 2, "steps": 5000, "lr": 4e-3, "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
              "colar": {"steps": 2200, "lr": 3e-3, "head_width": 512, "latent_weight": 10.0},
              "latent_rl": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 32},
              "colar_rl": {"optimizer": "adamw", "steps": 180, "lr": 3e-5, "batch_size": 64, "latent_loss": "nll"}},
