@@ -28,12 +28,12 @@ METHODS = ["cot_sft", "pause --num_latents 2", "latent_sft", "colar --c_max 1 --
            "coconut --num_latents 2 --latents_a_step 1 --curriculum 0.4", "codi --num_latents 2"]
 RL = [("colar", "colar_rl"), ("latent_sft", "latent_rl")]
 ALL_IN_ONE_LAUNCH = """
-import sys
+import json, sys
 from minilatent import parallel, setup
 from minilatent.config import parse_args
 finish, parallel.finish = parallel.finish, lambda: None                # the two stay together for the next run
 for line in open(sys.argv[1]):
-    setup.train(parse_args(line.split()))
+    setup.train(parse_args(json.loads(line)))
 finish()
 """
 
@@ -42,13 +42,14 @@ finish()
 def trained(tmp_path_factory) -> dict[str, tuple[list[str], Path]]:
     """Name -> its settings, and what two processes made of them. One launch for all of them: it takes longer than a run."""
     folder = tmp_path_factory.mktemp("two")
-    runs = {method: [f"--method {method}", *TINY, "--accumulate 2"] for method in METHODS}
+    runs = {method: ["--method", *method.split(), *TINY, "--accumulate", "2"] for method in METHODS}
     for base, method in RL:
-        runs[f"{base} for RL"] = ["--method", base, *TINY, "--latent_loss nll --max_steps 1"]
-        runs[method] = ["--method", method, *TINY[2:], "--train_size 5 --batch_size 2 --group 3 --inner 2 --lr 1e-4 --init", str(folder / f"{base}_for_RL")]
-    runs = {name: (" ".join(settings).split(), folder / name.replace(" ", "_")) for name, settings in runs.items()}
+        runs[f"{base} for RL"] = ["--method", base, *TINY, "--latent_loss", "nll", "--max_steps", "1"]
+        runs[method] = ["--method", method, *TINY, *"--train_size 5 --batch_size 2 --group 3 --inner 2 --lr 1e-4".split(),
+                        "--init", str(folder / f"{base}_for_RL")]
+    runs = {name: (settings, folder / name.replace(" ", "_")) for name, settings in runs.items()}
     (folder / "all.py").write_text(ALL_IN_ONE_LAUNCH)
-    (folder / "runs.txt").write_text("".join(f"{' '.join(settings)} --out {out}\n" for settings, out in runs.values()))
+    (folder / "runs.txt").write_text("".join(json.dumps([*settings, "--out", str(out)]) + "\n" for settings, out in runs.values()))
     done = subprocess.run([*TWO, folder / "all.py", folder / "runs.txt"], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
