@@ -1,6 +1,8 @@
 """Train a method: python train.py --method latent_sft"""
-from minilatent.config import parse_args, run
-from minilatent.setup import train
+
+from minilatent.config import run_script
+from minilatent.run import parse_args, train
+from minilatent.run import train
 
 if __name__ == "__main__":
-    run(lambda argv: train(parse_args(argv)))
+    run_script(lambda argv: train(parse_args(argv)))

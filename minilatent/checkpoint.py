@@ -7,6 +7,7 @@ A run folder:
     metrics.jsonl                  one line per logged step and validation
     state/                         what resuming needs: resume.safetensors, one best-STAGE.safetensors per stage
 """
+
 import dataclasses
 import json
 import zlib
@@ -59,7 +60,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         if checksum(tensors, header["meta"]) == header["checksum"]:
             return tensors, json.loads(header["meta"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        pass                                     # the header itself is damaged
+        pass  # the header itself is damaged
     raise UserError(f"{path} is damaged: its checksum does not match its contents")
 
 
@@ -72,14 +73,24 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
         if name not in own:
             raise UserError(f"{path} has a tensor '{name}' that this model does not have")
         if own[name].shape != tensors[name].shape:
-            raise UserError(f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}")
+            raise UserError(
+                f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}"
+            )
     module.load_state_dict(tensors)
 
 
 def write_config(folder: Path, config: Config, model: ModelConfig, **more) -> None:
     """more: `rows`, the training data's checksum; `base`, of a run that saves adapters only the model that they belong to."""
-    write_json(folder / "config.json", {"minilatent": 1, "method": config.method, "model": dataclasses.asdict(model),
-                                        "config": dataclasses.asdict(config), **more})
+    write_json(
+        folder / "config.json",
+        {
+            "minilatent": 1,
+            "method": config.method,
+            "model": dataclasses.asdict(model),
+            "config": dataclasses.asdict(config),
+            **more,
+        },
+    )
 
 
 def read_config(folder: Path) -> tuple[dict, ModelConfig]:
@@ -107,6 +118,9 @@ def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict, dict[s
     with torch.device("meta"):
         model = Transformer(model_config)
     model = model.to_empty(device="cpu")
-    load_into(model, {n[len("model."):]: t for n, t in tensors.items() if n.startswith("model.")},
-              folder / "model.safetensors")
+    load_into(
+        model,
+        {n[len("model.") :]: t for n, t in tensors.items() if n.startswith("model.")},
+        folder / "model.safetensors",
+    )
     return model, tokenizer, settings, {n: t for n, t in tensors.items() if not n.startswith("model.")}

@@ -9,8 +9,9 @@ they never see each other.
     row 1   Q <think> z z z z </think> 4 2 <eos>
     row 2   Q Q Q <think> z z </think> 7 <eos>
 """
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from .tokenizer import Tokenizer
 # a tuple: what is fed, and what is to be kept of the draw, (B, ..) each.
 Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
-TOGETHER = 64        # questions that are read side by side
+TOGETHER = 64  # questions that are read side by side
 
 
 def explicit_thinker(model: Transformer) -> Thinker:
@@ -57,14 +58,15 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 @dataclass
 class Decoded:
     """What came out for B questions; N = the longest chain of the batch."""
-    lengths: Tensor                         # (B,) steps of thinking: latents, or chain tokens; markers not counted
+
+    lengths: Tensor  # (B,) steps of thinking: latents, or chain tokens; markers not counted
     answers: list[str]
-    tokens: Tensor                          # (B, max_answer) the answers, padding behind <eos>
-    chain: Tensor | None = None             # (B, N) likeliest token at each step, padding behind lengths
-    latents: Tensor | None = None           # (B, N, C) what was fed
-    probs: Tensor | None = None             # (B, N, V) the model's distribution at each step
-    drawn: tuple[Tensor, ...] = ()          # (B, N, ..) what a thinker that draws wants kept
-    closed: Tensor = field(default_factory=lambda: torch.tensor([]))   # (B,) ended by itself, not by max_chain
+    tokens: Tensor  # (B, max_answer) the answers, padding behind <eos>
+    chain: Tensor | None = None  # (B, N) likeliest token at each step, padding behind lengths
+    latents: Tensor | None = None  # (B, N, C) what was fed
+    probs: Tensor | None = None  # (B, N, V) the model's distribution at each step
+    drawn: tuple[Tensor, ...] = ()  # (B, N, ..) what a thinker that draws wants kept
+    closed: Tensor = field(default_factory=lambda: torch.tensor([]))  # (B,) ended by itself, not by max_chain
 
 
 def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
@@ -74,9 +76,13 @@ def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache)
     order = lengths.argsort(stable=True)
     hidden = torch.empty_like(prefix[:, 0])
     for first in range(0, len(order), TOGETHER):
-        chosen = order[first:first + TOGETHER]
+        chosen = order[first : first + TOGETHER]
         here, last = torch.arange(len(chosen), device=prefix.device), first + len(chosen)
-        read = model(embeds=prefix[chosen, :int(lengths[chosen].max())], cache=cache.part(first, last), new=lengths[chosen])
+        read = model(
+            embeds=prefix[chosen, : int(lengths[chosen].max())],
+            cache=cache.part(first, last),
+            new=lengths[chosen],
+        )
         hidden[first:last] = read[here, lengths[chosen] - 1]
     cache.lengths = lengths[order]
     return hidden, order
@@ -86,17 +92,29 @@ def without(done: Tensor) -> Tensor:
     """Indices of the rows that go on. The last ones fill the gaps that finished ones leave, all others stay where they are, so that little of
     the cache is moved."""
     alive = (~done).nonzero()[:, 0]
-    gaps = done[:len(alive)].nonzero()[:, 0]                    # as many as there are living rows behind
+    gaps = done[: len(alive)].nonzero()[:, 0]  # as many as there are living rows behind
     order = torch.arange(len(alive), device=done.device)
-    order[gaps] = alive[len(alive) - len(gaps):]
+    order[gaps] = alive[len(alive) - len(gaps) :]
     return order
 
 
 @torch.no_grad()
-def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, think: Thinker | None,
-           max_chain: int = 64, max_answer: int = 16, keep_probs: bool = False, min_chain: int = 0,
-           cold: tuple[float, int] | None = None, sample_end: torch.Generator | None = None,
-           sample_answer: torch.Generator | None = None, end_temperature: float = 1.0, samples: int = 1) -> Decoded:
+def decode(
+    model: Transformer,
+    tok: Tokenizer,
+    prefix: Tensor,
+    lengths: Tensor,
+    think: Thinker | None,
+    max_chain: int = 64,
+    max_answer: int = 16,
+    keep_probs: bool = False,
+    min_chain: int = 0,
+    cold: tuple[float, int] | None = None,
+    sample_end: torch.Generator | None = None,
+    sample_answer: torch.Generator | None = None,
+    end_temperature: float = 1.0,
+    samples: int = 1,
+) -> Decoded:
     """Decode from `prefix` (Q, T, C): input embeddings, lengths[q] of them real, the rest padding. Greedily, but for
     sample_end and sample_answer.
 
@@ -113,28 +131,37 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples
     cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
-    hidden, rows = prefill(model, prefix, lengths, cache)       # (Q, C), and which question each living row belongs to
+    hidden, rows = prefill(
+        model, prefix, lengths, cache
+    )  # (Q, C), and which question each living row belongs to
     if samples > 1:
         row = torch.arange(B, device=device)
         each, sample = row // samples, row % samples
         cache.keep(each)
-        hidden, rows = hidden[each], rows[each] * samples + sample                 # (B, C), (B,)
+        hidden, rows = hidden[each], rows[each] * samples + sample  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
-    count = torch.zeros(B, dtype=torch.long, device=device)     # steps of thinking, per question
-    written = torch.zeros(B, dtype=torch.long, device=device)   # answer tokens, per question
-    sure = torch.zeros(B, dtype=torch.long, device=device)      # steps in a row of an entropy below cold[0], per question
+    count = torch.zeros(B, dtype=torch.long, device=device)  # steps of thinking, per question
+    written = torch.zeros(B, dtype=torch.long, device=device)  # answer tokens, per question
+    sure = torch.zeros(
+        B, dtype=torch.long, device=device
+    )  # steps in a row of an entropy below cold[0], per question
     closed = torch.zeros(B, dtype=torch.bool, device=device)
     tokens = torch.full((B, max_answer), tok.pad, device=device)
-    steps = []                                                  # of thinking: (rows, token, fed, probs, drawn)
+    steps = []  # of thinking: (rows, token, fed, probs, drawn)
 
     while True:
-        logits = model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)   # (b, V)
+        logits = (
+            model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)
+        )  # (b, V)
         logits[:, tok.never] = float("-inf")
-        likeliest = logits.argmax(-1)                           # (b,)
-        token = torch.where(thinking, likeliest if sample_end is None else draw(logits / end_temperature, sample_end),
-                            likeliest if sample_answer is None else draw(logits, sample_answer))
+        likeliest = logits.argmax(-1)  # (b,)
+        token = torch.where(
+            thinking,
+            likeliest if sample_end is None else draw(logits / end_temperature, sample_end),
+            likeliest if sample_answer is None else draw(logits, sample_answer),
+        )
         ends = (token == tok.end_think) & (count[rows] >= min_chain)
-        if min_chain == max_chain:                              # that many steps are the chain's end, not a cut
+        if min_chain == max_chain:  # that many steps are the chain's end, not a cut
             ends = count[rows] == max_chain
         if cold:
             sure[rows] = torch.where(entropy(logits.softmax(-1)) < cold[0], sure[rows] + 1, 0)
@@ -143,7 +170,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows[collapse]] = True
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
-        feed = model.embed(token)                               # (b, C)
+        feed = model.embed(token)  # (b, C)
         if goes_on.any():
             thought = think(logits, hidden)
             fed, *drawn = thought if isinstance(thought, tuple) else (thought,)
@@ -153,18 +180,18 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
             steps.append((on, token[goes_on], feed[goes_on], probs, [x[goes_on] for x in drawn]))
             count[on] += 1
 
-        spoken = ~thinking                                      # these wrote an answer token just now
+        spoken = ~thinking  # these wrote an answer token just now
         tokens[rows[spoken], written[rows[spoken]]] = token[spoken]
         written[rows[spoken]] += 1
         done = spoken & ((token == tok.eos) | (written[rows] == max_answer))
         thinking = goes_on
         if done.all():
             break
-        if done.any():                                          # finished rows cost no more
+        if done.any():  # finished rows cost no more
             alive = without(done)
             cache.keep(alive)
             rows, feed, thinking = rows[alive], feed[alive], thinking[alive]
-        hidden = model(embeds=feed[:, None], cache=cache)[:, 0]                    # (b, C)
+        hidden = model(embeds=feed[:, None], cache=cache)[:, 0]  # (b, C)
 
     answers = [tok.decode(row) for row in tokens.tolist()]
     out = Decoded(count, answers, tokens, closed=closed)
@@ -174,7 +201,7 @@ def decode(model: Transformer, tok: Tokenizer, prefix: Tensor, lengths: Tensor, 
         out.latents = torch.zeros(B, N, C, dtype=prefix.dtype, device=device)
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
         out.drawn = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
-        for n, (on, token, feed, probs, drawn) in enumerate(steps):   # every row thinks from the first step on
+        for n, (on, token, feed, probs, drawn) in enumerate(steps):  # every row thinks from the first step on
             out.chain[on, n], out.latents[on, n] = token, feed
             for kept, x in zip(out.drawn, drawn):
                 kept[on, n] = x

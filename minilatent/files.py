@@ -1,4 +1,5 @@
 """Files are written to a temporary name and renamed: a crash or a full disk leaves the old one as it was."""
+
 import contextlib
 import json
 import os
@@ -19,10 +20,12 @@ def replace_file(path: Path, write) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):       # of a folder that is a file, say
+        with contextlib.suppress(OSError):  # of a folder that is a file, say
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; "
-                        "what was saved before is untouched") from None
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; "
+            "what was saved before is untouched"
+        ) from None
 
 
 def write_json(path: Path, data) -> None:

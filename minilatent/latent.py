@@ -1,6 +1,7 @@
 """Latents: points in the space of the input embeddings that are no single token's."""
+
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,16 @@ def clamped_gumbel(shape: tuple[int, ...], generator: torch.Generator, scale: fl
     return (scale * -torch.log(-torch.log(uniform))).clamp(NOISE_FLOOR, 3)
 
 
-def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator: torch.Generator, scale: float = 1.0,
-                 tau: float = 1.0, tries: int = 100) -> Tensor:
+def gumbel_noise(
+    probs: Tensor,
+    ids: Tensor,
+    chain: Tensor,
+    end: int,
+    generator: torch.Generator,
+    scale: float = 1.0,
+    tau: float = 1.0,
+    tries: int = 100,
+) -> Tensor:
     """α̃ = softmax((log α + clamp(s·g, -1.5, 3)) / τ), g ~ Gumbel(0, 1) (Latent-SFT v2; the clamp is the release's).
 
     probs, ids  (n, k) of all the latents of a batch; chain (n,) says which question each belongs to
@@ -53,9 +62,12 @@ def gumbel_noise(probs: Tensor, ids: Tensor, chain: Tensor, end: int, generator:
         if not todo.any():
             break
         noise = clamped_gumbel(probs.shape, generator, scale).to(probs.device)
-        noisy = ((probs.clamp(min=1e-30).log() + noise) / tau).softmax(-1)         # (n, k)
-        ends = ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0] == end          # (n,) the guard
-        again = torch.zeros(int(chain.max()) + 1, device=chain.device).index_add(0, chain, ends.float())[chain] > 0
+        noisy = ((probs.clamp(min=1e-30).log() + noise) / tau).softmax(-1)  # (n, k)
+        ends = ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0] == end  # (n,) the guard
+        again = (
+            torch.zeros(int(chain.max()) + 1, device=chain.device).index_add(0, chain, ends.float())[chain]
+            > 0
+        )
         out = torch.where((todo & ~again)[:, None], noisy, out)
         todo = todo & again
     return out
@@ -68,8 +80,8 @@ def compress(embeds: Tensor, real: Tensor, pooling: str = "sqrt") -> Tensor:
     model that reads it, the mean (pooling="mean", the ablation) is √c too small.
     embeds (n, c, C), real (n, c) True = a token, False = padding -> (n, C)
     """
-    count = real.sum(1, keepdim=True)                                              # (n, 1)
-    total = (embeds * real[:, :, None]).sum(1)                                     # (n, C)
+    count = real.sum(1, keepdim=True)  # (n, 1)
+    total = (embeds * real[:, :, None]).sum(1)  # (n, C)
     return total / (count.to(embeds.dtype).sqrt() if pooling == "sqrt" else count)
 
 
@@ -80,7 +92,9 @@ class LatentHead(nn.Module):
     def __init__(self, width: int, hidden: int, deterministic: bool = False, floor: float = 0.0):
         super().__init__()
         self.floor = floor
-        self.body = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
+        self.body = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
+        )
         self.mu = nn.Linear(hidden, width)
         self.log_sigma = None if deterministic else nn.Linear(hidden, width)
 
@@ -91,7 +105,9 @@ class LatentHead(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
         if self.log_sigma is not None:
-            nn.init.zeros_(self.log_sigma.weight)    # σ = 1, the targets' own: small ones by chance would rule the first steps of the NLL
+            nn.init.zeros_(
+                self.log_sigma.weight
+            )  # σ = 1, the targets' own: small ones by chance would rule the first steps of the NLL
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -99,12 +115,18 @@ class LatentHead(nn.Module):
             mu = self.mu(x)
             log_sigma = torch.full_like(mu, float("-inf")) if self.log_sigma is None else self.log_sigma(x)
             if self.floor and self.log_sigma is not None:
-                log_sigma = torch.logaddexp(log_sigma, torch.full_like(mu, math.log(self.floor)))      # σ + floor
+                log_sigma = torch.logaddexp(log_sigma, torch.full_like(mu, math.log(self.floor)))  # σ + floor
             return mu, log_sigma
 
 
-def think_through(model: Transformer, ids: Tensor, latent: int, pad: int, feed: Callable[[Tensor], Tensor],
-                  states: list[Tensor] | None = None) -> Tensor:
+def think_through(
+    model: Transformer,
+    ids: Tensor,
+    latent: int,
+    pad: int,
+    feed: Callable[[Tensor], Tensor],
+    states: list[Tensor] | None = None,
+) -> Tensor:
     """Hidden states (B, T, C) of rows that think in latents, each made from the one before: the latent in slot t is
     feed(hidden state at t - 1). So it takes one pass after the other, and the gradient goes back through all of them.
 
@@ -116,8 +138,8 @@ def think_through(model: Transformer, ids: Tensor, latent: int, pad: int, feed: 
     states gets every block's output over what follows the latents.
     """
     real = ids != pad
-    mask = causal(torch.where(real, 0, PAD))                                       # (B, T, T)
-    positions = (real.cumsum(1) - 1).clamp(min=0)                                  # (B, T)
+    mask = causal(torch.where(real, 0, PAD))  # (B, T, T)
+    positions = (real.cumsum(1) - 1).clamp(min=0)  # (B, T)
     slots = (ids[0] == latent).nonzero()[:, 0].tolist()
     cache = GrowingCache(len(ids), ids.device)
 
@@ -126,10 +148,10 @@ def think_through(model: Transformer, ids: Tensor, latent: int, pad: int, feed: 
 
     if not slots:
         return run(0, ids.shape[1], ids=ids, states=states)
-    hidden = [run(0, slots[0], ids=ids[:, :slots[0]])]                             # the question sees no latent
+    hidden = [run(0, slots[0], ids=ids[:, : slots[0]])]  # the question sees no latent
     for t in slots:
-        hidden.append(run(t, t + 1, embeds=feed(hidden[-1][:, -1:])))              # (B, 1, C)
-    hidden.append(run(t + 1, ids.shape[1], ids=ids[:, t + 1:], states=states))
+        hidden.append(run(t, t + 1, embeds=feed(hidden[-1][:, -1:])))  # (B, 1, C)
+    hidden.append(run(t + 1, ids.shape[1], ids=ids[:, t + 1 :], states=states))
     return torch.cat(hidden, dim=1)
 
 

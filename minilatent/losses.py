@@ -2,6 +2,7 @@
 
 A mean is one over the labels of all processes that train together: see parallel.weight.
 """
+
 import math
 
 import torch
@@ -47,7 +48,7 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     logits (n, V); the teacher α is sparse: probs (n, K) summing to 1 and their ids (n, K). An entry with α_j = 0
     counts nothing.
     """
-    log_q = wide(logits).log_softmax(-1).gather(-1, ids)                           # (n, K)
+    log_q = wide(logits).log_softmax(-1).gather(-1, ids)  # (n, K)
     return mean((torch.special.xlogy(probs, probs) - probs * log_q).sum(-1))
 
 
@@ -103,5 +104,5 @@ def layer_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """CODI's distillation: smooth-L1 between the hidden states of each layer, divided by the standard deviation of
     the teacher's, averaged over layers. Both (L, B, C); no gradient reaches the teacher."""
     teacher = wide(teacher.detach())
-    distance = F.smooth_l1_loss(wide(student), teacher, reduction="none").mean((1, 2))     # (L,)
+    distance = F.smooth_l1_loss(wide(student), teacher, reduction="none").mean((1, 2))  # (L,)
     return (distance / std(teacher)).mean() * weight(teacher.shape[1])

@@ -3,17 +3,19 @@
 A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
 belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and its L_i.
 """
+
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
 
 
 @dataclass
 class Layout:
     """A sequence: token ids, what each holds (`kind`), which block it belongs to."""
+
     ids: list[int]
     kind: list[int]
     block: list[int]
@@ -21,8 +23,11 @@ class Layout:
     @classmethod
     def of(cls, *pieces: tuple[list[int], int, int]) -> "Layout":
         """From (ids, kind, block) pieces in order."""
-        return cls([i for ids, _, _ in pieces for i in ids], [k for ids, k, _ in pieces for _ in ids],
-                   [b for ids, _, b in pieces for _ in ids])
+        return cls(
+            [i for ids, _, _ in pieces for i in ids],
+            [k for ids, k, _ in pieces for _ in ids],
+            [b for ids, _, b in pieces for _ in ids],
+        )
 
 
 def causal(kind: Tensor) -> Tensor:
@@ -88,6 +93,6 @@ def dual_track_positions(kind: Tensor) -> Tensor:
     """
     index = torch.arange(kind.shape[1], device=kind.device).expand_as(kind)
     main = kind != TEXT
-    track = main.long().cumsum(1) - 1                                              # place on the main track
-    last = torch.where(main, index, 0).cummax(1).values                            # where the track was left
+    track = main.long().cumsum(1) - 1  # place on the main track
+    last = torch.where(main, index, 0).cummax(1).values  # where the track was left
     return track + index - last

@@ -13,6 +13,7 @@ D head size, V vocabulary.
     bias         everywhere     q, k, v        none           none
     qk_norm      no             no             yes            no
 """
+
 import math
 from copy import copy
 from dataclasses import dataclass
@@ -28,35 +29,43 @@ class ModelConfig:
     vocab_size: int
     n_layer: int = 5
     n_head: int = 4
-    n_kv_head: int = 4            # fewer than n_head: grouped-query attention
+    n_kv_head: int = 4  # fewer than n_head: grouped-query attention
     width: int = 128
     head_dim: int = 32
-    hidden: int = 352             # width of the MLP's inner layer
-    context: int = 512            # longest sequence
-    position: str = "rope"        # rope | learned
-    norm: str = "rmsnorm"         # rmsnorm | layernorm
-    mlp: str = "swiglu"           # swiglu | gelu
-    bias: bool = False            # on the output projection, the MLP and layernorms
+    hidden: int = 352  # width of the MLP's inner layer
+    context: int = 512  # longest sequence
+    position: str = "rope"  # rope | learned
+    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    mlp: str = "swiglu"  # swiglu | gelu
+    bias: bool = False  # on the output projection, the MLP and layernorms
     qkv_bias: bool = False
-    qk_norm: bool = False         # RMSNorm on each head's q and k (Qwen3)
-    tied: bool = True             # the language head is the input embedding
+    qk_norm: bool = False  # RMSNorm on each head's q and k (Qwen3)
+    tied: bool = True  # the language head is the input embedding
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = None   # how the angles were slowed down for a longer context: see rope_frequencies
+    rope_scaling: dict | None = (
+        None  # how the angles were slowed down for a longer context: see rope_frequencies
+    )
     norm_eps: float = 1e-5
-    attention: str = "sdpa"       # sdpa | naive (the same, written out)
+    attention: str = "sdpa"  # sdpa | naive (the same, written out)
 
     def __post_init__(self):
-        for name, known in (("position", ("rope", "learned")), ("norm", ("rmsnorm", "layernorm")), ("mlp", ("swiglu", "gelu")),
-                            ("attention", ("sdpa", "naive"))):
+        for name, known in (
+            ("position", ("rope", "learned")),
+            ("norm", ("rmsnorm", "layernorm")),
+            ("mlp", ("swiglu", "gelu")),
+            ("attention", ("sdpa", "naive")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, neither {' nor '.join(known)}")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
-    if mask is not None and q.is_cuda:           # CUDA's fast kernel for masks wants a key and value for every head
+    if mask is not None and q.is_cuda:  # CUDA's fast kernel for masks wants a key and value for every head
         k, v = repeat_heads(k, q), repeat_heads(v, q)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1])
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1]
+    )
 
 
 def repeat_heads(x: Tensor, q: Tensor) -> Tensor:
@@ -69,8 +78,8 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     k, v = repeat_heads(k, q), repeat_heads(v, q)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                     # (B, H, T, S)
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v               # (B, H, T, D)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v  # (B, H, T, D)
 
 
 ATTENTION = {"sdpa": attention, "naive": naive_attention}
@@ -83,8 +92,8 @@ def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
     every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times within the
     original context, slows by `factor` those that turn less than low_freq_factor times, and blends in between.
     """
-    even = torch.arange(0, config.head_dim, 2, device=device).float()             # 2i
-    frequency = config.rope_theta ** (-even / config.head_dim)                    # (D/2,)
+    even = torch.arange(0, config.head_dim, 2, device=device).float()  # 2i
+    frequency = config.rope_theta ** (-even / config.head_dim)  # (D/2,)
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
@@ -98,7 +107,7 @@ def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
 
 def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of position · frequency, each (B or 1, 1, T, D): the two halves of a head share their angles."""
-    angle = positions[:, None, :, None].float() * rope_frequencies(config, positions.device)   # (B, 1, T, D/2)
+    angle = positions[:, None, :, None].float() * rope_frequencies(config, positions.device)  # (B, 1, T, D/2)
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 
@@ -123,21 +132,27 @@ class KVCache:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple[Tensor, Tensor]:
+    def write(
+        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
+    ) -> tuple[Tensor, Tensor]:
         """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D). Without slots they
         are the first."""
         if slots is None:
             self.k[layer, :, :, :end], self.v[layer, :, :, :end] = k, v
             return k, v
         rows = torch.arange(len(slots), device=slots.device)[:, None]
-        self.k[layer][rows, :, slots] = k.transpose(1, 2)                          # (B, T, G, D)
+        self.k[layer][rows, :, slots] = k.transpose(1, 2)  # (B, T, G, D)
         self.v[layer][rows, :, slots] = v.transpose(1, 2)
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def part(self, first: int, last: int) -> "KVCache":
         """Rows first to last - 1 as a cache, an empty one, that writes to the same memory."""
         part = copy(self)
-        part.k, part.v, part.lengths = self.k[:, first:last], self.v[:, first:last], torch.zeros_like(self.lengths[first:last])
+        part.k, part.v, part.lengths = (
+            self.k[:, first:last],
+            self.v[:, first:last],
+            torch.zeros_like(self.lengths[first:last]),
+        )
         return part
 
     def keep(self, rows: Tensor) -> None:
@@ -158,13 +173,16 @@ class GrowingCache:
     """Keys and values that grow by concatenation instead of being written in place, so that gradients flow through
     them: for training through one latent after another. Every row has the same length; the caller's mask and
     positions say what of it is padding."""
+
     capacity = float("inf")
 
     def __init__(self, rows: int, device=None):
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple[Tensor, Tensor]:
+    def write(
+        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
+    ) -> tuple[Tensor, Tensor]:
         """Append k, v (B, G, T, D); return all so far, (B, G, end, D)."""
         if layer in self.layers:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.layers[layer], (k, v)))
@@ -193,16 +211,16 @@ class Attention(nn.Module):
     def forward(self, x, mask, rope, cache, layer, slots, end):
         B, T, _ = x.shape
         split = lambda y: y.view(B, T, -1, self.config.head_dim)
-        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))            # (B, T, H | G | G, D)
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))  # (B, T, H | G | G, D)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)         # (B, H | G | G, T, D)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H | G | G, T, D)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
-            k, v = cache.write(layer, k, v, slots, end)                           # (B, G, S, D)
-        y = self.attend(q, k, v, mask)                                            # (B, H, T, D)
-        return self.o(y.transpose(1, 2).reshape(B, T, -1))                        # (B, T, C)
+            k, v = cache.write(layer, k, v, slots, end)  # (B, G, S, D)
+        y = self.attend(q, k, v, mask)  # (B, H, T, D)
+        return self.o(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
     def attend(self, q, k, v, mask):
         """In training on a CPU always in float32: bfloat16's backward pass is four times slower there. Passes of training that
@@ -244,7 +262,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.grad_checkpoint = False             # in training, keep one activation a block and compute the others anew
+        self.grad_checkpoint = False  # in training, keep one activation a block and compute the others anew
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
             self.embed_position = nn.Embedding(config.context, config.width)
@@ -257,7 +275,7 @@ class Transformer(nn.Module):
         """GPT-2's: N(0, 0.02), the projections into the residual stream divided by √(2 · layers)."""
         for name, p in self.named_parameters():
             if p.dim() < 2:
-                continue                                                           # norms 1, biases: see below
+                continue  # norms 1, biases: see below
             residual = name.endswith(("o.weight", "down.weight"))
             std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
             nn.init.normal_(p, 0.0, std, generator=generator)
@@ -265,9 +283,16 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, ids: Tensor | None = None, embeds: Tensor | None = None, mask: Tensor | None = None,
-                positions: Tensor | None = None, cache: KVCache | GrowingCache | None = None,
-                new: Tensor | None = None, states: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor | None = None,
+        embeds: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | GrowingCache | None = None,
+        new: Tensor | None = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm, (B, T, C).
 
         ids        (B, T) token ids, or
@@ -280,7 +305,7 @@ class Transformer(nn.Module):
                    default T. Only these stay in the cache.
         states     a list that gets every block's output, (B, T, C) each, the first block's first
         """
-        x = self.embed(ids) if embeds is None else embeds                          # (B, T, C)
+        x = self.embed(ids) if embeds is None else embeds  # (B, T, C)
         B, T, _ = x.shape
         step = torch.arange(T, device=x.device)
         slots = end = None
@@ -288,22 +313,26 @@ class Transformer(nn.Module):
             end = int(cache.lengths.max()) + T
             if end > cache.capacity:
                 raise ValueError(f"the cache holds {cache.capacity} positions, {end} are needed")
-            if end > T:                          # else it was empty: the fast path
-                slots = cache.lengths[:, None] + step                              # (B, T)
-                mask = torch.arange(end, device=x.device) <= slots[:, :, None] if mask is None else mask     # (B, T, S)
+            if end > T:  # else it was empty: the fast path
+                slots = cache.lengths[:, None] + step  # (B, T)
+                mask = (
+                    torch.arange(end, device=x.device) <= slots[:, :, None] if mask is None else mask
+                )  # (B, T, S)
                 positions = slots if positions is None else positions
         if positions is None:
             positions = step
         if positions.dim() == 1:
             positions = positions[None]
         if mask is not None:
-            mask = mask[None, None] if mask.dim() == 2 else mask[:, None]          # (B or 1, 1, T, S)
+            mask = mask[None, None] if mask.dim() == 2 else mask[:, None]  # (B or 1, 1, T, S)
 
         rope = None
         if self.config.position == "learned":
             x = x + self.embed_position(positions)
         else:
-            rope = [part.to(x.dtype) for part in rope_angles(positions, self.config)]   # once, not in every layer
+            rope = [
+                part.to(x.dtype) for part in rope_angles(positions, self.config)
+            ]  # once, not in every layer
         for layer, block in enumerate(self.blocks):
             if self.grad_checkpoint and self.training and cache is None:
                 x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)

@@ -13,8 +13,9 @@ sampled labels, rollouts) by each process for itself: N processes then differ fr
 
 There is one collective, `total`. Every process has to call it equally often: no loss may branch on its own slice.
 """
+
 import os
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .config import UserError
 
-idle = False                 # this process has no row of the present batch: what it computes counts for nothing
+idle = False  # this process has no row of the present batch: what it computes counts for nothing
 
 
 def world() -> int:
@@ -57,8 +58,10 @@ def total(tensor: Tensor) -> Tensor:
     try:
         dist.all_reduce(tensor)
     except RuntimeError as error:
-        raise UserError(f"another process of this run has ended ({str(error).splitlines()[0][:100]}); the last checkpoint is good, "
-                        "--resume goes on from there") from None
+        raise UserError(
+            f"another process of this run has ended ({str(error).splitlines()[0][:100]}); the last checkpoint is good, "
+            "--resume goes on from there"
+        ) from None
     return tensor.to(here)
 
 
@@ -74,7 +77,7 @@ def finish() -> None:
 
 def shard(items: list) -> list:
     """This process's share of items that need no others."""
-    return items[rank()::world()]
+    return items[rank() :: world()]
 
 
 def take(rows: list) -> list:
@@ -100,7 +103,7 @@ def std(x: Tensor) -> Tensor:
     if world() == 1:
         return x.flatten(1).std(1)
     wide = x.detach().flatten(1).double()
-    moments = torch.stack([torch.ones_like(wide), wide, wide.pow(2)]).sum(2)       # (3, L)
+    moments = torch.stack([torch.ones_like(wide), wide, wide.pow(2)]).sum(2)  # (3, L)
     n, one, two = total(torch.zeros_like(moments) if idle else moments)
     return ((two - one.pow(2) / n) / (n - 1)).sqrt().to(x.dtype)
 

@@ -2,6 +2,7 @@
 
 Text never becomes a marker: a question that has "</think>" written in it is spelled out in ordinary tokens.
 """
+
 import base64
 import json
 import re
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from . import hf_tokenizer, mini
+from .backbones import hf_tokenizer
 from .config import UserError
 from .files import replace_file
+from .tasks import words
 
 MARKERS = ("<think>", "</think>", "<latent>", "<pad>", "<eos>")
 FILE = "minilatent_tokenizer.json"
@@ -30,9 +32,18 @@ class Tokenizer:
     their merge ranks), then come the markers that the encoding does not have.
     """
 
-    def __init__(self, pattern: str, ranks: list[bytes], ids: list[int] | None = None,
-                 markers: dict[str, int] | None = None, size: int | None = None, normalizer: str | None = None,
-                 special: dict[str, int] | None = None, bos: int | None = None, chat: str = ""):
+    def __init__(
+        self,
+        pattern: str,
+        ranks: list[bytes],
+        ids: list[int] | None = None,
+        markers: dict[str, int] | None = None,
+        size: int | None = None,
+        normalizer: str | None = None,
+        special: dict[str, int] | None = None,
+        bos: int | None = None,
+        chat: str = "",
+    ):
         """ranks: byte strings in the order of their merges (the 256 bytes first). ids[rank]: the model's token id,
         default the rank; -1: it has none, and drops this byte. markers: those that the model has already, with
         their ids. size: the model's vocabulary. normalizer: the Unicode form that text is brought to (NFC, ...).
@@ -43,8 +54,12 @@ class Tokenizer:
         if ids is not None and len(ids) != len(ranks):
             raise ValueError(f"{len(ranks)} tokens but {len(ids)} ids")
         self.pattern, self.ranks, self.normalizer = pattern, ranks, normalizer
-        self.encoding = tiktoken.Encoding("minilatent", pat_str=pattern, special_tokens={},
-                                          mergeable_ranks={token: i for i, token in enumerate(ranks)})
+        self.encoding = tiktoken.Encoding(
+            "minilatent",
+            pat_str=pattern,
+            special_tokens={},
+            mergeable_ranks={token: i for i, token in enumerate(ranks)},
+        )
         self.to_id = np.array(range(len(ranks)) if ids is None else ids)
         base = int(self.to_id.max()) + 1 if size is None else size
         self.markers = dict(markers or {})
@@ -58,7 +73,7 @@ class Tokenizer:
         self.special, self.bos, self.chat = dict(special or {}), bos, chat
         self.names = {i: m for m, i in [*self.special.items(), *self.markers.items()]}
         self.to_rank = {int(i): rank for rank, i in enumerate(self.to_id) if i >= 0}
-        self.never = sorted({self.latent, self.pad})      # can enter no superposition, are never decoded
+        self.never = sorted({self.latent, self.pad})  # can enter no superposition, are never decoded
 
     def encode(self, text: str) -> list[int]:
         if not text:
@@ -70,7 +85,9 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """Markers and special tokens are left out."""
-        return b"".join(self.ranks[self.to_rank[int(i)]] for i in ids if int(i) in self.to_rank).decode("utf-8", "replace")
+        return b"".join(self.ranks[self.to_rank[int(i)]] for i in ids if int(i) in self.to_rank).decode(
+            "utf-8", "replace"
+        )
 
     def name(self, i: int) -> str:
         """How one token is shown: a marker's name, or its text with the spaces made visible."""
@@ -82,8 +99,17 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         ranks = [base64.b64encode(token).decode() for token in self.ranks]
-        data = {"pattern": self.pattern, "markers": self.markers, "size": self.base_size, "ids": self.to_id.tolist(),
-                "ranks": ranks, "normalizer": self.normalizer, "special": self.special, "bos": self.bos, "chat": self.chat}
+        data = {
+            "pattern": self.pattern,
+            "markers": self.markers,
+            "size": self.base_size,
+            "ids": self.to_id.tolist(),
+            "ranks": ranks,
+            "normalizer": self.normalizer,
+            "special": self.special,
+            "bos": self.bos,
+            "chat": self.chat,
+        }
         replace_file(Path(folder) / FILE, lambda path: path.write_text(json.dumps(data)))
 
     @classmethod
@@ -92,9 +118,17 @@ class Tokenizer:
         path = Path(folder) / FILE
         try:
             data = json.loads(path.read_text())
-            return cls(data["pattern"], [base64.b64decode(token) for token in data["ranks"]], data["ids"],
-                       data["markers"], data["size"], data.get("normalizer"), data.get("special"), data.get("bos"),
-                       data.get("chat", ""))
+            return cls(
+                data["pattern"],
+                [base64.b64decode(token) for token in data["ranks"]],
+                data["ids"],
+                data["markers"],
+                data["size"],
+                data.get("normalizer"),
+                data.get("special"),
+                data.get("bos"),
+                data.get("chat", ""),
+            )
         except FileNotFoundError:
             raise UserError(f"{folder} has no {FILE}: not a run folder of minilatent") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -110,34 +144,45 @@ class Tokenizer:
         other marker gets a new id, behind both the tokenizer's ids and the rows of the model's embedding.
         """
         folder = Path(folder)
-        if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt")) and \
-                hf_tokenizer.read_json(folder / "config.json", {}).get("model_type") == "gpt2":
+        if (
+            not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+            and hf_tokenizer.read_json(folder / "config.json", {}).get("model_type") == "gpt2"
+        ):
             return gpt2_tokenizer()
         try:
             return cls(**hf_tokenizer.read(folder))
-        except ValueError as error:                        # tiktoken's, about the regex
-            raise UserError(f"{folder}: its tokenizer is damaged or of a kind that tiktoken lacks ({error})") from None
+        except ValueError as error:  # tiktoken's, about the regex
+            raise UserError(
+                f"{folder}: its tokenizer is damaged or of a kind that tiktoken lacks ({error})"
+            ) from None
 
 
 def gpt2_tokenizer() -> Tokenizer:
     """GPT-2's, by tiktoken, which has it from the network or from its cache: for a folder that holds weights alone."""
     try:
         gpt2 = tiktoken.get_encoding("gpt2")
-    except Exception as error:                             # no network: requests' and urllib3's errors, of many kinds
+    except Exception as error:  # no network: requests' and urllib3's errors, of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"GPT-2's tokenizer cannot be had through tiktoken ({reason[:200]}); put tokenizer.json, or vocab.json and "
-                        "merges.txt, into the model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache") from None
+        raise UserError(
+            f"GPT-2's tokenizer cannot be had through tiktoken ({reason[:200]}); put tokenizer.json, or vocab.json and "
+            "merges.txt, into the model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
+        ) from None
     ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
-    return Tokenizer(gpt2._pat_str, ranks, markers={"<eos>": gpt2.eot_token}, size=gpt2.n_vocab,
-                     special={"<|endoftext|>": gpt2.eot_token})
+    return Tokenizer(
+        gpt2._pat_str,
+        ranks,
+        markers={"<eos>": gpt2.eot_token},
+        size=gpt2.n_vocab,
+        special={"<|endoftext|>": gpt2.eot_token},
+    )
 
 
 def mini_tokenizer() -> Tokenizer:
     """mini's own: the 256 bytes (so that any text round-trips), the numbers 0..99, and every word that the
     grammar can write, with the spaces around it. Longer numbers are read two digits at a time."""
     pieces = {str(i) for i in range(100)}
-    for name in mini.TEST_SETS:
-        for e in mini.load(name, "train", 2000):
+    for name in words.TEST_SETS:
+        for e in words.load(name, "train", 2000):
             pieces.update(re.findall(MINI_PATTERN, e.question + e.chain))
-    words = sorted((p for p in pieces if len(p) > 1), key=lambda p: (not p.isdigit(), len(p), p))
-    return Tokenizer(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in words])
+    tokens = sorted((p for p in pieces if len(p) > 1), key=lambda p: (not p.isdigit(), len(p), p))
+    return Tokenizer(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in tokens])

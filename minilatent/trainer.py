@@ -4,6 +4,7 @@ Nothing random has a state of its own: the order of an epoch is drawn from (seed
 step from (seed, stage, step). So a checkpoint is weights, optimizer and a step number, and a resumed run on CPU
 is the interrupted one, bit for bit.
 """
+
 import contextlib
 import ctypes
 import json
@@ -20,12 +21,13 @@ from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint, parallel
+from .backbones.lora import frozen, load_own, own_state
 from .config import Config, UserError
 from .files import replace_file
-from .lora import frozen, load_own, own_state
 from .methods.method import Method, Stage
 
-TRIM_EVERY = 20              # steps; a trim takes a quarter of a step's time
+TRIM_EVERY = 20  # steps; a trim takes a quarter of a step's time
+
 
 def batches(lengths: list[int], batch_size: int, seed: str) -> list[list[int]]:
     """One epoch of index lists in random order, equal lengths side by side so that little is padded: shuffle,
@@ -34,8 +36,12 @@ def batches(lengths: list[int], batch_size: int, seed: str) -> list[list[int]]:
     rng = random.Random(seed)
     order = rng.sample(range(len(lengths)), len(lengths))
     pool = 50 * batch_size
-    order = [i for at in range(0, len(order), pool) for i in sorted(order[at:at + pool], key=lambda i: lengths[i])]
-    cut = [order[at:at + batch_size] for at in range(0, len(order), batch_size)]
+    order = [
+        i
+        for at in range(0, len(order), pool)
+        for i in sorted(order[at : at + pool], key=lambda i: lengths[i])
+    ]
+    cut = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     rng.shuffle(cut)
     return cut
 
@@ -55,24 +61,40 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, floor: floa
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-def make_optimizers(named: dict[str, nn.Parameter], method: nn.Module, lr: float, kind: str, config: Config) -> list:
+def make_optimizers(
+    named: dict[str, nn.Parameter], method: nn.Module, lr: float, kind: str, config: Config
+) -> list:
     """AdamW for all parameters; or Muon (Jordan et al. 2024; torch's, with learning rates on AdamW's scale) for the matrices
     between the embeddings and the language head, and AdamW for the rest. Weight decay on matrices only."""
-    ends = {id(m.weight) for n, m in method.named_modules() if isinstance(m, nn.Embedding) or n.endswith("model.head")}
+    ends = {
+        id(m.weight)
+        for n, m in method.named_modules()
+        if isinstance(m, nn.Embedding) or n.endswith("model.head")
+    }
     inner = [p for p in named.values() if p.dim() == 2 and id(p) not in ends] if kind == "muon" else []
     rest = [p for p in named.values() if not any(p is q for q in inner)]
-    optimizers = [torch.optim.AdamW([{"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-                                     {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}],
-                                    lr=lr, betas=(0.9, config.beta2), fused=True)]
+    optimizers = [
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+                {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=lr,
+            betas=(0.9, config.beta2),
+            fused=True,
+        )
+    ]
     if inner:
-        optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(
+            torch.optim.Muon(inner, lr=lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
     return optimizers
 
 
 def trim_memory() -> None:
     """Give freed memory back to the system. glibc keeps it, and since batches of ever different lengths rarely fit into what the
     ones before have left, a long run on a CPU would grow to three times what it needs."""
-    with contextlib.suppress(OSError, TypeError, AttributeError):      # other C libraries do without
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # other C libraries do without
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -82,9 +104,9 @@ class Trainer:
         self.state = folder / "state"
         self.device = method.device
         self.interrupted = False
-        self.seconds = 0.0                       # of training, over all sittings
+        self.seconds = 0.0  # of training, over all sittings
         self.tokens = 0
-        self.at = {"stage": 0, "step": 0}        # where to go on
+        self.at = {"stage": 0, "step": 0}  # where to go on
         self.metrics = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
 
@@ -95,8 +117,10 @@ class Trainer:
         before = signal.signal(signal.SIGINT, self.on_interrupt)
         if parallel.world() > 1:
             signal.signal(signal.SIGTERM, self.on_terminate)
-        try:                                     # of several processes the first writes
-            with open(os.devnull if parallel.rank() else self.folder / "metrics.jsonl", "ab", buffering=0) as self.metrics:
+        try:  # of several processes the first writes
+            with open(
+                os.devnull if parallel.rank() else self.folder / "metrics.jsonl", "ab", buffering=0
+            ) as self.metrics:
                 for index, stage in enumerate(self.method.stages(train, val)):
                     if index >= self.at["stage"]:
                         self.run_stage(index, stage)
@@ -108,13 +132,17 @@ class Trainer:
 
     def on_interrupt(self, *_):
         if self.interrupted:
-            raise KeyboardInterrupt              # the second Ctrl-C does not wait
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
         self.interrupted = True
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")     # print() may be what was interrupted
+        os.write(
+            2, b"\nstopping after this step; once more to stop at once\n"
+        )  # print() may be what was interrupted
 
     def on_terminate(self, *_):
-        raise UserError(f"stopped from outside, most likely because another process of this run has ended; {self.state} has the "
-                        "last checkpoint, --resume goes on from there")
+        raise UserError(
+            f"stopped from outside, most likely because another process of this run has ended; {self.state} has the "
+            "last checkpoint, --resume goes on from there"
+        )
 
     def run_stage(self, index: int, stage: Stage) -> None:
         config, method = self.config, self.method
@@ -122,7 +150,7 @@ class Trainer:
         every = config.eval_every or max(1, -(-steps // 4))
         for p in method.parameters():
             p.requires_grad_(False)
-        named, base = {}, frozen(method)         # the trained parameters; a tied head is there once
+        named, base = {}, frozen(method)  # the trained parameters; a tied head is there once
         for name, p in method.named_parameters():
             if name not in base and any(p is q for module in stage.trained for q in module.parameters()):
                 named[name] = p.requires_grad_(True)
@@ -137,37 +165,56 @@ class Trainer:
         method.train()
         epoch, cut = -1, []
         per_epoch = -(-len(stage.items) // config.batch_size)
-        bar = tqdm(total=steps, initial=start, desc=stage.name, disable=True if parallel.rank() else None, dynamic_ncols=True)
+        bar = tqdm(
+            total=steps,
+            initial=start,
+            desc=stage.name,
+            disable=True if parallel.rank() else None,
+            dynamic_ncols=True,
+        )
         clock, shown = time.perf_counter(), {}
         for step in range(start, steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 cut = batches(stage.lengths, config.batch_size, f"{config.seed} {index} {epoch}")
             chosen = [stage.items[i] for i in cut[step % per_epoch]]
-            own = (parallel.rank(),) if parallel.rank() else ()    # each process has its own noise for its own rows
-            noise = torch.Generator().manual_seed(hash((config.seed, index, step, *own)) % 2 ** 63)    # of numbers: the same in every process
-            torch.manual_seed(noise.initial_seed())            # dropout's
+            own = (
+                (parallel.rank(),) if parallel.rank() else ()
+            )  # each process has its own noise for its own rows
+            noise = torch.Generator().manual_seed(
+                hash((config.seed, index, step, *own)) % 2**63
+            )  # of numbers: the same in every process
+            torch.manual_seed(noise.initial_seed())  # dropout's
             lr = learning_rate(step, steps, stage.lr, config.warmup, config.min_lr)
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = lr
 
             parts = max(1, min(config.accumulate, len(chosen)))
             # Of an RL step this is the rollout. Each part remembers whether this process has rows in it.
-            ready = [(stage.collate(parallel.take(chosen[part::parts]), random.Random(f"{config.seed} {index} {step}")), parallel.idle)
-                     for part in range(parts)]
+            ready = [
+                (
+                    stage.collate(
+                        parallel.take(chosen[part::parts]), random.Random(f"{config.seed} {index} {step}")
+                    ),
+                    parallel.idle,
+                )
+                for part in range(parts)
+            ]
             for _ in range(stage.inner):
                 logged: dict[str, float] = {"tokens": 0.0}
                 for batch, idle in ready:
-                    parallel.idle = idle                       # read by the losses' means
+                    parallel.idle = idle  # read by the losses' means
                     batch = {name: t.to(self.device) for name, t in batch.items()}
                     with method.autocast():
                         loss, extra = stage.loss(batch, noise, step / steps)
                     self.scaler.scale(loss / parts).backward()
                     for name, value in {"loss": loss.item(), **extra}.items():
                         logged[name] = logged.get(name, 0.0) + float(value) / parts
-                    logged["tokens"] += sum(t.numel() for n, t in batch.items() if n in ("ids", "decoder_ids", "teacher_ids"))   # all passes
+                    logged["tokens"] += sum(
+                        t.numel() for n, t in batch.items() if n in ("ids", "decoder_ids", "teacher_ids")
+                    )  # all passes
                 parallel.average_gradients(named.values())
-                logged = parallel.average({**logged, "stop": float(self.interrupted)})     # all stop, or none
+                logged = parallel.average({**logged, "stop": float(self.interrupted)})  # all stop, or none
                 self.tokens += round(logged.pop("tokens") * parallel.world())
                 self.interrupted = logged.pop("stop") > 0
                 for optimizer in optimizers:
@@ -175,8 +222,10 @@ class Trainer:
                 norm = torch.nn.utils.clip_grad_norm_(named.values(), config.clip)
                 # A finite loss may have a gradient that is not; in float16 the scaler skips such a step by itself.
                 if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
-                    raise UserError(f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step {step}; "
-                                    f"the last good checkpoint is in {self.state}; try a lower --lr")
+                    raise UserError(
+                        f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step {step}; "
+                        f"the last good checkpoint is in {self.state}; try a lower --lr"
+                    )
                 for optimizer in optimizers:
                     self.scaler.step(optimizer)
                     optimizer.zero_grad(set_to_none=True)
@@ -185,7 +234,10 @@ class Trainer:
             done, now = step + 1, time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             bar.update()
-            bar.set_postfix({"loss": f"{logged['loss']:.3f}", "tok/s": f"{self.tokens / self.seconds:.0f}", **shown}, refresh=False)
+            bar.set_postfix(
+                {"loss": f"{logged['loss']:.3f}", "tok/s": f"{self.tokens / self.seconds:.0f}", **shown},
+                refresh=False,
+            )
             if done % TRIM_EVERY == 0 or done % every == 0:
                 trim_memory()
             if done % config.log_every == 0 or done == steps:
@@ -210,11 +262,13 @@ class Trainer:
         score = next(iter(scores.values()))
         shown["val"] = f"{score:.3f}"
         self.log(index, stage, step, **{f"val_{name}": value for name, value in scores.items()})
-        if not sys.stderr.isatty() and parallel.rank() == 0:                       # there is no bar to say so
+        if not sys.stderr.isatty() and parallel.rank() == 0:  # there is no bar to say so
             print(f"{stage.name} step {step}: validation {next(iter(scores))} {score:.3f}", flush=True)
-        if score >= best:                        # of equals the later one, which has seen more
+        if score >= best:  # of equals the later one, which has seen more
             best = score
-            self.write(self.best_file(stage), own_state(self.method), {"step": step, next(iter(scores)): best})
+            self.write(
+                self.best_file(stage), own_state(self.method), {"step": step, next(iter(scores)): best}
+            )
         return best
 
     # ------------------------------------------------------------------ files
@@ -235,20 +289,31 @@ class Trainer:
         """Weights, the optimizers' momenta, and where we are, in one file: no crash can leave half of it."""
         tensors = {f"method.{n}": t for n, t in own_state(self.method).items()}
         for name, p in named.items():
-            for key, value in next((o.state[p] for o in optimizers if p in o.state), {}).items():   # {}: it had no gradient yet
+            for key, value in next(
+                (o.state[p] for o in optimizers if p in o.state), {}
+            ).items():  # {}: it had no gradient yet
                 tensors[f"optimizer.{key}.{name}"] = value
-        self.write(self.state / "resume.safetensors", tensors, {
-            "stage": stage, "step": step, "best": best, "seconds": self.seconds, "tokens": self.tokens,
-            "scaler": self.scaler.state_dict()})
+        self.write(
+            self.state / "resume.safetensors",
+            tensors,
+            {
+                "stage": stage,
+                "step": step,
+                "best": best,
+                "seconds": self.seconds,
+                "tokens": self.tokens,
+                "scaler": self.scaler.state_dict(),
+            },
+        )
 
     def load_optimizers(self, optimizers, named) -> None:
         tensors, meta = checkpoint.load_tensors(self.state / "resume.safetensors")
-        weights = {n[len("method."):]: t for n, t in tensors.items() if n.startswith("method.")}
+        weights = {n[len("method.") :]: t for n, t in tensors.items() if n.startswith("method.")}
         load_own(self.method, weights, self.state / "resume.safetensors")
         owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for full in (n for n in tensors if n.startswith("optimizer.")):
             _, key, name = full.split(".", 2)
-            p = named[name]                          # AdamW counts its steps on the CPU, unless its kernel is CUDA's
+            p = named[name]  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
             owner[p].state[p][key] = tensors[full].to("cpu" if key == "step" and not p.is_cuda else p.device)
         if meta["scaler"]:
             self.scaler.load_state_dict(meta["scaler"])
@@ -256,23 +321,32 @@ class Trainer:
     def resume(self) -> None:
         """Find out where to go on, and cut from metrics.jsonl what will be done again."""
         path, metrics = self.state / "resume.safetensors", self.folder / "metrics.jsonl"
-        if path.exists():                        # else: killed before the first checkpoint, begin again
+        if path.exists():  # else: killed before the first checkpoint, begin again
             _, self.at = checkpoint.load_tensors(path)
             self.seconds, self.tokens = self.at["seconds"], self.at["tokens"]
         if parallel.rank():
             return
         lines = []
         for line in metrics.read_text().splitlines() if metrics.exists() else []:
-            with contextlib.suppress(ValueError):   # the last line may be half written
+            with contextlib.suppress(ValueError):  # the last line may be half written
                 entry = json.loads(line)
                 if self.at["step"] and (entry["index"], entry["step"]) <= (self.at["stage"], self.at["step"]):
                     lines.append(line + "\n")
         replace_file(metrics, lambda p: p.write_text("".join(lines)))
 
     def log(self, index: int, stage: Stage, step: int, **values) -> None:
-        entry = {"stage": stage.name, "index": index, "step": step, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}
+        entry = {
+            "stage": stage.name,
+            "index": index,
+            "step": step,
+            **values,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 2),
+        }
         try:
             self.metrics.write((json.dumps(entry) + "\n").encode())
         except OSError as error:
-            raise UserError(f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; the last good checkpoint is in {self.state}, "
-                            "--resume goes on from there") from None
+            raise UserError(
+                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; the last good checkpoint is in {self.state}, "
+                "--resume goes on from there"
+            ) from None

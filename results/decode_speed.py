@@ -4,23 +4,24 @@
 
 Both decode the same questions with the same weights, dtype and threads; their answers are compared.
 """
+
 import argparse
 import time
 from pathlib import Path
 
 import torch
 
-from minilatent import data
-from minilatent.budget import machine
+from minilatent import tasks
 from minilatent.files import write_json
-from minilatent.setup import load_run
+from minilatent.run import load_run
+from minilatent.study.budget import machine
 
 
 @torch.no_grad()
 def naive(method, question: str) -> tuple[str, int]:
     """The answer and #L of one question of a Latent-SFT or CoT run; nothing is cached."""
     model, tok, config, think = method.model, method.tok, method.config, method.thinker()
-    x = model.embed(torch.tensor([method.prompt(question)]))                       # (1, T, C)
+    x = model.embed(torch.tensor([method.prompt(question)]))  # (1, T, C)
 
     def look():
         hidden = model(embeds=x)[:, -1]
@@ -32,7 +33,9 @@ def naive(method, question: str) -> tuple[str, int]:
     while True:
         hidden, logits = look()
         end = int(logits.argmax()) == tok.end_think or steps == config.max_chain
-        x = torch.cat([x, model.embed.weight[[tok.end_think]][None] if end else think(logits, hidden)[:, None]], 1)
+        x = torch.cat(
+            [x, model.embed.weight[[tok.end_think]][None] if end else think(logits, hidden)[:, None]], 1
+        )
         if end:
             break
         steps += 1
@@ -43,7 +46,9 @@ def naive(method, question: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", default="out/latent_sft")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
@@ -52,8 +57,8 @@ def main() -> None:
     args = parser.parse_args()
     method = load_run(args.ckpt, torch.device("cpu"))
     method.model.to(getattr(torch, args.dtype))
-    questions = [e.question for e in data.load(method.config.data, "test", limit=args.questions)]
-    method.solve(questions[:8]), naive(method, questions[0])                       # warm up
+    questions = [e.question for e in tasks.load(method.config.data, "test", limit=args.questions)]
+    method.solve(questions[:8]), naive(method, questions[0])  # warm up
     rounds = []
     for _ in range(args.rounds):
         start = time.perf_counter()
@@ -61,12 +66,24 @@ def main() -> None:
         middle = time.perf_counter()
         alone = [naive(method, q) for q in questions]
         end = time.perf_counter()
-        rounds.append({"batched": len(questions) / (middle - start), "naive": len(questions) / (end - middle)})
+        rounds.append(
+            {"batched": len(questions) / (middle - start), "naive": len(questions) / (end - middle)}
+        )
         rounds[-1]["ratio"] = rounds[-1]["batched"] / rounds[-1]["naive"]
         print("  ".join(f"{k} {v:.1f}" for k, v in rounds[-1].items()))
-    different = sum(a != b or n != m for a, b, n, m in zip(out.answers, [a for a, _ in alone], out.lengths.tolist(), [n for _, n in alone]))
-    result = {"method": method.config.method, "dtype": args.dtype, "hardware": machine(torch.device("cpu"))["hardware"],
-              "questions": len(questions), "threads": torch.get_num_threads(), "questions_per_second": rounds, "rows_that_differ": different}
+    different = sum(
+        a != b or n != m
+        for a, b, n, m in zip(out.answers, [a for a, _ in alone], out.lengths.tolist(), [n for _, n in alone])
+    )
+    result = {
+        "method": method.config.method,
+        "dtype": args.dtype,
+        "hardware": machine(torch.device("cpu"))["hardware"],
+        "questions": len(questions),
+        "threads": torch.get_num_threads(),
+        "questions_per_second": rounds,
+        "rows_that_differ": different,
+    }
     print(f"{different} of {len(questions)} rows differ")
     if args.json:
         write_json(args.json, result)

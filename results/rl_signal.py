@@ -7,19 +7,20 @@ A batch's gradient is g_i = G + noise_i. The dot product of two different batche
 Told is |G|² / |noise|² of one batch, for each part of the objective: the mean of 1 / this many batches is half signal. ± is a jackknife's
 standard error. σ's floor (colar_rl): 0 is the run's own.
 """
+
 import random
 from pathlib import Path
 
 import torch
 
-from minilatent import data
+from minilatent import tasks
 from minilatent.batch import encode
-from minilatent.config import Parser, resolve, run
+from minilatent.config import Parser, resolve, run_script
 from minilatent.files import write_json
 from minilatent.losses import mean_by
 from minilatent.methods import METHODS
-from minilatent.rl import GRPO
-from minilatent.setup import initial_model
+from minilatent.methods.grpo import GRPO
+from minilatent.run import initial_model
 
 
 def start(method: str, **settings) -> GRPO:
@@ -41,21 +42,30 @@ def ratio(dots: torch.Tensor) -> float:
 
 
 def measure(method: GRPO, rows, batches: int, questions: int) -> dict:
-    trained = list({id(p): p.requires_grad_(True) for module in method.trainable() for p in module.parameters()}.values())
+    trained = list(
+        {id(p): p.requires_grad_(True) for module in method.trainable() for p in module.parameters()}.values()
+    )
     found, told = {}, {"accuracy": 0.0, "silent": 0.0}
     for i in range(batches):
-        batch = method.rollout(rows[i * questions:(i + 1) * questions], random.Random(i))
+        batch = method.rollout(rows[i * questions : (i + 1) * questions], random.Random(i))
         told["accuracy"] += batch["right"].float().mean().item() / batches
         told["silent"] += (batch["rewards"].std(1) == 0).float().mean().item() / batches
         part = method.heard(batch)
         for name, (log_p, sample) in method.log_probs(part)[0].items():
-            objective = mean_by(log_p * method.credit(name, part, sample), sample, len(part["ids"]))[0].sum()    # silent samples count 0
+            objective = mean_by(log_p * method.credit(name, part, sample), sample, len(part["ids"]))[
+                0
+            ].sum()  # silent samples count 0
             gradient = torch.autograd.grad(objective, trained, retain_graph=True, allow_unused=True)
             found.setdefault(name, []).append(torch.cat([g.flatten() for g in gradient if g is not None]))
     for name, gradients in found.items():
         g = torch.stack(gradients).double()
         dots, n = g @ g.T, len(g)
-        left_out = torch.tensor([ratio(dots[[j for j in range(n) if j != i]][:, [j for j in range(n) if j != i]]) for i in range(n)])
+        left_out = torch.tensor(
+            [
+                ratio(dots[[j for j in range(n) if j != i]][:, [j for j in range(n) if j != i]])
+                for i in range(n)
+            ]
+        )
         told[name] = {"signal": ratio(dots), "error": float(((n - 1) * left_out.var(correction=0)) ** 0.5)}
     return told
 
@@ -75,15 +85,29 @@ def main(argv: list[str]) -> None:
     results = []
     for floor in args.sigma_floor:
         method = start(args.method, init=args.init, sigma_floor=floor, speed=args.speed)
-        rows, _ = encode(data.load("mini", "train", limit=args.batches * args.questions), method.tok, 512)
+        rows, _ = encode(tasks.load("mini", "train", limit=args.batches * args.questions), method.tok, 512)
         told = measure(method, rows, args.batches, args.questions)
-        results.append({"method": args.method, "sigma_floor": method.config.sigma_floor, "speed": args.speed, "batches": args.batches,
-                        "samples": args.questions * method.config.group, **told})
-        print(f"{args.method} σ_floor {method.config.sigma_floor}: {told['accuracy']:.1%} of the samples right, {told['silent']:.0%} of the groups silent; signal "
-              + ", ".join(f"{name} {told[name]['signal']:.4f} ± {told[name]['error']:.4f}" for name in ("latents", "decisions", "answer")), flush=True)
+        results.append(
+            {
+                "method": args.method,
+                "sigma_floor": method.config.sigma_floor,
+                "speed": args.speed,
+                "batches": args.batches,
+                "samples": args.questions * method.config.group,
+                **told,
+            }
+        )
+        print(
+            f"{args.method} σ_floor {method.config.sigma_floor}: {told['accuracy']:.1%} of the samples right, {told['silent']:.0%} of the groups silent; signal "
+            + ", ".join(
+                f"{name} {told[name]['signal']:.4f} ± {told[name]['error']:.4f}"
+                for name in ("latents", "decisions", "answer")
+            ),
+            flush=True,
+        )
     if args.json:
         write_json(args.json, results)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -13,23 +13,40 @@ fails if one differs. In a sentence:
 
 On lines of its own, `table:FOLDER`: the main rows of FOLDER/rows.jsonl.
 """
+
 import json
 import re
 import sys
 from functools import lru_cache
 from pathlib import Path
 
-from minilatent.config import Parser, UserError, nearest, run
+from minilatent.config import Parser, UserError, nearest, run_script
 from minilatent.files import replace_file
-from minilatent.verdicts import SETS, better, estimate, table_text
+from minilatent.study.verdicts import SETS, better, estimate, table_text
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "mini_prosqa" / "README.md", HERE / "smollm2" / "README.md")
+PAGES = (
+    HERE.parent / "README.md",
+    HERE / "README.md",
+    HERE / "mini_prosqa" / "README.md",
+    HERE / "smollm2" / "README.md",
+)
 MARK = re.compile(r"(<!-- results:([^>]+?) -->)(.*?)(<!-- /results -->)", re.DOTALL)
-SHARES = {"accuracy", "val_accuracy", "val_compression", "mfu", "follows_donor", "unchanged", "closed", "silent", "told"}
+SHARES = {
+    "accuracy",
+    "val_accuracy",
+    "val_compression",
+    "mfu",
+    "follows_donor",
+    "unchanged",
+    "closed",
+    "silent",
+    "told",
+}
 
 
 # ------------------------------------------------------------------ numbers
+
 
 @lru_cache
 def read(path: Path) -> list | dict:
@@ -45,7 +62,9 @@ def down(value, keys: str):
         try:
             value = value[int(key) if isinstance(value, list) else key]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise UserError(f"results: no '{key}' of '{keys}'" + (nearest(key, value) if isinstance(value, dict) else "")) from None
+            raise UserError(
+                f"results: no '{key}' of '{keys}'" + (nearest(key, value) if isinstance(value, dict) else "")
+            ) from None
     return value
 
 
@@ -69,7 +88,9 @@ def quoted(name: str) -> str:
     if minus:
         return paired(name, estimate(rows(folder), row, sets, against=other), key)
     row, _, seed = row.partition("@")
-    scores = [r for r in rows(folder) if r["row"] == row and r["data"] in sets and seed in ("", str(r["seed"]))]
+    scores = [
+        r for r in rows(folder) if r["row"] == row and r["data"] in sets and seed in ("", str(r["seed"]))
+    ]
     if {r["data"] for r in scores} != set(sets):
         raise UserError(f"results:{name}: {row} has not been judged on {data}")
     return told(key, [down(r, key.partition("/")[0]) for r in scores])
@@ -77,7 +98,10 @@ def quoted(name: str) -> str:
 
 def paired(name: str, difference: tuple | None, key: str) -> str:
     if difference is None or key not in ("accuracy", "interval"):
-        raise UserError(f"results:{name}: " + ("the rows share no seed on these data sets" if difference is None else "accuracy or interval"))
+        raise UserError(
+            f"results:{name}: "
+            + ("the rows share no seed on these data sets" if difference is None else "accuracy or interval")
+        )
     mean, low, high, *_ = difference
     return f"{100 * mean:+.1f}" if key == "accuracy" else f"{100 * low:.1f} to {100 * high:.1f}"
 
@@ -97,14 +121,20 @@ def told(key: str, values: list) -> str:
 
 # ------------------------------------------------------------------ tables
 
+
 def table(folder: str) -> str:
     """table.md's main rows, up to #L."""
     lines = [line for line in better(rows(folder)) if line["group"] == "main"]
-    columns = 4 + len(SETS)                              # row, seeds, SETS, average, #L
-    return "\n".join("|".join(row.split("|")[:columns + 1]) + "|" for row in table_text(lines).splitlines() if row.startswith("|"))
+    columns = 4 + len(SETS)  # row, seeds, SETS, average, #L
+    return "\n".join(
+        "|".join(row.split("|")[: columns + 1]) + "|"
+        for row in table_text(lines).splitlines()
+        if row.startswith("|")
+    )
 
 
 # ------------------------------------------------------------------ pages
+
 
 def written(text: str) -> tuple[str, list[str]]:
     """The text with every mark's number as results/ has it, and the names of those that were different."""
@@ -115,21 +145,26 @@ def written(text: str) -> tuple[str, list[str]]:
         if new != mark[3]:
             changed.append(mark[2])
         return mark[1] + new + mark[4]
+
     return MARK.sub(put, text), changed
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m results.table", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page says something else than results/")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a page says something else than results/"
+    )
     args = parser.parse_args(argv)
     for page in PAGES:
         text, changed = written(page.read_text())
         if changed and args.check:
-            raise UserError(f"{page.name} and results/ disagree: {', '.join(changed)}; python -m results.table puts it right")
+            raise UserError(
+                f"{page.name} and results/ disagree: {', '.join(changed)}; python -m results.table puts it right"
+            )
         if changed:
             replace_file(page, lambda p: p.write_text(text))
         print(f"{page}: {len(MARK.findall(text))} marks, {len(changed)} written", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,4 +1,5 @@
 """What all tests share: one thread, the mini tokenizer, and models small enough to be read."""
+
 import importlib.util
 import json
 import random
@@ -10,18 +11,18 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PNG = b"\x89PNG"
-sys.path.insert(0, str(ROOT))            # so that a bare `pytest` finds the package
+sys.path.insert(0, str(ROOT))  # so that a bare `pytest` finds the package
 
-from minilatent import checkpoint, data, setup         # noqa: E402
+from minilatent import checkpoint, run, tasks  # noqa: E402
 from minilatent.config import PRESETS, Config, parse_args  # noqa: E402
-from minilatent.methods import METHODS                 # noqa: E402
-from minilatent.metrics import to_hex                  # noqa: E402
+from minilatent.methods import METHODS  # noqa: E402
 from minilatent.model import ModelConfig, Transformer  # noqa: E402
-from minilatent.tokenizer import mini_tokenizer        # noqa: E402
-from minilatent.trainer import Trainer                 # noqa: E402
+from minilatent.study.measures import to_hex  # noqa: E402
+from minilatent.tokenizer import mini_tokenizer  # noqa: E402
+from minilatent.trainer import Trainer  # noqa: E402
 
 torch.set_num_threads(1)
-for name in ("mini", "smoke"):           # tests compare at 1e-5; `--dtype auto` has tests of its own
+for name in ("mini", "smoke"):  # tests compare at 1e-5; `--dtype auto` has tests of its own
     PRESETS[name]["dtype"] = "float32"
 
 GPT2 = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qkv_bias": True}
@@ -33,13 +34,21 @@ FAMILIES = {"mini": {}, "gpt2": GPT2, "qwen": QWEN, "llama": LLAMA}
 def tiny_model(vocab: int = 40, seed: int = 0, scale: float = 1.0, **changes) -> Transformer:
     """A random model. `scale` 1 is the usual small initialisation; larger weights make sharp, varied outputs, so
     that a wrong mask or position changes an argmax and not only the seventh digit."""
-    settings = {"n_layer": 2, "n_head": 2, "n_kv_head": 2, "width": 16, "head_dim": 8, "hidden": 24, "context": 96}
+    settings = {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_kv_head": 2,
+        "width": 16,
+        "head_dim": 8,
+        "hidden": 24,
+        "context": 96,
+    }
     model = Transformer(ModelConfig(vocab, **{**settings, **changes}))
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):            # ones and zeros would hide a forgotten one
+            if "norm" in name or name.endswith("bias"):  # ones and zeros would hide a forgotten one
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
             p.mul_(scale)
     return model.eval()
@@ -52,14 +61,25 @@ def tok():
 
 @pytest.fixture(scope="session")
 def examples():
-    return data.load("mini", "test", limit=40)
+    return tasks.load("mini", "test", limit=40)
 
 
 def chatty(tok, name: str, seed: int = 0, **settings):
     """A method with random weights, so large that the question matters: its chains end at different lengths and its
     answers are often numbers. (With a tied head, a random model repeats its last token for ever.)"""
-    model = Transformer(ModelConfig(vocab_size=tok.vocab_size, n_layer=1, width=32, n_head=2, n_kv_head=2, head_dim=16,
-                                    hidden=32, context=256, tied=False))
+    model = Transformer(
+        ModelConfig(
+            vocab_size=tok.vocab_size,
+            n_layer=1,
+            width=32,
+            n_head=2,
+            n_kv_head=2,
+            head_dim=16,
+            hidden=32,
+            context=256,
+            tied=False,
+        )
+    )
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for p in model.parameters():
@@ -82,7 +102,10 @@ def save(method, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def runs(tok, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {name: save(chatty(tok, name), root / name) for name in ("latent_sft", "latent_rl", "cot_sft", "no_cot", "colar")}
+    return {
+        name: save(chatty(tok, name), root / name)
+        for name in ("latent_sft", "latent_rl", "cot_sft", "no_cot", "colar")
+    }
 
 
 def script(name: str):
@@ -95,10 +118,32 @@ def script(name: str):
 def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
     """A line of rows.jsonl, of so many questions, without having trained anything."""
     correct, n = list(correct), len(correct)
-    return {"row": row, "run": row, "title": row, "group": "main", "seed": seed, "instead_of": "", "budget": 1.0, "limit": n, "method": "latent_sft",
-            "data": name, "n": n, "skipped": 0, "accuracy": sum(correct) / n, "mean_len": 5.0, "questions_per_second": 100.0,
-            "train_seconds": 60.0, "train_tokens": 2_000_000, "flops": 1e12, "hardware": "a CPU", "val_accuracy": 0.5, "ecr": None, "n_multi": 0,
-            "questions": {"correct": to_hex(correct), "len": [5] * n}, **more}
+    return {
+        "row": row,
+        "run": row,
+        "title": row,
+        "group": "main",
+        "seed": seed,
+        "instead_of": "",
+        "budget": 1.0,
+        "limit": n,
+        "method": "latent_sft",
+        "data": name,
+        "n": n,
+        "skipped": 0,
+        "accuracy": sum(correct) / n,
+        "mean_len": 5.0,
+        "questions_per_second": 100.0,
+        "train_seconds": 60.0,
+        "train_tokens": 2_000_000,
+        "flops": 1e12,
+        "hardware": "a CPU",
+        "val_accuracy": 0.5,
+        "ecr": None,
+        "n_multi": 0,
+        "questions": {"correct": to_hex(correct), "len": [5] * n},
+        **more,
+    }
 
 
 def drawn(p: float, n: int, seed: int) -> list[bool]:
@@ -108,18 +153,20 @@ def drawn(p: float, n: int, seed: int) -> list[bool]:
 
 # ------------------------------------------------------------------ whole runs, in a second each
 
-TINY = ("--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
-        "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 --device cpu "
-        "--threads 1 --dtype float32").split()
+TINY = (
+    "--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
+    "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 --device cpu "
+    "--threads 1 --dtype float32"
+).split()
 
 
 @pytest.fixture
 def one_tokenizer(monkeypatch, tok):
-    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)         # the same, made once
+    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)  # the same, made once
 
 
 def train(out: Path, method: str = "latent_sft", *more) -> None:
-    setup.train(parse_args(["--method", method, *TINY, "--out", str(out), *map(str, more)]))
+    run.train(parse_args(["--method", method, *TINY, "--out", str(out), *map(str, more)]))
 
 
 def metrics(out: Path) -> list[dict]:
@@ -130,7 +177,7 @@ def metrics(out: Path) -> list[dict]:
 def uninterrupted(tmp_path_factory, tok):
     """A finished run of Latent-SFT, to be looked at and not to be changed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "mini_tokenizer", lambda: tok)
+        patch.setattr(run, "mini_tokenizer", lambda: tok)
         out = tmp_path_factory.mktemp("whole") / "run"
         train(out)
     return out
@@ -155,4 +202,5 @@ def kill_when(monkeypatch, name: str, moment) -> None:
         real(self, *args, **kwargs)
         if moment(*args):
             raise Killed
+
     monkeypatch.setattr(Trainer, name, method)

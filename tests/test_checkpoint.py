@@ -1,4 +1,5 @@
 """What is saved comes back whole, or is refused with one line that says what is wrong."""
+
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from minilatent.files import write_json
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "a.safetensors"
-    tensors = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "s": torch.tensor(3.0, dtype=torch.bfloat16)}
+    tensors = {
+        "w": torch.arange(6.0).view(2, 3),
+        "b": torch.tensor([1, 2]),
+        "s": torch.tensor(3.0, dtype=torch.bfloat16),
+    }
     checkpoint.save_tensors(path, tensors, {"step": 7, "best": 0.5})
     return path, tensors
 
@@ -31,14 +36,14 @@ def test_one_flipped_bit_anywhere_is_noticed_or_does_not_matter(saved):
     path, tensors = saved
     whole, noticed = path.read_bytes(), 0
     for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         try:
             back, meta = checkpoint.load_tensors(path)
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             noticed += 1
             continue
-        assert meta == {"step": 7, "best": 0.5}, (at, whole[max(0, at - 20):at + 20])
+        assert meta == {"step": 7, "best": 0.5}, (at, whole[max(0, at - 20) : at + 20])
         assert back.keys() == tensors.keys() and all(torch.equal(back[n], t) for n, t in tensors.items())
     assert noticed > 0.8 * len(whole)
 
@@ -65,8 +70,11 @@ def test_every_tensor_finds_its_place_or_the_first_that_does_not_is_named():
     model = tiny_model()
     state = {n: t.clone() for n, t in model.state_dict().items()}
     name = "blocks.1.mlp.up.weight"
-    for change, said in (({name: None}, "lacks the tensor"), ({"extra": torch.zeros(1)}, "does not have"),
-                         ({"embed.weight": state["embed.weight"][:-1]}, "shape")):
+    for change, said in (
+        ({name: None}, "lacks the tensor"),
+        ({"extra": torch.zeros(1)}, "does not have"),
+        ({"embed.weight": state["embed.weight"][:-1]}, "shape"),
+    ):
         wrong = {n: t for n, t in {**state, **change}.items() if t is not None}
         with pytest.raises(UserError, match=said):
             checkpoint.load_into(model, wrong, Path("a"))

@@ -1,29 +1,34 @@
 """Coconut: the batched forward against one question at a time, and a curriculum that goes on when it should."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
-from minilatent import mini
 from minilatent.batch import IGNORE, Row, encode
 from minilatent.config import UserError, resolve
 from minilatent.methods import METHODS
+from minilatent.tasks import words
 
 EXACT = dict(rtol=0, atol=1e-10)
-STAGES = (0, 1, 2, 3, 4)                   # with 6 latents, 2 a step: 4 is the last
+STAGES = (0, 1, 2, 3, 4)  # with 6 latents, 2 a step: 4 is the last
 
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    found = encode(mini.load("mini", "train", 9), tok, 512)[0]
+    found = encode(words.load("mini", "train", 9), tok, 512)[0]
     assert len({len(r.question) for r in found}) > 3
-    assert {len(r.ends) for r in found} == {2, 3, 4}                  # stage 3 has problems with fewer steps
+    assert {len(r.ends) for r in found} == {2, 3, 4}  # stage 3 has problems with fewer steps
     return found
 
 
 def make(tok, stage=4, family="mini", **changes):
-    model = tiny_model(tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}).double()
-    method = METHODS["coconut"](resolve({"method": "coconut", "max_chain": 8, "max_answer": 4, **changes}), tok, model)
+    model = tiny_model(
+        tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}
+    ).double()
+    method = METHODS["coconut"](
+        resolve({"method": "coconut", "max_chain": 8, "max_answer": 4, **changes}), tok, model
+    )
     method.stage = stage
     return method.train()
 
@@ -46,7 +51,9 @@ def naive(method, rows, stage: int, detached: bool = False) -> torch.Tensor:
         start, tail = len(x), [*words_left(tok, row, stage), tok.end_think, *row.answer]
         x += [model.embed.weight[i] for i in tail]
         logits = model.logits(model(embeds=torch.stack(x)[None])[0])
-        losses += [F.cross_entropy(logits[start + i - 1], torch.tensor(token)) for i, token in enumerate(tail)]
+        losses += [
+            F.cross_entropy(logits[start + i - 1], torch.tensor(token)) for i, token in enumerate(tail)
+        ]
     return torch.stack(losses).mean()
 
 
@@ -70,7 +77,9 @@ def test_a_batch_is_every_question_by_itself_without_a_cache_gradients_included(
         torch.testing.assert_close(ours[name], theirs[name], **EXACT, msg=name)
     if stage:
         cut_off = gradients(method, naive(method, rows, stage, detached=True))
-        assert max((cut_off[n] - theirs[n]).abs().max() for n in theirs) > 1e-4   # so the test above would tell
+        assert (
+            max((cut_off[n] - theirs[n]).abs().max() for n in theirs) > 1e-4
+        )  # so the test above would tell
 
 
 def test_the_loss_reaches_every_latent_of_every_row(tok, rows, monkeypatch):
@@ -84,7 +93,9 @@ def test_the_loss_reaches_every_latent_of_every_row(tok, rows, monkeypatch):
             z.retain_grad()
             fed.append(z)
             return z
+
         return real(model, ids, latent, pad, keep)
+
     monkeypatch.setitem(METHODS["coconut"].loss.__globals__, "think_through", spy)
     method.loss(method.collate(rows), None, 0.0)[0].backward()
     assert [z.shape for z in fed] == [(len(rows), 1, 16)] * 6
@@ -117,6 +128,7 @@ def test_no_label_of_any_stage_is_a_latent_slot_or_padding(tok, rows):
 def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, rows):
     def plan(**changes):
         return [(stage, steps) for stage, steps in make(tok, **{"steps": 100, **changes}).schedule()]
+
     assert plan() == [(1, 16), (2, 16), (3, 16), (4, 50)]
     assert plan(first_stage=0, curriculum=0.8) == [(0, 20), (1, 20), (2, 20), (3, 20), (4, 20)]
     assert plan(num_latents=2) == [(1, 50), (2, 50)] and plan(num_latents=0) == [(1, 100)]
@@ -126,7 +138,7 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
     for stage in method.stages(rows, []):
         ids = stage.collate(rows)["ids"]
         latents = (ids == tok.latent).sum(1)
-        assert (latents == latents[0]).all()                          # the short problems, too
+        assert (latents == latents[0]).all()  # the short problems, too
         seen.append((stage.name, int(latents[0])))
     assert seen == [("coconut-0", 0), ("coconut-1", 2), ("coconut-2", 4), ("coconut-3", 6), ("coconut-4", 6)]
     assert method.stage == 4
@@ -135,11 +147,13 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_thinks_at_inference_as_it_was_trained_to_in_every_stage(tok, rows, stage):
     """As many hidden states as the stage has, then words until </think> or, in the last stage, </think> at once."""
-    method, examples = make(tok, stage).eval(), mini.load("mini", "train", 9)
-    method.model.head.weight.data[tok.end_think] *= 1.5              # so that some chains end
+    method, examples = make(tok, stage).eval(), words.load("mini", "train", 9)
+    method.model.head.weight.data[tok.end_think] *= 1.5  # so that some chains end
     out = method.solve([e.question for e in examples])
     n, table = min(2 * stage, 6), method.model.embed.weight
-    assert (out.lengths == 6).all() if stage == 4 else (out.lengths >= n).all() and (out.lengths <= n + 8).all()
+    assert (
+        (out.lengths == 6).all() if stage == 4 else (out.lengths >= n).all() and (out.lengths <= n + 8).all()
+    )
     with torch.no_grad():
         for b, row in enumerate(rows):
             x = table[[*row.question, tok.think]]

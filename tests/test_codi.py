@@ -1,25 +1,28 @@
 """CODI: teacher, student and the distance between them, against one question at a time."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
-from minilatent import mini
 from minilatent.batch import IGNORE, Row, encode
 from minilatent.config import resolve
 from minilatent.losses import layer_distance
 from minilatent.methods import METHODS
+from minilatent.tasks import words
 
 EXACT = dict(rtol=0, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(mini.load("mini", "train", 7), tok, 512)[0]
+    return encode(words.load("mini", "train", 7), tok, 512)[0]
 
 
 def make(tok, family="mini", **changes):
-    model = tiny_model(tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}).double()
+    model = tiny_model(
+        tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}
+    ).double()
     return METHODS["codi"](resolve({"method": "codi", "num_latents": 4, **changes}), tok, model).train()
 
 
@@ -29,11 +32,19 @@ def steps_of(tok, row) -> list[str]:
 
 def naive(method, rows) -> tuple[torch.Tensor, ...]:
     """Loss, CE(teacher), CE(student) and D: no cache, no batch, no padding."""
-    model, tok, E, nll = method.model, method.tok, method.model.embed.weight, lambda logits, y: F.cross_entropy(logits, torch.tensor(y))
+    model, tok, E, nll = (
+        method.model,
+        method.tok,
+        method.model.embed.weight,
+        lambda logits, y: F.cross_entropy(logits, torch.tensor(y)),
+    )
     teacher, student, held = [], [], []
     for row in rows:
         steps = steps_of(tok, row)
-        prompt, tail = [*row.question, tok.think], [*tok.encode(" ".join(steps if method.config.last_step else steps[:-1])), tok.end_think]
+        prompt, tail = (
+            [*row.question, tok.think],
+            [*tok.encode(" ".join(steps if method.config.last_step else steps[:-1])), tok.end_think],
+        )
         states: list = []
         logits = model.logits(model(torch.tensor([prompt + tail + row.answer]), states=states))[0]
         teacher += [nll(logits[len(prompt) + i - 1], y) for i, y in enumerate(tail + row.answer)]
@@ -56,8 +67,11 @@ def naive(method, rows) -> tuple[torch.Tensor, ...]:
     return parts[0] + parts[1] + method.config.distill_weight * parts[2], *parts
 
 
-@pytest.mark.parametrize("changes", [{}, {"family": "gpt2"}, {"distill_weight": 20.0}, {"last_step": True}, {"num_latents": 1}],
-                         ids=lambda c: "-".join(c) or "plain")
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"family": "gpt2"}, {"distill_weight": 20.0}, {"last_step": True}, {"num_latents": 1}],
+    ids=lambda c: "-".join(c) or "plain",
+)
 def test_a_batch_is_every_question_by_itself_without_a_cache_gradients_included(tok, rows, changes):
     """Latents that cannot see the question, padding attended to, a distance at the wrong column of a padded row, a
     gradient that stops at a latent or runs into the teacher's side: all are found here."""
@@ -65,7 +79,9 @@ def test_a_batch_is_every_question_by_itself_without_a_cache_gradients_included(
     loss, logged = method.loss(method.collate(rows), None, 0.0)
     expected, *parts = naive(method, rows)
     torch.testing.assert_close(loss, expected, **EXACT)
-    assert [logged[n] for n in ("teacher", "student", "distill")] == pytest.approx([p.item() for p in parts], abs=1e-10)
+    assert [logged[n] for n in ("teacher", "student", "distill")] == pytest.approx(
+        [p.item() for p in parts], abs=1e-10
+    )
     loss.backward()
     ours = {n: p.grad.clone() for n, p in method.named_parameters()}
     method.zero_grad()
@@ -77,27 +93,36 @@ def test_a_batch_is_every_question_by_itself_without_a_cache_gradients_included(
 
 def test_the_distance_is_a_mean_over_layers_in_units_of_the_teachers_spread_and_the_teacher_does_not_move():
     g = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(3, 5, 4, generator=g, dtype=torch.double, requires_grad=True) for _ in range(2))
+    student, teacher = (
+        torch.randn(3, 5, 4, generator=g, dtype=torch.double, requires_grad=True) for _ in range(2)
+    )
     value = layer_distance(student, teacher)
     value.backward()
     assert teacher.grad is None and student.grad.abs().min() > 0
     by_layer = [F.smooth_l1_loss(s, t).item() / t.std().item() for s, t in zip(student, teacher)]
     assert value.item() == pytest.approx(sum(by_layer) / 3, abs=1e-12)
     assert layer_distance(teacher, teacher) == 0
-    shifted = teacher.detach() + torch.tensor([0.5, 2.0, 0.0])[:, None, None]      # both halves of smooth-L1
+    shifted = teacher.detach() + torch.tensor([0.5, 2.0, 0.0])[:, None, None]  # both halves of smooth-L1
     spread = teacher.detach().std((1, 2))
-    assert layer_distance(shifted, teacher).item() == pytest.approx(((0.125 / spread[0] + 1.5 / spread[1]) / 3).item(), abs=1e-12)
+    assert layer_distance(shifted, teacher).item() == pytest.approx(
+        ((0.125 / spread[0] + 1.5 / spread[1]) / 3).item(), abs=1e-12
+    )
 
 
 def test_both_sides_meet_at_end_think_right_before_the_answer(tok, rows, monkeypatch):
     """A student's state at one kind of token against a teacher's at another would teach nothing that can be had."""
     method, columns = make(tok), []
-    monkeypatch.setattr(method, "at_end", lambda states, column: columns.append((states[0].shape[1], column)) or
-                        METHODS["codi"].at_end(method, states, column))
+    monkeypatch.setattr(
+        method,
+        "at_end",
+        lambda states, column: (
+            columns.append((states[0].shape[1], column)) or METHODS["codi"].at_end(method, states, column)
+        ),
+    )
     batch = method.collate(rows)
     method.loss(batch, None, 0.0)
     (kept, student), (whole, teacher) = columns
-    tail = batch["ids"][:, -kept:]                                    # what follows the latents
+    tail = batch["ids"][:, -kept:]  # what follows the latents
     for b, row in enumerate(rows):
         for ids, at in ((tail, student), (batch["teacher_ids"], teacher)):
             assert ids[b, at[b]] == tok.end_think and ids[b, at[b] + 1] == row.answer[0]
@@ -105,17 +130,30 @@ def test_both_sides_meet_at_end_think_right_before_the_answer(tok, rows, monkeyp
 
 
 def test_the_layouts_and_labels_of_a_small_row(tok):
-    row, t, e, L = Row([1, 2], [10, 11, 12, 13, 14], [20, tok.eos], [2, 5]), tok.think, tok.end_think, tok.latent
+    row, t, e, L = (
+        Row([1, 2], [10, 11, 12, 13, 14], [20, tok.eos], [2, 5]),
+        tok.think,
+        tok.end_think,
+        tok.latent,
+    )
     other = Row([1, 2, 3], [10, 11, 12, 13, 14], [20, 21, tok.eos], [2, 5])
     batch = make(tok).collate([row, other])
-    assert batch["ids"].tolist() == [[tok.pad, 1, 2, t, L, L, L, L, e, 20, tok.eos], [1, 2, 3, t, L, L, L, L, e, 20, 21]]
+    assert batch["ids"].tolist() == [
+        [tok.pad, 1, 2, t, L, L, L, L, e, 20, tok.eos],
+        [1, 2, 3, t, L, L, L, L, e, 20, 21],
+    ]
     assert batch["labels"].tolist() == [[20, tok.eos, IGNORE], [20, 21, tok.eos]]
-    assert batch["teacher_ids"].tolist() == [[1, 2, t, 10, 11, e, 20, tok.eos, tok.pad], [1, 2, 3, t, 10, 11, e, 20, 21]]
-    assert batch["teacher_labels"].tolist() == [[IGNORE] * 2 + [10, 11, e, 20, tok.eos, IGNORE, IGNORE],
-                                                [IGNORE] * 3 + [10, 11, e, 20, 21, tok.eos]]
+    assert batch["teacher_ids"].tolist() == [
+        [1, 2, t, 10, 11, e, 20, tok.eos, tok.pad],
+        [1, 2, 3, t, 10, 11, e, 20, 21],
+    ]
+    assert batch["teacher_labels"].tolist() == [
+        [IGNORE] * 2 + [10, 11, e, 20, tok.eos, IGNORE, IGNORE],
+        [IGNORE] * 3 + [10, 11, e, 20, 21, tok.eos],
+    ]
     assert batch["end"].tolist() == [5, 6]
     assert make(tok, last_step=True).teacher_chain(row) == row.chain
-    assert make(tok).teacher_chain(Row([1], [10, 11], [20], [2])) == []            # its only step says the answer
+    assert make(tok).teacher_chain(Row([1], [10, 11], [20], [2])) == []  # its only step says the answer
 
 
 def test_no_label_is_a_latent_slot_or_padding(tok, rows):
@@ -126,15 +164,21 @@ def test_no_label_is_a_latent_slot_or_padding(tok, rows):
 
 def test_the_projection_ends_in_a_layernorm_at_the_scale_of_the_embeddings_and_a_seed_repeats_it(tok):
     method, again, other = make(tok), make(tok), make(tok, seed=1)
-    z = method.projection(torch.randn(50, 16, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 30)
-    torch.testing.assert_close(z.std(-1, correction=0), method.model.embed.weight.std().expand(50), rtol=1e-3, atol=0)
-    assert all(torch.equal(p, q) for p, q in zip(method.projection.parameters(), again.projection.parameters()))
+    z = method.projection(
+        torch.randn(50, 16, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 30
+    )
+    torch.testing.assert_close(
+        z.std(-1, correction=0), method.model.embed.weight.std().expand(50), rtol=1e-3, atol=0
+    )
+    assert all(
+        torch.equal(p, q) for p, q in zip(method.projection.parameters(), again.projection.parameters())
+    )
     assert not torch.equal(method.projection[0].weight, other.projection[0].weight)
 
 
 def test_it_thinks_at_inference_as_its_student_was_trained_to(tok, rows):
     method = make(tok).eval()
-    out = method.solve([e.question for e in mini.load("mini", "train", 7)])
+    out = method.solve([e.question for e in words.load("mini", "train", 7)])
     assert out.lengths.tolist() == [4] * 7 and out.closed.all()
     with torch.no_grad():
         for b, row in enumerate(rows):

@@ -1,4 +1,5 @@
 """CoLaR and its RL: merged embeddings by a naive loop, losses by closed forms, samples and their probabilities."""
+
 import math
 import random
 
@@ -7,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 
-from minilatent import mini
 from minilatent.batch import encode, segments
 from minilatent.config import UserError, resolve
 from minilatent.latent import LatentHead, compress
 from minilatent.losses import gaussian_nll, soft_mse
 from minilatent.masks import LATENT
 from minilatent.methods import METHODS
+from minilatent.tasks import words
 from minilatent.trainer import Trainer
 
 SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "group": 3, "speed": "3"}
@@ -21,7 +22,7 @@ SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "gro
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    found = encode(mini.load("mini", "train", 9), tok, 512)[0]
+    found = encode(words.load("mini", "train", 9), tok, 512)[0]
     assert len({len(r.chain) for r in found}) > 1
     return found
 
@@ -37,6 +38,7 @@ def make(tok, name="colar", scale=3.0, **changes):
 
 class Fixed(random.Random):
     """Draws the factor c, and "auto" never or always."""
+
     def __init__(self, c: int, auto: bool = False):
         super().__init__(0)
         self.c, self.auto = c, auto
@@ -55,6 +57,7 @@ def run(method, rows, c, seed=0):
 
 # --- merging -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("c", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("pooling", ["sqrt", "mean"])
 def test_compression_is_that_of_a_naive_loop_for_ragged_chains_side_by_side(tok, rows, c, pooling):
@@ -63,11 +66,15 @@ def test_compression_is_that_of_a_naive_loop_for_ragged_chains_side_by_side(tok,
     naive = []
     for row in rows:
         for s in range(0, len(row.chain), c):
-            block = row.chain[s:s + c]
-            naive.append(sum(E[t] for t in block) / (math.sqrt(len(block)) if pooling == "sqrt" else len(block)))
+            block = row.chain[s : s + c]
+            naive.append(
+                sum(E[t] for t in block) / (math.sqrt(len(block)) if pooling == "sqrt" else len(block))
+            )
     blocks = method.collate(rows, Fixed(c))["blocks"]
-    assert c == 1 or (blocks == tok.pad).any()                       # a shorter last block: what a fixed √c gets wrong
-    torch.testing.assert_close(compress(method.model.embed(blocks), blocks != tok.pad, pooling), torch.stack(naive))
+    assert c == 1 or (blocks == tok.pad).any()  # a shorter last block: what a fixed √c gets wrong
+    torch.testing.assert_close(
+        compress(method.model.embed(blocks), blocks != tok.pad, pooling), torch.stack(naive)
+    )
 
 
 def test_the_variance_is_kept_by_the_root_and_not_by_the_mean():
@@ -85,7 +92,7 @@ def test_the_sequence_of_a_row_and_its_prompt(tok, rows):
     prompt = tok.encode(row.text + " Let's think 3 times faster:") + [tok.think]
     n = math.ceil(len(row.chain) / 3)
     assert x.ids == prompt + [tok.latent] * n + [tok.end_think, *row.answer]
-    assert method.prompt(row.text) == prompt                         # inference reads what training showed
+    assert method.prompt(row.text) == prompt  # inference reads what training showed
     auto = make(tok, auto=0.5)
     assert "auto times faster" in tok.decode(auto.collate(rows, Fixed(2, auto=True))["ids"][0].tolist())
     drawn = {method.collate(rows, random.Random(i))["blocks"].shape[1] for i in range(60)}
@@ -93,6 +100,7 @@ def test_the_sequence_of_a_row_and_its_prompt(tok, rows):
 
 
 # --- the losses ----------------------------------------------------------------------------------------------------
+
 
 def test_nll_and_soft_mse_are_the_closed_forms_and_those_of_torch_distributions():
     g = torch.Generator().manual_seed(0)
@@ -102,8 +110,10 @@ def test_nll_and_soft_mse_are_the_closed_forms_and_those_of_torch_distributions(
     assert gaussian_nll(mu, log_sigma, e).item() == pytest.approx(nll.item(), rel=1e-5)
     drawn = (normal.sample((200_000,)) - e).pow(2).mean()
     assert soft_mse(mu, log_sigma, e).item() == pytest.approx(drawn.item(), rel=0.01)
-    assert soft_mse(mu, log_sigma, e, 0.3).item() == pytest.approx((soft_mse(mu, log_sigma, e) - 0.3 * normal.entropy().mean()).item(), rel=1e-4)
-    point = torch.full_like(mu, -float("inf"))                       # the deterministic head
+    assert soft_mse(mu, log_sigma, e, 0.3).item() == pytest.approx(
+        (soft_mse(mu, log_sigma, e) - 0.3 * normal.entropy().mean()).item(), rel=1e-4
+    )
+    point = torch.full_like(mu, -float("inf"))  # the deterministic head
     assert soft_mse(mu, point, e).item() == pytest.approx(F.mse_loss(mu, e).item(), rel=1e-6)
 
 
@@ -115,8 +125,10 @@ def test_at_c_1_compression_is_cot_sfts_cross_entropy_on_the_same_prompt(tok, ro
     assert run(colar, rows, 1)[1]["comp"] == pytest.approx(expected.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("switches", [{}, {"latent_loss": "nll"}, {"latent_loss": "mse"}, {"pooling": "mean"},
-                                      {"compressed_labels": False}])
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"latent_loss": "nll"}, {"latent_loss": "mse"}, {"pooling": "mean"}, {"compressed_labels": False}],
+)
 @pytest.mark.parametrize("c", [2, 5])
 def test_the_loss_is_every_row_by_itself_whatever_the_padding(tok, rows, c, switches):
     method = make(tok, **switches)
@@ -126,7 +138,10 @@ def test_the_loss_is_every_row_by_itself_whatever_the_padding(tok, rows, c, swit
     comp, latent, n = [], [], 0
     for row in rows:
         blocks = segments(row.chain, c)
-        z = [sum(E[t] for t in b) / (len(b) if method.config.pooling == "mean" else len(b) ** 0.5) for b in blocks]
+        z = [
+            sum(E[t] for t in b) / (len(b) if method.config.pooling == "mean" else len(b) ** 0.5)
+            for b in blocks
+        ]
         labels = [b[int(u[n + i] * len(b))] for i, b in enumerate(blocks)]
         n += len(blocks)
         prompt = tok.encode(f"{row.text} Let's think {c} times faster:") + [tok.think]
@@ -138,23 +153,32 @@ def test_the_loss_is_every_row_by_itself_whatever_the_padding(tok, rows, c, swit
             end = log_q[i, tok.end_think]
             off = not method.config.compressed_labels and i < len(prompt) + len(z) - 1
             comp.append((-torch.log1p(-end.exp()) if off else -log_q[i, y]).item())
-        for i in range(len(prompt) - 1, len(prompt) + len(z)):       # <think>, z_1 .. z_N; the last foretells </think>
+        for i in range(
+            len(prompt) - 1, len(prompt) + len(z)
+        ):  # <think>, z_1 .. z_N; the last foretells </think>
             mu, log_sigma = method.latent_head(h[i])
             e = x[i + 1] / scale
-            latent.append((gaussian_nll if method.config.latent_loss == "nll" else soft_mse)(mu, log_sigma, e).item())
+            latent.append(
+                (gaussian_nll if method.config.latent_loss == "nll" else soft_mse)(mu, log_sigma, e).item()
+            )
     loss, logged = run(method, rows, c)
     assert logged["comp"] == pytest.approx(sum(comp) / len(comp), abs=2e-4)
     assert logged["latent"] == pytest.approx(sum(latent) / len(latent), rel=1e-4)
-    assert loss.item() == pytest.approx(logged["comp"] + method.config.latent_weight * logged["latent"], rel=1e-5)
+    assert loss.item() == pytest.approx(
+        logged["comp"] + method.config.latent_weight * logged["latent"], rel=1e-5
+    )
 
 
 def test_a_label_is_each_token_of_its_block_about_as_often(tok, rows):
     method, seen = make(tok), []
     blocks = method.collate(rows[:1], Fixed(2))["blocks"]
-    method.compressed_cross_entropy = lambda h, labels, following: (seen.append(labels[following == LATENT]), h.sum() * 0)[1]
+    method.compressed_cross_entropy = lambda h, labels, following: (
+        seen.append(labels[following == LATENT]),
+        h.sum() * 0,
+    )[1]
     for seed in range(200):
         run(method, rows[:1], 2, seed)
-    labels = torch.stack(seen)                                       # (200, N)
+    labels = torch.stack(seen)  # (200, N)
     first = (labels == blocks[:, 0]).float().mean()
     assert ((labels == blocks[:, 0]) | (labels == blocks[:, 1])).all() and 0.45 < first < 0.55
 
@@ -172,10 +196,14 @@ def test_the_table_stays_frozen_and_all_else_learns(tok, rows, tmp_path, monkeyp
 def test_own_latents_supervise_the_answer_through_what_the_head_would_feed(tok, rows):
     method = make(tok, own_latents=1.0, latent_loss="nll")
     loss, logged = run(method, rows[:3], 2)
-    assert loss.item() == pytest.approx(logged["comp"] + method.config.latent_weight * logged["latent"] + logged["own"], rel=1e-5)
-    grads = torch.autograd.grad(loss - run(make(tok, latent_loss="nll"), rows[:3], 2)[0], method.latent_head.mu.weight)
+    assert loss.item() == pytest.approx(
+        logged["comp"] + method.config.latent_weight * logged["latent"] + logged["own"], rel=1e-5
+    )
+    grads = torch.autograd.grad(
+        loss - run(make(tok, latent_loss="nll"), rows[:3], 2)[0], method.latent_head.mu.weight
+    )
     assert grads[0].abs().sum() > 0
-    assert logged["own"] != run(method, rows[:3], 2, seed=1)[1]["own"]           # sampled
+    assert logged["own"] != run(method, rows[:3], 2, seed=1)[1]["own"]  # sampled
 
 
 def test_a_deterministic_head_has_no_sigma():
@@ -186,6 +214,7 @@ def test_a_deterministic_head_has_no_sigma():
 
 # --- decoding: test_decode.py holds it against the naive decoder ----------------------------------------------------
 
+
 def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
     method = make(tok).eval()
     solve = lambda: method.solve([r.text for r in rows])
@@ -193,9 +222,9 @@ def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
     assert torch.equal(a.latents, b.latents) and a.lengths.min() >= 1
     method.config.latent_temperature = 0.5
     assert not torch.equal(solve().latents[:, 0], a.latents[:, 0])
-    assert torch.equal(solve().latents, solve().latents)              # whatever was evaluated before
+    assert torch.equal(solve().latents, solve().latents)  # whatever was evaluated before
     method.config.latent_temperature, method.config.sample_end = 0.0, True
-    with torch.no_grad():                                             # </think> as likely as the likeliest token, or it is hardly ever drawn
+    with torch.no_grad():  # </think> as likely as the likeliest token, or it is hardly ever drawn
         method.model.head_weight[tok.end_think] = method.model.head_weight[a.chain[0, 0]]
     solve = lambda: method.solve([r.text for r in rows for _ in range(100)]).lengths
     a, method.config.seed = solve(), 1
@@ -205,9 +234,10 @@ def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
 
 # --- where it starts ------------------------------------------------------------------------------------------------
 
+
 def test_a_frozen_head_that_cannot_learn_the_markers_is_refused(tok):
     """Of a pretrained model with a tied head, asked directly; not of one that a run has taught </think>, nor with LoRA."""
-    make(tok, init="hub/name").adopt({}, {})                         # a head of its own
+    make(tok, init="hub/name").adopt({}, {})  # a head of its own
     tied = make(tok, init="hub/name")
     tied.model.config.tied = True
     with pytest.raises(UserError, match="cot_sft first"):

@@ -1,4 +1,5 @@
 """CoLaR's RL: the surrogate by hand, samples one by one, the plain policy gradient at first, and rewards that rise."""
+
 import dataclasses
 import math
 import random
@@ -7,7 +8,6 @@ import pytest
 import torch
 from test_colar import make, rows  # noqa: F401  (rows: a fixture)
 
-from minilatent import rl
 from minilatent.config import UserError
 from minilatent.losses import advantages, clipped_surrogate, mean_by
 from minilatent.masks import LATENT, TAIL
@@ -16,11 +16,11 @@ from minilatent.methods.colar import log_not
 
 def test_advantages_and_the_surrogate_by_hand():
     A = advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
-    std = math.sqrt(3) / 4                                           # of 1, 0, 0, 0
+    std = math.sqrt(3) / 4  # of 1, 0, 0, 0
     torch.testing.assert_close(A[0], torch.tensor([0.75, -0.25, -0.25, -0.25]) / std)
-    assert (A[1] == 0).all()                                         # nothing to learn from
+    assert (A[1] == 0).all()  # nothing to learn from
     old = torch.zeros(6)
-    new = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1, 0.9]).log()         # the ratios
+    new = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1, 0.9]).log()  # the ratios
     advantage = torch.tensor([2.0, -2.0, 2.0, -2.0, 1.0, -1.0])
     gain, clipped = clipped_surrogate(new, old, advantage, 0.2)
     torch.testing.assert_close(gain, torch.tensor([2.4, -3.0, 1.0, -1.6, 1.1, -0.9]))
@@ -32,7 +32,9 @@ def test_advantages_and_the_surrogate_by_hand():
 def test_log_not_is_the_log_of_the_other_tokens_probability():
     logits = torch.randn(20, 9, generator=torch.Generator().manual_seed(0)) * 3
     torch.testing.assert_close(log_not(logits, 4), (1 - logits.softmax(-1)[:, 4]).log(), rtol=1e-4, atol=1e-5)
-    assert log_not(torch.tensor([[0.0, 40.0]]), 1).item() == pytest.approx(-40.0)       # where 1 - p is 0 in float32
+    assert log_not(torch.tensor([[0.0, 40.0]]), 1).item() == pytest.approx(
+        -40.0
+    )  # where 1 - p is 0 in float32
 
 
 def rolled(tok, rows, seed=0, **changes):
@@ -51,33 +53,42 @@ REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 def test_a_samples_reward_is_whether_it_says_its_own_questions_answer(tok, rows, monkeypatch):
     """The answers that count as right are set to what some of the samples said: the same rollout then earns these rewards."""
-    monkeypatch.setattr(rl, "is_correct", lambda answer, gold: answer == gold)       # random weights say no numbers
+    monkeypatch.setattr(
+        rl, "is_correct", lambda answer, gold: answer == gold
+    )  # random weights say no numbers
     method, batch = rolled(tok, rows)
     tails = [ids[kind == TAIL].tolist()[1:] for ids, kind in zip(batch["ids"], batch["kind"])]
     said = [tok.decode(t) for t in tails]
-    gold = [said[1], said[3], "no answer"]                           # one of question 0's samples, the first of question 1's
+    gold = [said[1], said[3], "no answer"]  # one of question 0's samples, the first of question 1's
     asked = [dataclasses.replace(r, answer=tok.encode(g)) for r, g in zip(rows, gold)]
     again = method.rollout(asked, random.Random(0))
     assert torch.equal(again["ids"], batch["ids"])
     right = [answer == gold[i // 3] for i, answer in enumerate(said)]
     assert again["right"].tolist() == right and sum(right) >= 2 and not all(right)
-    assert again["rewards"].tolist() == [[float(r) for r in right[i:i + 3]] for i in (0, 3, 6)]
+    assert again["rewards"].tolist() == [[float(r) for r in right[i : i + 3]] for i in (0, 3, 6)]
     for i in range(3):
         r = again["rewards"][i]
-        torch.testing.assert_close(again["advantage"].view(3, 3)[i], (r - r.mean()) / (r.std(unbiased=False) + 1e-6))
+        torch.testing.assert_close(
+            again["advantage"].view(3, 3)[i], (r - r.mean()) / (r.std(unbiased=False) + 1e-6)
+        )
 
 
 def test_the_log_tells_how_many_chains_collapsed(tok, rows):
     method, batch = rolled(tok, rows, max_chain=3)
     logged, count = method.loss(batch, None, 0.0)[1], (batch["kind"] == LATENT).sum(1)
     assert logged["one_latent"] == pytest.approx((count == 1).float().mean().item())
-    assert logged["cut_off"] == pytest.approx(1 - batch["closed"].float().mean().item()) and logged["cut_off"] > 0.5
+    assert (
+        logged["cut_off"] == pytest.approx(1 - batch["closed"].float().mean().item())
+        and logged["cut_off"] > 0.5
+    )
 
 
-@pytest.mark.parametrize("length, said", [(1.0, "one latent"), (7.9, "the maximum of --max_chain"), (4.0, "")])
+@pytest.mark.parametrize(
+    "length, said", [(1.0, "one latent"), (7.9, "the maximum of --max_chain"), (4.0, "")]
+)
 def test_a_collapse_is_told(tok, rows, capsys, monkeypatch, length, said):
     method, _ = rolled(tok, rows, max_chain=8)
-    monkeypatch.setattr(rl, "accuracy", lambda *_: {"accuracy": 0.25, "mean_len": length})
+    monkeypatch.setattr(grpo, "accuracy", lambda *_: {"accuracy": 0.25, "mean_len": length})
     assert method.validate([]) == {"accuracy": 0.25, "mean_len": length}
     err = capsys.readouterr().err
     assert f"collapsed to {said}: accuracy 0.250, #L {length:.1f}" in err if said else not err
@@ -87,12 +98,16 @@ def test_the_parts_of_an_accumulated_step_draw_different_samples(tok, rows):
     method = make(tok, "colar_rl", latent_loss="nll")
     a, b = (method.rollout([row], random.Random(0)) for row in rows[:2])
     drawn = []
-    for batch in (a, b):                                             # ε = (z - μ) / σ of the first latent
+    for batch in (a, b):  # ε = (z - μ) / σ of the first latent
         kind = batch["kind"][:1]
-        mu, log_sigma = method.latent_head(method.model(embeds=method.embed_with(batch["ids"], batch["kind"], batch["z"]))[0])
+        mu, log_sigma = method.latent_head(
+            method.model(embeds=method.embed_with(batch["ids"], batch["kind"], batch["z"]))[0]
+        )
         first = int((kind[0] == LATENT).nonzero()[0]) - 1
         drawn.append((batch["z"][0] / method.scale - mu[first]) / log_sigma[first].exp())
-    assert drawn[0].std().item() == pytest.approx(1.0, abs=0.5) and not torch.allclose(drawn[0], drawn[1], atol=0.1)
+    assert drawn[0].std().item() == pytest.approx(1.0, abs=0.5) and not torch.allclose(
+        drawn[0], drawn[1], atol=0.1
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -108,7 +123,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows, te
         n = int((kind == LATENT).sum())
         x = torch.stack([E[t] for t in ids])
         first = ids.index(tok.latent)
-        x[first:first + n] = z[at:at + n]
+        x[first : first + n] = z[at : at + n]
         h = method.model(embeds=x[None])[0]
         logits = method.model.logits(h)
         logits[:, tok.never] = -float("inf")
@@ -133,10 +148,13 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows, te
 
 def test_a_cold_end_is_greedy_and_a_hot_one_ends_chains_anywhere(tok, rows):
     method, questions = make(tok, max_chain=64), [r.text for r in rows for _ in range(100)]
-    cold, hot = (method.solve(questions, sample_end=torch.Generator().manual_seed(1), end_temperature=t).lengths for t in (1e-4, 1e4))
+    cold, hot = (
+        method.solve(questions, sample_end=torch.Generator().manual_seed(1), end_temperature=t).lengths
+        for t in (1e-4, 1e4)
+    )
     assert torch.equal(cold, method.solve(questions).lengths)
-    every = 1 / (tok.vocab_size - len(tok.never))                                # all tokens alike: the chance to end at each latent
-    assert (hot < 64).double().mean().item() == pytest.approx(1 - (1 - every) ** 63, abs=0.05)           # 0.11
+    every = 1 / (tok.vocab_size - len(tok.never))  # all tokens alike: the chance to end at each latent
+    assert (hot < 64).double().mean().item() == pytest.approx(1 - (1 - every) ** 63, abs=0.05)  # 0.11
 
 
 def test_both_ways_to_end_a_chain_occur_above(tok, rows):
@@ -152,11 +170,17 @@ def test_the_first_inner_step_is_the_plain_policy_gradient(tok, rows, average):
     for name, (values, _) in method.log_probs(method.heard(batch))[0].items():
         assert torch.equal(values, batch["old_" + name]), name
     loss, logged = method.loss(batch, None, 0.0)
-    assert {logged["clipped_" + name] for name in ("latents", "decisions", "answer")} == {0.0} and logged["reward"] == pytest.approx(1 / 3) and logged["silent"] == pytest.approx(1 / 3)
+    assert (
+        {logged["clipped_" + name] for name in ("latents", "decisions", "answer")} == {0.0}
+        and logged["reward"] == pytest.approx(1 / 3)
+        and logged["silent"] == pytest.approx(1 / 3)
+    )
     parameters = [p for m in method.trainable() for p in m.parameters()]
     surrogate = torch.autograd.grad(loss, parameters, allow_unused=True)
     plain = 0.0
-    for values, sample in method.log_probs(batch)[0].values():       # the third group is silent: two have a part in the mean
+    for values, sample in method.log_probs(batch)[
+        0
+    ].values():  # the third group is silent: two have a part in the mean
         some = (sample < 6).float()
         weight = some / (6 * torch.bincount(sample, minlength=9)[sample]) if average else some / some.sum()
         plain = plain - (weight * batch["advantage"][sample] * values).sum()
@@ -169,9 +193,11 @@ def test_the_first_inner_step_is_the_plain_policy_gradient(tok, rows, average):
 def test_silent_groups_cost_no_pass(tok, rows):
     method, batch = rolled(tok, rows)
     seen = []
-    method.model.register_forward_pre_hook(lambda model, args, kwargs: seen.append(len(kwargs["embeds"])), with_kwargs=True)
+    method.model.register_forward_pre_hook(
+        lambda model, args, kwargs: seen.append(len(kwargs["embeds"])), with_kwargs=True
+    )
     method.loss(score(method, batch, REWARDS), None, 0.0)
-    assert seen == [6, 6]                                            # p_old and p: nine samples, of which three agree
+    assert seen == [6, 6]  # p_old and p: nine samples, of which three agree
 
 
 def test_a_second_inner_step_meets_the_clip(tok, rows):
@@ -180,7 +206,9 @@ def test_a_second_inner_step_meets_the_clip(tok, rows):
     with torch.no_grad():
         method.latent_head.mu.bias.add_(1.0)
     logged = method.loss(batch, None, 0.0)[1]
-    assert logged["clipped_latents"] > 0 and logged["clipped_answer"] == 0.0      # the latents stay what they were: only their μ moved
+    assert (
+        logged["clipped_latents"] > 0 and logged["clipped_answer"] == 0.0
+    )  # the latents stay what they were: only their μ moved
 
 
 def test_samples_repeat_with_their_seed_and_differ_inside_a_group(tok, rows):
@@ -190,7 +218,7 @@ def test_samples_repeat_with_their_seed_and_differ_inside_a_group(tok, rows):
     first = torch.stack([one["z"][0], one["z"][int((one["kind"][0] == LATENT).sum())]])
     assert not torch.equal(first[0], first[1])
     tail = (one["kind"] == TAIL).sum(1)
-    assert tail.min() >= 2                                           # </think> and at least one token
+    assert tail.min() >= 2  # </think> and at least one token
 
 
 def test_rl_raises_the_reward_of_a_two_armed_bandit():
@@ -245,15 +273,28 @@ def test_rl_starts_from_a_colar_run_with_a_sigma(tok):
         with pytest.raises(UserError, match=f"--latent_loss {no_sigma['latent_loss']}, which leaves none"):
             method.adopt({}, {"method": "colar", **no_sigma})
     head = make(tok, seed=7, head_width=9).latent_head.state_dict()
-    method.inherit(method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.25})
+    method.inherit(
+        method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.25}
+    )
     assert (method.config.latent_loss, method.config.sigma_floor) == ("nll", 0.25)
-    method.inherit(method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.1})
-    assert method.config.sigma_floor == 0.25                         # what was asked for, if it is more: it explores further
+    method.inherit(
+        method.config, {"method": "colar", "head_width": 9, "latent_loss": "nll", "sigma_floor": 0.1}
+    )
+    assert method.config.sigma_floor == 0.25  # what was asked for, if it is more: it explores further
     method = type(method)(method.config, tok, method.model)
-    method.adopt({f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
-                 {"method": "colar", "latent_loss": "nll"})
-    assert method.scale == 1.0                                       # the unit of its latents
+    method.adopt(
+        {f"latent_head.{n}": t for n, t in head.items()} | {"scale": torch.tensor(1.0)},
+        {"method": "colar", "latent_loss": "nll"},
+    )
+    assert method.scale == 1.0  # the unit of its latents
     assert all(torch.equal(method.latent_head.state_dict()[n], t) for n, t in head.items())
     with pytest.raises(UserError, match="the latent head of --init .*mu.weight.* has shape"):
-        method.adopt({f"latent_head.{n}": t for n, t in make(tok, head_width=7).latent_head.state_dict().items() if n == "mu.weight"} |
-                     {f"latent_head.{n}": t for n, t in head.items() if n != "mu.weight"}, {"method": "colar", "latent_loss": "nll"})
+        method.adopt(
+            {
+                f"latent_head.{n}": t
+                for n, t in make(tok, head_width=7).latent_head.state_dict().items()
+                if n == "mu.weight"
+            }
+            | {f"latent_head.{n}": t for n, t in head.items() if n != "mu.weight"},
+            {"method": "colar", "latent_loss": "nll"},
+        )

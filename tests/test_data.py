@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from minilatent.config import UserError
-from minilatent.data import SOURCES, exclude, load
-from minilatent.example import Example, is_correct, normalise
+from minilatent.tasks import load
+from minilatent.tasks.answers import Example, is_correct, normalise
+from minilatent.tasks.published import SOURCES, exclude
 
-GSM8K = {"question": "Natalia sold 48 clips?", "answer": "In May 48/2 = <<48/2=24>>24 clips.\n"
-         "Altogether 48+24 = <<48+24=72>>72.\n#### 72"}
+GSM8K = {
+    "question": "Natalia sold 48 clips?",
+    "answer": "In May 48/2 = <<48/2=24>>24 clips.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72",
+}
 AUG = "John cuts .5 inches a month?||<<4-2=2>> <<2/.5=4>> #### 4"
 PAL = {"input": "Each pack costs 76?", "code": "\ndef solution(): ...", "target": 51.0}
 STEPS = {"question": "How many?", "steps": ["<<600*30/100=180>>", "<<180+1=181>>"], "answer": "181"}
@@ -27,9 +30,10 @@ def write(path: Path, *lines, newline="\n", encoding="utf-8") -> Path:
 
 
 def many(path: Path, n: int, question="Question {} about apples?") -> Path:
-    return write(path, *(
-        {"question": question.format(i), "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"} for i in range(n)
-    ))
+    return write(
+        path,
+        *({"question": question.format(i), "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"} for i in range(n)),
+    )
 
 
 def error(*args, **kwargs) -> str:
@@ -42,16 +46,26 @@ def error(*args, **kwargs) -> str:
 
 # --- formats ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("line, expected", [
-    (GSM8K, Example("Natalia sold 48 clips?", ("<<48/2=24>>", "<<48+24=72>>"), "72")),
-    (AUG, Example("John cuts .5 inches a month?", ("<<4-2=2>>", "<<2/.5=4>>"), "4")),
-    (PAL, Example("Each pack costs 76?", (), "51")),
-    (STEPS, Example("How many?", ("<<600*30/100=180>>", "<<180+1=181>>"), "181")),
-    ({"question": "How many?", "steps": [], "answer": 3}, Example("How many?", (), "3")),
-    ({"question": "A||B?", "answer": "#### 1,080"}, Example("A||B?", (), "1080")),  # JSON, whatever it contains
-    ("Who {or what}?|| #### -2", Example("Who {or what}?", (), "-2")),
-    ("q?||<<1+1=2>> #### 2 is no answer <<2*2=4>> #### 4", Example("q?", ("<<1+1=2>>", "<<2*2=4>>"), "4")),
-])
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        (GSM8K, Example("Natalia sold 48 clips?", ("<<48/2=24>>", "<<48+24=72>>"), "72")),
+        (AUG, Example("John cuts .5 inches a month?", ("<<4-2=2>>", "<<2/.5=4>>"), "4")),
+        (PAL, Example("Each pack costs 76?", (), "51")),
+        (STEPS, Example("How many?", ("<<600*30/100=180>>", "<<180+1=181>>"), "181")),
+        ({"question": "How many?", "steps": [], "answer": 3}, Example("How many?", (), "3")),
+        (
+            {"question": "A||B?", "answer": "#### 1,080"},
+            Example("A||B?", (), "1080"),
+        ),  # JSON, whatever it contains
+        ("Who {or what}?|| #### -2", Example("Who {or what}?", (), "-2")),
+        (
+            "q?||<<1+1=2>> #### 2 is no answer <<2*2=4>> #### 4",
+            Example("q?", ("<<1+1=2>>", "<<2*2=4>>"), "4"),
+        ),
+    ],
+)
 def test_each_published_format_is_known_by_its_content_not_by_its_name(tmp_path, line, expected):
     for name in ("data.jsonl", "data.txt", "data"):
         assert load(write(tmp_path / name, line), "test") == [expected]
@@ -64,16 +78,21 @@ def test_one_file_may_mix_formats_and_have_a_bom_crlf_and_blank_lines(tmp_path):
 
 
 def test_the_text_style_gives_sentences_without_marks_and_without_the_answer_line(tmp_path):
-    example, = load(write(tmp_path / "x", GSM8K), "test", chain_style="text")
+    (example,) = load(write(tmp_path / "x", GSM8K), "test", chain_style="text")
     assert example.steps == ("In May 48/2 = 24 clips.", "Altogether 48+24 = 72.")
     assert example.answer == "72"
 
 
-@pytest.mark.parametrize("line, style", [
-    (AUG, "text"), (PAL, "text"), (STEPS, "text"),
-    ({"question": "q?", "answer": "Half of 4 is 2.\n#### 2"}, "equations"),
-    ({"question": "q?", "steps": ["Half of 4 is 2."], "answer": 2}, "equations"),
-])
+@pytest.mark.parametrize(
+    "line, style",
+    [
+        (AUG, "text"),
+        (PAL, "text"),
+        (STEPS, "text"),
+        ({"question": "q?", "answer": "Half of 4 is 2.\n#### 2"}, "equations"),
+        ({"question": "q?", "steps": ["Half of 4 is 2."], "answer": 2}, "equations"),
+    ],
+)
 def test_a_style_of_which_the_file_has_no_chain_is_an_error_not_a_set_of_empty_chains(tmp_path, line, style):
     message = error(write(tmp_path / "x", line), "test", chain_style=style)
     assert str(tmp_path / "x") in message and "--chain_style" in message
@@ -85,6 +104,7 @@ def test_examples_without_steps_are_kept(tmp_path):
 
 
 # --- splits ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("n, held_out", [(2, 1), (10, 1), (100, 10), (6000, 500)])
 def test_train_and_val_divide_a_file_and_test_is_all_of_it(tmp_path, n, held_out):
@@ -137,35 +157,45 @@ def test_a_file_too_small_to_divide_is_an_error_not_an_empty_split(tmp_path):
 
 # --- bad input -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("line, says", [
-    ('{"question": "q?", "answer": ', "not JSON"),
-    ("version https://git-lfs.github.com/spec/v1", "not JSON"),
-    ("[" * 100_000, "not JSON"),
-    ('{"question": "q?", "answer": ' + "9" * 5000 + "}", "not JSON"),
-    ('["a"]', "object"), ("3", "object"), ("null", "object"),
-    ({"answer": "#### 1", "id": 7}, "'question' (it has 'answer', 'id')"),
-    ({"question": "q?", "id": 7}, "'answer' (it has 'question', 'id')"),
-    ({"input": "q?", "code": ""}, "'target' (it has 'input', 'code')"),
-    ({}, "'question' (it has none)"),
-    ({"question": "q?", "answer": None}, "'answer'"),
-    ({"question": " ", "answer": 1}, "'question'"), ({"question": 5, "answer": 1}, "'question'"),
-    ({"question": "q?", "answer": "So he has 5 left."}, "no answer"),
-    ({"question": "q?", "answer": "<<2+3=5>>5\n#### "}, "no answer"),
-    ({"question": "q?", "answer": "#### five"}, "no answer"),
-    ({"question": "q?", "answer": ""}, "no answer"), ({"question": "q?", "answer": True}, "no answer"),
-    ('{"question": "q?", "answer": NaN}', "no answer"), ({"input": "q?", "target": [5]}, "no answer"),
-    ({"question": "q?", "answer": 5, "steps": 7}, "'steps'"),
-    ("q?||<<2+3=5>>", "no answer"), ("||<<2+3=5>> #### 5", "'question'"),
-])
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ('{"question": "q?", "answer": ', "not JSON"),
+        ("version https://git-lfs.github.com/spec/v1", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"question": "q?", "answer": ' + "9" * 5000 + "}", "not JSON"),
+        ('["a"]', "object"),
+        ("3", "object"),
+        ("null", "object"),
+        ({"answer": "#### 1", "id": 7}, "'question' (it has 'answer', 'id')"),
+        ({"question": "q?", "id": 7}, "'answer' (it has 'question', 'id')"),
+        ({"input": "q?", "code": ""}, "'target' (it has 'input', 'code')"),
+        ({}, "'question' (it has none)"),
+        ({"question": "q?", "answer": None}, "'answer'"),
+        ({"question": " ", "answer": 1}, "'question'"),
+        ({"question": 5, "answer": 1}, "'question'"),
+        ({"question": "q?", "answer": "So he has 5 left."}, "no answer"),
+        ({"question": "q?", "answer": "<<2+3=5>>5\n#### "}, "no answer"),
+        ({"question": "q?", "answer": "#### five"}, "no answer"),
+        ({"question": "q?", "answer": ""}, "no answer"),
+        ({"question": "q?", "answer": True}, "no answer"),
+        ('{"question": "q?", "answer": NaN}', "no answer"),
+        ({"input": "q?", "target": [5]}, "no answer"),
+        ({"question": "q?", "answer": 5, "steps": 7}, "'steps'"),
+        ("q?||<<2+3=5>>", "no answer"),
+        ("||<<2+3=5>> #### 5", "'question'"),
+    ],
+)
 def test_a_bad_line_is_named_with_its_file_its_number_and_what_is_wrong(tmp_path, line, says):
     path = write(tmp_path / "x.jsonl", GSM8K, "", line, GSM8K)
     message = error(path, "test")
     assert message.startswith(f"{path}, line 3: ") and says in message and len(message) < 400
 
 
-@pytest.mark.parametrize("content", [
-    b"\xff\xfe{\x00", GSM8K["question"].encode("utf-16"), b"PAR1\x80\x00", b"\x1f\x8b\x08",
-])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe{\x00", GSM8K["question"].encode("utf-16"), b"PAR1\x80\x00", b"\x1f\x8b\x08"]
+)
 def test_a_file_that_is_not_utf8_is_named_with_the_line(tmp_path, content):
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(GSM8K).encode() + b"\n" + content)
@@ -179,7 +209,9 @@ def test_an_empty_file_is_called_empty(tmp_path, content):
 
 
 def test_a_missing_file_a_folder_and_an_unknown_name_are_told_apart(tmp_path):
-    assert error(tmp_path / "none.jsonl") == f"cannot read {tmp_path / 'none.jsonl'}: No such file or directory"
+    assert (
+        error(tmp_path / "none.jsonl") == f"cannot read {tmp_path / 'none.jsonl'}: No such file or directory"
+    )
     assert "is a folder" in error(tmp_path)
     assert "did you mean gsm8k?" in error("gsm8")
     assert "did you mean mini_svamp?" in error("mini_swamp")
@@ -195,6 +227,7 @@ def test_wrong_options_are_errors(tmp_path):
 
 
 # --- names -----------------------------------------------------------------------------------------------------
+
 
 def test_a_mini_name_is_generated_and_a_file_called_mini_is_read(tmp_path, monkeypatch):
     examples = load("mini", "val", limit=5, seed=1)
@@ -229,7 +262,9 @@ def test_gsm8k_holds_its_validation_out_of_train_and_never_out_of_test(hub):
     hub.splits.update(train=rows(600), test=rows(50, 1000))
     train, val = load("gsm8k", "train"), load("gsm8k", "val", revision="abc")
     assert (len(train), len(val)) == (540, 60) and exclude(train, val) == train
-    assert {call[:3] for call in hub.calls} == {("openai/gsm8k", "main", "train")} and hub.calls[-1][3] == "abc"
+    assert {call[:3] for call in hub.calls} == {("openai/gsm8k", "main", "train")} and hub.calls[-1][
+        3
+    ] == "abc"
     assert [e.question for e in load("gsm8k", "test")] == [row["question"] for row in hub.splits["test"]]
 
 
@@ -246,10 +281,22 @@ def test_gsm8k_aug_has_its_own_validation_split_and_train_leaves_it_out(hub, cap
     assert "1 rows left out" in capsys.readouterr().err  # a bad row of the hub is counted, not fatal
 
 
-@pytest.mark.parametrize("name, file", [
-    ("gsm8k", "train.jsonl"), ("gsm8k_aug", "train.txt"), ("gsm_hard", "gsmhardv2.jsonl"), ("svamp", "svamp.jsonl"),
-    ("multiarith", "mawpsmultiarith.jsonl"), ("math", "math.jsonl"), ("math500", "math500.jsonl"), ("aime24", "aime24.jsonl")])
-def test_without_a_network_the_error_says_what_to_download_and_how_to_do_without(hub, monkeypatch, name, file):
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("gsm8k", "train.jsonl"),
+        ("gsm8k_aug", "train.txt"),
+        ("gsm_hard", "gsmhardv2.jsonl"),
+        ("svamp", "svamp.jsonl"),
+        ("multiarith", "mawpsmultiarith.jsonl"),
+        ("math", "math.jsonl"),
+        ("math500", "math500.jsonl"),
+        ("aime24", "aime24.jsonl"),
+    ],
+)
+def test_without_a_network_the_error_says_what_to_download_and_how_to_do_without(
+    hub, monkeypatch, name, file
+):
     for reason in ("no route to host", "datasets"):
         message = error(name, "train" if "train" in SOURCES[name].splits else "test")
         assert reason in message and f"--data path/to/{file}" in message and "--data mini" in message
@@ -266,24 +313,53 @@ def test_a_test_set_cannot_be_trained_or_validated_on(hub, name):
         assert f"eval.py --data {name}" in error(name, split)
 
 
-MATH = {"problem": "Find $\\sin 60^\\circ$.", "level": "Level 2", "solution": "It is\n$\\boxed{2}/\\ldots$, no, $\\boxed{\\frac{\\sqrt{3}}{2}}.$"}
+MATH = {
+    "problem": "Find $\\sin 60^\\circ$.",
+    "level": "Level 2",
+    "solution": "It is\n$\\boxed{2}/\\ldots$, no, $\\boxed{\\frac{\\sqrt{3}}{2}}.$",
+}
 
 
 def test_maths_rows_come_with_sentences_for_a_chain_and_latex_for_an_answer(hub, tmp_path):
     hub.splits.update(train=[MATH | {"problem": f"{i}?"} for i in range(20)], test=[MATH])
-    example, = load("math", "test", chain_style="text")
+    (example,) = load("math", "test", chain_style="text")
     assert example.steps == tuple(MATH["solution"].split("\n")) and example.answer == "$\\frac{\\sqrt{3}}{2}$"
-    assert len(load("math", "train", chain_style="text")) == 18 and len(load("math", "val", chain_style="text")) == 2
-    assert load("math", "test")[0].steps == ()                           # eval.py of a run on equations takes it all the same
+    assert (
+        len(load("math", "train", chain_style="text")) == 18
+        and len(load("math", "val", chain_style="text")) == 2
+    )
+    assert load("math", "test")[0].steps == ()  # eval.py of a run on equations takes it all the same
     assert load(write(tmp_path / "x.jsonl", MATH), "test", chain_style="text") == [example]
-    for bad in ({"problem": "x"}, {"problem": "", "answer": 3}, {"problem": "x", "solution": "no box"}, {"problem": 3, "answer": 3}):
+    for bad in (
+        {"problem": "x"},
+        {"problem": "", "answer": 3},
+        {"problem": "x", "solution": "no box"},
+        {"problem": 3, "answer": 3},
+    ):
         assert "line 1: lacks a 'problem'" in error(write(tmp_path / "bad.jsonl", bad), "test")
 
 
-@pytest.mark.parametrize("answer, stored", [
-    ("33", "33"), (204, "204"), ("033", "33"), ("1,024", "1024"), ("10,\\!080", "10080"), ("-\\frac{1}{2}", "-0.5"), ("1/3", "1/3"),
-    ("$7$", "7"), ("5\\pi", "$5\\pi$"), ("2x", "$2x$"), ("[1,2)", "$[1,2)$"), ("\\{1,2\\}", "$\\{1,2\\}$"), ("1,2", "$1,2$"),
-    ("\\text{Evelyn}", "$\\text{Evelyn}$"), ("90^\\circ", "$90^\\circ$"), ("\\frac{3}{x}", "$\\frac{3}{x}$")])
+@pytest.mark.parametrize(
+    "answer, stored",
+    [
+        ("33", "33"),
+        (204, "204"),
+        ("033", "33"),
+        ("1,024", "1024"),
+        ("10,\\!080", "10080"),
+        ("-\\frac{1}{2}", "-0.5"),
+        ("1/3", "1/3"),
+        ("$7$", "7"),
+        ("5\\pi", "$5\\pi$"),
+        ("2x", "$2x$"),
+        ("[1,2)", "$[1,2)$"),
+        ("\\{1,2\\}", "$\\{1,2\\}$"),
+        ("1,2", "$1,2$"),
+        ("\\text{Evelyn}", "$\\text{Evelyn}$"),
+        ("90^\\circ", "$90^\\circ$"),
+        ("\\frac{3}{x}", "$\\frac{3}{x}$"),
+    ],
+)
 def test_an_answer_of_math_is_a_number_only_if_it_is_nothing_else(tmp_path, answer, stored):
     assert load(write(tmp_path / "x.jsonl", {"problem": "?", "answer": answer}), "test")[0].answer == stored
 
@@ -291,14 +367,22 @@ def test_an_answer_of_math_is_a_number_only_if_it_is_nothing_else(tmp_path, answ
 # --- the real files, where they are ----------------------------------------------------------------------------
 
 SHARED = Path(os.environ.get("MINILATENT_SHARED") or Path(__file__).parents[2] / "shared" / "data")
-COUNTS = {"gsm8k_train.jsonl": 7473, "gsm8k_test.jsonl": 1319,
-          "gsm8k_aug_valid.txt": 500, "gsm8k_aug_test.txt": 1319,
-          "gsm_hard_test.jsonl": 1319, "svamp_test.jsonl": 1000, "multiarith_test.jsonl": 600}
+COUNTS = {
+    "gsm8k_train.jsonl": 7473,
+    "gsm8k_test.jsonl": 1319,
+    "gsm8k_aug_valid.txt": 500,
+    "gsm8k_aug_test.txt": 1319,
+    "gsm_hard_test.jsonl": 1319,
+    "svamp_test.jsonl": 1000,
+    "multiarith_test.jsonl": 600,
+}
 
 
 def real(name: str, split: str = "test", **options) -> list[Example]:
     if not (SHARED / name).exists():
-        pytest.skip(f"{name} is not in {SHARED} (set MINILATENT_SHARED to the folder with the published files)")
+        pytest.skip(
+            f"{name} is not in {SHARED} (set MINILATENT_SHARED to the folder with the published files)"
+        )
     return load(SHARED / name, split, **options)
 
 

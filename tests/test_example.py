@@ -7,74 +7,184 @@ from fractions import Fraction
 import pytest
 
 from minilatent.config import UserError
-from minilatent.example import Example, extract_answer, is_correct, normalise
+from minilatent.tasks.answers import Example, extract_answer, is_correct, normalise
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("18", "18"), ("18.", "18"), ("18.00", "18"), ("0.50", "0.5"), (".5", "0.5"), ("007", "7"), ("-0", "0"),
-    ("1,234", "1234"), ("1,234,567.80", "1234567.8"), ("1{,}234", "1234"), (r"1,\!234", "1234"), (r"1\,234", "1234"),
-    ("$18", "18"), ("$ 3", "3"), ("£1,000", "1000"), ("€5", "5"), (r"\$18", "18"), ("US$5", "5"), ("Rs.500", "500"),
-    ("18 dollars", "18"), ("5kg", "5"), ("50%", "50"), (r"50\%", "50"), ("**18**", "18"),
-    ("-3", "-3"), ("−3", "-3"), ("-$5", "-5"), ("$-5", "-5"), ("= -3", "-3"), ("(-3)", "-3"), ("-.5", "-0.5"),
-    ("1/2", "0.5"), ("-1/2", "-0.5"), ("6/3", "2"), ("1/3", "1/3"), ("2/6", "1/3"),
-    ("2 1/2", "2.5"), ("-2 1/2", "-2.5"),
-    (r"\frac{1}{2}", "0.5"), (r"\dfrac{3}{4}", "0.75"), (r"\frac12", "0.5"), (r"-\frac{1}{2}", "-0.5"),
-    (r"\frac{-1}{2}", "-0.5"), (r"2\frac{1}{2}", "2.5"), ("1e3", "1000"), ("1.5E-2", "0.015"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("18", "18"),
+        ("18.", "18"),
+        ("18.00", "18"),
+        ("0.50", "0.5"),
+        (".5", "0.5"),
+        ("007", "7"),
+        ("-0", "0"),
+        ("1,234", "1234"),
+        ("1,234,567.80", "1234567.8"),
+        ("1{,}234", "1234"),
+        (r"1,\!234", "1234"),
+        (r"1\,234", "1234"),
+        ("$18", "18"),
+        ("$ 3", "3"),
+        ("£1,000", "1000"),
+        ("€5", "5"),
+        (r"\$18", "18"),
+        ("US$5", "5"),
+        ("Rs.500", "500"),
+        ("18 dollars", "18"),
+        ("5kg", "5"),
+        ("50%", "50"),
+        (r"50\%", "50"),
+        ("**18**", "18"),
+        ("-3", "-3"),
+        ("−3", "-3"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("= -3", "-3"),
+        ("(-3)", "-3"),
+        ("-.5", "-0.5"),
+        ("1/2", "0.5"),
+        ("-1/2", "-0.5"),
+        ("6/3", "2"),
+        ("1/3", "1/3"),
+        ("2/6", "1/3"),
+        ("2 1/2", "2.5"),
+        ("-2 1/2", "-2.5"),
+        (r"\frac{1}{2}", "0.5"),
+        (r"\dfrac{3}{4}", "0.75"),
+        (r"\frac12", "0.5"),
+        (r"-\frac{1}{2}", "-0.5"),
+        (r"\frac{-1}{2}", "-0.5"),
+        (r"2\frac{1}{2}", "2.5"),
+        ("1e3", "1000"),
+        ("1.5E-2", "0.015"),
+    ],
+)
 def test_a_number_is_read_in_every_way_it_is_written(text, expected):
     for around in ("{}", "so she has {} left", "The answer is: {}", "#### {}"):
         assert extract_answer(around.format(text)) == expected
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("1, 2", "2"), ("1,2", "2"), ("1,2345", "2345"), ("12,34", "34"),  # a list is not a number with commas
-    ("3-2", "2"), ("(1+2)-2", "2"), ("5%-10%", "10"), ("10-15 apples", "15"), ("x-2", "2"), ("5 - 2", "2"),
-    ("3 and -2", "-2"), ("she has 5 ... 6", "6"), ("it went on...7", "7"),
-    ("25 m^2", "25"), ("25 m2", "25"), ("<<16-3=13>>13", "13"), ("<<16-18=-2>>", "-2"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("1, 2", "2"),
+        ("1,2", "2"),
+        ("1,2345", "2345"),
+        ("12,34", "34"),  # a list is not a number with commas
+        ("3-2", "2"),
+        ("(1+2)-2", "2"),
+        ("5%-10%", "10"),
+        ("10-15 apples", "15"),
+        ("x-2", "2"),
+        ("5 - 2", "2"),
+        ("3 and -2", "-2"),
+        ("she has 5 ... 6", "6"),
+        ("it went on...7", "7"),
+        ("25 m^2", "25"),
+        ("25 m2", "25"),
+        ("<<16-3=13>>13", "13"),
+        ("<<16-18=-2>>", "-2"),
+    ],
+)
 def test_the_last_number_is_told_apart_from_its_neighbours(text, expected):
     assert extract_answer(text) == expected
 
 
-@pytest.mark.parametrize("text, expected", [
-    (r"\boxed{3} then #### 4 and the answer is 5, not 6", "3"),
-    ("#### 4 and the answer is 5, not 6", "4"),
-    ("The answer is 5, not 6", "5"),
-    ("ANSWER: 5 (of 6)", "5"),
-    (r"\boxed{3} or rather \boxed{4} of 9", "4"),
-    ("#### 3\nQuestion: 7?\n#### 4\n5", "4"),
-    ("The answer is 3. No, the answer is 4. 5", "4"),
-    (r"\boxed{\frac{1}{2}} 7", "0.5"), (r"\boxed{\text{about }\mathbf{12}} 7", "12"), (r"\boxed{x = 5} 7", "5"),
-    (r"\boxed{\boxed{3}} 7", "3"), (r"{ \boxed{8} 7", "8"), (r"\boxed {8} 7", "8"),
-    ("The answer is 9*2 = 18 dollars a day. 7", "18"), ("The answer is:\n18\n7", "18"),
-    ("The answer is 18. Check: 9*2=17", "18"), ("so $x = 4$. The answer is $4$.", "4"),
-    ("16-3=13 #### ", "13"), (r"it is 13 \boxed{", "13"), (r"it is \boxed{3} or \boxed{1", "3"),  # cut off
-    ("The answer is not known", None), ("", None), ("   ", None), ("no number", None), (None, None), (18, None),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (r"\boxed{3} then #### 4 and the answer is 5, not 6", "3"),
+        ("#### 4 and the answer is 5, not 6", "4"),
+        ("The answer is 5, not 6", "5"),
+        ("ANSWER: 5 (of 6)", "5"),
+        (r"\boxed{3} or rather \boxed{4} of 9", "4"),
+        ("#### 3\nQuestion: 7?\n#### 4\n5", "4"),
+        ("The answer is 3. No, the answer is 4. 5", "4"),
+        (r"\boxed{\frac{1}{2}} 7", "0.5"),
+        (r"\boxed{\text{about }\mathbf{12}} 7", "12"),
+        (r"\boxed{x = 5} 7", "5"),
+        (r"\boxed{\boxed{3}} 7", "3"),
+        (r"{ \boxed{8} 7", "8"),
+        (r"\boxed {8} 7", "8"),
+        ("The answer is 9*2 = 18 dollars a day. 7", "18"),
+        ("The answer is:\n18\n7", "18"),
+        ("The answer is 18. Check: 9*2=17", "18"),
+        ("so $x = 4$. The answer is $4$.", "4"),
+        ("16-3=13 #### ", "13"),
+        (r"it is 13 \boxed{", "13"),
+        (r"it is \boxed{3} or \boxed{1", "3"),  # cut off
+        ("The answer is not known", None),
+        ("", None),
+        ("   ", None),
+        ("no number", None),
+        (None, None),
+        (18, None),
+    ],
+)
 def test_marks_come_before_bare_numbers_and_the_last_mark_counts(text, expected):
     assert extract_answer(text) == expected
 
 
-@pytest.mark.parametrize("prediction, answer, verdict", [
-    ("18", "18", True), ("#### 1,080", "1080", True), ("18.00", "18", True), ("18", "18.0", True),
-    ("1/2", "0.5", True),
-    (r"\boxed{\dfrac{2}{4}}", "1/2", True), ("−3", "-3", True), ("2/6", "1/3", True), ("145", 145.0, True),
-    ("18", "81", False), ("-18", "18", False), ("180", "18", False),
-    ("0.333", "1/3", False), ("18.001", "18", False),
-    ("10000000000000000000001", "10000000000000000000000", False),  # the same float, not the same number
-    ("0.1", "0.10000000000000001", False),
-    (None, "18", False), ("", "18", False), ("eighteen", "18", False), ("eighteen", "eighteen", True),  # a word is compared as a word
-    ("1/0", "1/0", False), ("nan", float("nan"), False), (None, None, False),
-])
+@pytest.mark.parametrize(
+    "prediction, answer, verdict",
+    [
+        ("18", "18", True),
+        ("#### 1,080", "1080", True),
+        ("18.00", "18", True),
+        ("18", "18.0", True),
+        ("1/2", "0.5", True),
+        (r"\boxed{\dfrac{2}{4}}", "1/2", True),
+        ("−3", "-3", True),
+        ("2/6", "1/3", True),
+        ("145", 145.0, True),
+        ("18", "81", False),
+        ("-18", "18", False),
+        ("180", "18", False),
+        ("0.333", "1/3", False),
+        ("18.001", "18", False),
+        ("10000000000000000000001", "10000000000000000000000", False),  # the same float, not the same number
+        ("0.1", "0.10000000000000001", False),
+        (None, "18", False),
+        ("", "18", False),
+        ("eighteen", "18", False),
+        ("eighteen", "eighteen", True),  # a word is compared as a word
+        ("1/0", "1/0", False),
+        ("nan", float("nan"), False),
+        (None, None, False),
+    ],
+)
 def test_an_answer_is_right_only_if_the_numbers_are_equal(prediction, answer, verdict):
     assert is_correct(prediction, answer) is verdict
 
 
-@pytest.mark.parametrize("text", [
-    "1e9999", "1e999999999999", "1e-999999999", "1/0", "0/0", "1" * 200_000, "9/" + "1" * 9000, "." * 10_000,
-    "1," * 20_000, "1 " * 20_000, "-" * 20_000, r"\boxed{" * 5_000, r"\frac{" * 5_000, "{" * 20_000, "####" * 5_000,
-    "1" + " " * 20_000, "answer is " * 5_000, "\x00\ud800", "٣", "½",
-], ids=lambda text: repr(text[:12]))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e9999",
+        "1e999999999999",
+        "1e-999999999",
+        "1/0",
+        "0/0",
+        "1" * 200_000,
+        "9/" + "1" * 9000,
+        "." * 10_000,
+        "1," * 20_000,
+        "1 " * 20_000,
+        "-" * 20_000,
+        r"\boxed{" * 5_000,
+        r"\frac{" * 5_000,
+        "{" * 20_000,
+        "####" * 5_000,
+        "1" + " " * 20_000,
+        "answer is " * 5_000,
+        "\x00\ud800",
+        "٣",
+        "½",
+    ],
+    ids=lambda text: repr(text[:12]),
+)
 def test_no_text_makes_the_extractor_raise_or_hang(text):
     start = time.process_time()
     for around in (text, "#### " + text, r"\boxed{" + text + "}"):
@@ -88,13 +198,33 @@ def test_an_absurd_number_is_passed_over_for_the_one_before_it():
     assert extract_answer("5 and 1/0") == "5"
 
 
-@pytest.mark.parametrize("value, expected", [
-    (145.0, "145"), (18, "18"), (-9867630.0, "-9867630"), (3244047.0999999996, "3244047.1"), (1e20, "1" + "0" * 20),
-    (0.1 + 0.2, "0.3"), (2.0107e-06, "0.0000020107"), (9284017268534.4, "9284017268534.4"), (-0.0, "0"),
-    (109844510400, "109844510400"), ("145.0", "145"), (" 18 ", "18"), ("18 dollars.", "18"),
-    (float("nan"), None), (float("inf"), None), (True, None), (None, None), ([18], None), ("", None),
-    ("16-3=13", None), ("1, 2", None), ("she has 5", None),
-])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (145.0, "145"),
+        (18, "18"),
+        (-9867630.0, "-9867630"),
+        (3244047.0999999996, "3244047.1"),
+        (1e20, "1" + "0" * 20),
+        (0.1 + 0.2, "0.3"),
+        (2.0107e-06, "0.0000020107"),
+        (9284017268534.4, "9284017268534.4"),
+        (-0.0, "0"),
+        (109844510400, "109844510400"),
+        ("145.0", "145"),
+        (" 18 ", "18"),
+        ("18 dollars.", "18"),
+        (float("nan"), None),
+        (float("inf"), None),
+        (True, None),
+        (None, None),
+        ([18], None),
+        ("", None),
+        ("16-3=13", None),
+        ("1, 2", None),
+        ("she has 5", None),
+    ],
+)
 def test_normalise_gives_one_text_to_a_number_and_none_to_anything_else(value, expected):
     assert normalise(value) == expected
 
@@ -116,15 +246,27 @@ def test_an_example_is_a_value_and_joins_its_steps():
         example.answer = "7"
 
 
-@pytest.mark.parametrize("answer, right, wrong", [
-    (r"$\frac{\sqrt{3}}{2}$", [r"$\sqrt3/2$", r"so it is \boxed{\frac{\sqrt{3}}{2}}.", r"\frac{\sqrt{3}}{2}"], ["3/2", r"$\sqrt{3}$"]),
-    (r"$[1,2)$", ["$[1, 2)$"], ["$(1, 2)$", "1"]), (r"$\{1,2\}$", [r"$\{2,1\}$"], [r"$\{1,3\}$"]),
-    (r"$5\pi$", [r"5\pi", r"The answer is $5\pi$."], ["5", r"$\pi$", "", None]),
-    (r"$(3, \frac{\pi}{2})$", [r"$\left(3,\frac{\pi}{2}\right)$"], [r"$(\frac{\pi}{2}, 3)$"]),
-    (r"$x^2+1$", ["$1+x^2$"], ["$x^2-1$"]), (r"$\text{Evelyn}$", [r"$\text{Evelyn}$"], [r"$\text{Mary}$"])])
+@pytest.mark.parametrize(
+    "answer, right, wrong",
+    [
+        (
+            r"$\frac{\sqrt{3}}{2}$",
+            [r"$\sqrt3/2$", r"so it is \boxed{\frac{\sqrt{3}}{2}}.", r"\frac{\sqrt{3}}{2}"],
+            ["3/2", r"$\sqrt{3}$"],
+        ),
+        (r"$[1,2)$", ["$[1, 2)$"], ["$(1, 2)$", "1"]),
+        (r"$\{1,2\}$", [r"$\{2,1\}$"], [r"$\{1,3\}$"]),
+        (r"$5\pi$", [r"5\pi", r"The answer is $5\pi$."], ["5", r"$\pi$", "", None]),
+        (r"$(3, \frac{\pi}{2})$", [r"$\left(3,\frac{\pi}{2}\right)$"], [r"$(\frac{\pi}{2}, 3)$"]),
+        (r"$x^2+1$", ["$1+x^2$"], ["$x^2-1$"]),
+        (r"$\text{Evelyn}$", [r"$\text{Evelyn}$"], [r"$\text{Mary}$"]),
+    ],
+)
 def test_answers_in_latex_are_judged_by_their_value(answer, right, wrong):
     pytest.importorskip("math_verify")
-    assert all(is_correct(text, answer) for text in right) and not any(is_correct(text, answer) for text in wrong)
+    assert all(is_correct(text, answer) for text in right) and not any(
+        is_correct(text, answer) for text in wrong
+    )
 
 
 def test_without_the_library_an_answer_in_latex_says_what_to_install_and_numbers_do_without(monkeypatch):

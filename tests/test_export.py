@@ -6,12 +6,12 @@ from conftest import FAMILIES as OURS
 from conftest import tiny_model
 from test_pretrained import EACH, FAMILIES, V, assert_close, make, random_ids
 
-from minilatent import export as module
-from minilatent import setup
+from minilatent import run
+from minilatent.backbones.pretrained import load_pretrained
 from minilatent.config import UserError, parse_args
-from minilatent.export import export
-from minilatent.pretrained import load_pretrained
 from minilatent.tokenizer import Tokenizer
+from minilatent.tools import export as module
+from minilatent.tools.export import export
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,9 @@ def no_grad():
 
 def theirs_from(folder):
     transformers = pytest.importorskip("transformers")
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -39,7 +41,10 @@ def test_the_round_trip_gives_the_same_weights_and_the_same_logits(family, tmp_p
     assert_close(model.logits(model(ids)), theirs(ids).logits)
     again, tok2 = load_pretrained(tmp_path / "b")
     assert again.config == model.config and tok2.vocab_size == tok.vocab_size
-    assert all(torch.equal(p, q) for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", ["mini", "gpt2", "llama"])
@@ -51,7 +56,11 @@ def test_a_model_that_was_never_theirs_can_go_there(family, tmp_path, tok):
     ids = words(text, return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == [*tok.encode("Ava has 12 apples. "), tok.think, *tok.encode("<<12*3=36>>")]
     assert_close(model.logits(model(ids)), theirs(ids).logits)
-    assert (words.eos_token_id, words.pad_token_id) == (tok.eos, tok.pad) == (theirs.config.eos_token_id, theirs.config.pad_token_id)
+    assert (
+        (words.eos_token_id, words.pad_token_id)
+        == (tok.eos, tok.pad)
+        == (theirs.config.eos_token_id, theirs.config.pad_token_id)
+    )
 
 
 @EACH
@@ -69,20 +78,29 @@ def test_their_greedy_generation_is_ours(family, tmp_path):
 
 
 def test_the_command_exports_a_run_and_says_what_stays_behind(tmp_path, tok, monkeypatch, capsys):
-    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
+    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
     with torch.enable_grad():
-        setup.train(parse_args("--method cot_sft --init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 4 "
-                               f"--test_size 4 --max_steps 2 --max_chain 4 --device cpu --out {tmp_path / 'run'}".split()))
+        run.train(
+            parse_args(
+                "--method cot_sft --init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 4 "
+                f"--test_size 4 --max_steps 2 --max_chain 4 --device cpu --out {tmp_path / 'run'}".split()
+            )
+        )
     module.main([str(tmp_path / "run"), str(tmp_path / "hf")])
-    method = setup.load_run(tmp_path / "run", torch.device("cpu"))
+    method = run.load_run(tmp_path / "run", torch.device("cpu"))
     theirs, words = theirs_from(tmp_path / "hf")
     question = "Ava has 3 eggs. How many eggs does Ava have?"
     ids = words.apply_chat_template([{"role": "user", "content": question}], return_dict=False)
     assert ids == method.prompt(question)
     ids = torch.tensor([ids])
     assert_close(method.model.logits(method.model(ids)), theirs(ids).logits)
-    assert {p.name for p in (tmp_path / "hf").iterdir()} == {"config.json", "generation_config.json", "model.safetensors",
-                                                              "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in (tmp_path / "hf").iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     method.register_module("latent_head", torch.nn.Linear(2, 2))
     monkeypatch.setattr(module, "load_run", lambda *_: method)
     module.main([str(tmp_path / "run"), str(tmp_path / "hf2")])
@@ -90,7 +108,7 @@ def test_the_command_exports_a_run_and_says_what_stays_behind(tmp_path, tok, mon
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(tmp_path, tok):
-    odd = tiny_model(tok.vocab_size, n_kv_head=1, qkv_bias=True, qk_norm=True)       # Qwen3 has no such biases
+    odd = tiny_model(tok.vocab_size, n_kv_head=1, qkv_bias=True, qk_norm=True)  # Qwen3 has no such biases
     with pytest.raises(UserError, match="no family of transformers"):
         export(odd, tok, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -98,7 +116,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(t
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="is not empty"):
         export(tiny_model(tok.vocab_size), tok, tmp_path / "mine")
-    unknown = Tokenizer(tok.pattern, tok.ranks, [0, *range(len(tok.ranks) - 1)])     # two bytes, one id
+    unknown = Tokenizer(tok.pattern, tok.ranks, [0, *range(len(tok.ranks) - 1)])  # two bytes, one id
     with pytest.raises(UserError, match="several bytes"):
         export(tiny_model(unknown.vocab_size), unknown, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
 """Mixtures, noise and losses against closed forms and against plain loops."""
+
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from minilatent.latent import entropy, gumbel_noise, mix, superpose, top_k
 from minilatent.losses import cross_entropy, cross_entropy_by_block, sparse_kl
 
-CLOSE = dict(rtol=0, atol=1e-5)          # float32, values of order one
+CLOSE = dict(rtol=0, atol=1e-5)  # float32, values of order one
 
 
 def rand(*shape, seed=0, **options):
@@ -17,6 +18,7 @@ def rand(*shape, seed=0, **options):
 
 # --- mixtures --------------------------------------------------------------------------------------------------
 
+
 def test_the_latent_marker_and_padding_are_never_mixed_in_however_likely():
     logits = rand(5, 20)
     logits[:, 3], logits[:, 7] = 50.0, 40.0
@@ -24,7 +26,7 @@ def test_the_latent_marker_and_padding_are_never_mixed_in_however_likely():
     assert not torch.isin(ids, torch.tensor([3, 7])).any()
     for row, p, i in zip(logits, probs, ids):
         order = [j for j in row.argsort(descending=True).tolist() if j not in (3, 7)][:6]
-        assert i.tolist() == order                            # the likeliest first
+        assert i.tolist() == order  # the likeliest first
         torch.testing.assert_close(p, row[order].softmax(0), **CLOSE)
 
 
@@ -87,14 +89,14 @@ def test_noisy_labels_sum_to_one_and_a_seed_repeats_them():
     a = noise(probs, ids)
     torch.testing.assert_close(a.sum(-1), torch.ones(40), **CLOSE)
     assert torch.equal(a, noise(probs, ids)) and not torch.equal(a, noise(probs, ids, seed=1))
-    assert ((a - probs).abs().amax(-1) > 1e-3).all()          # every latent is moved
+    assert ((a - probs).abs().amax(-1) > 1e-3).all()  # every latent is moved
 
 
 def test_no_noise_is_no_change():
     probs, ids = labels()
     torch.testing.assert_close(noise(probs, ids, scale=0.0), probs, **CLOSE)
     cold = noise(probs, ids, scale=0.0, tau=0.5)
-    torch.testing.assert_close(cold, probs ** 2 / (probs ** 2).sum(-1, keepdim=True), **CLOSE)
+    torch.testing.assert_close(cold, probs**2 / (probs**2).sum(-1, keepdim=True), **CLOSE)
 
 
 def test_noise_is_gumbels_clamped_on_both_sides():
@@ -106,7 +108,7 @@ def test_noise_is_gumbels_clamped_on_both_sides():
     wild = noise(probs, torch.zeros(4000, 2, dtype=torch.long), scale=1e6)
     jumps = (wild[:, 0] / wild[:, 1]).log()
     jumps = jumps[jumps.abs() > 0.1]
-    torch.testing.assert_close(jumps.abs(), torch.full_like(jumps, 4.5), rtol=0, atol=1e-3)   # -1.5 against 3
+    torch.testing.assert_close(jumps.abs(), torch.full_like(jumps, 4.5), rtol=0, atol=1e-3)  # -1.5 against 3
     # Unclamped, a difference of Gumbels has the variance π²/3 = 3.29. The clamped one, by the quantiles of one:
     quantile = -(-((torch.arange(100_000) + 0.5) / 100_000).log()).log()
     expected = 2 * quantile.clamp(-1.5, 3).var().item()
@@ -120,15 +122,15 @@ def test_end_of_thinking_comes_out_on_top_of_no_latent_and_the_whole_chain_is_dr
     first = noise(probs, ids, chain, tries=1)
     unguarded = noise(probs, ids.where(ids != END, 99), chain, tries=1)
     ends = (ids.gather(1, unguarded.argmax(-1, keepdim=True))[:, 0] == END).view(-1, 3).any(1)
-    assert 0.2 < ends.float().mean() < 0.9                    # or this test would show nothing
+    assert 0.2 < ends.float().mean() < 0.9  # or this test would show nothing
     kept = (first == probs).all(-1).view(-1, 3)
-    assert torch.equal(kept.all(1), ends) and torch.equal(kept.any(1), ends)   # chains fail as wholes
-    assert torch.equal(first[~kept.view(-1)], unguarded[~kept.view(-1)])       # and the others are left alone
+    assert torch.equal(kept.all(1), ends) and torch.equal(kept.any(1), ends)  # chains fail as wholes
+    assert torch.equal(first[~kept.view(-1)], unguarded[~kept.view(-1)])  # and the others are left alone
     out = noise(probs, ids, chain)
     assert not (ids.gather(1, out.argmax(-1, keepdim=True)) == END).any()
-    assert not (out == probs).all(-1).any()                   # every chain found noise in the end
+    assert not (out == probs).all(-1).any()  # every chain found noise in the end
     passed = ~kept.view(-1)
-    assert torch.equal(out[passed], first[passed])            # what passed at once was not drawn again
+    assert torch.equal(out[passed], first[passed])  # what passed at once was not drawn again
 
 
 def test_a_chain_that_cannot_pass_the_guard_keeps_its_labels_without_noise():
@@ -140,6 +142,7 @@ def test_a_chain_that_cannot_pass_the_guard_keeps_its_labels_without_noise():
 
 # --- losses ----------------------------------------------------------------------------------------------------
 
+
 def test_cross_entropy_is_minus_log_q_of_the_label():
     logits, y = rand(6, 9), torch.tensor([0, 3, 3, 8, 1, 2])
     by_hand = -sum(float(logits[i].softmax(0)[y[i]].log()) for i in range(6)) / 6
@@ -149,7 +152,7 @@ def test_cross_entropy_is_minus_log_q_of_the_label():
 def test_cross_entropy_by_block_is_a_mean_of_means():
     """Averaged over all tokens instead, the one-token segments and the answer would count less than the paper says."""
     logits, y = rand(9, 7), torch.arange(9) % 7
-    block = torch.tensor([5, 0, 0, 2, 2, 2, 2, 0, 5])          # 1, 3 and 4 have no label and count nothing
+    block = torch.tensor([5, 0, 0, 2, 2, 2, 2, 0, 5])  # 1, 3 and 4 have no label and count nothing
     means = []
     for b in (0, 2, 5):
         nll = [-float(logits[i].log_softmax(0)[y[i]]) for i in range(9) if block[i] == b]
@@ -159,14 +162,20 @@ def test_cross_entropy_by_block_is_a_mean_of_means():
 
 
 def test_sparse_kl_is_the_dense_kl_that_torch_computes():
-    logits, ids = rand(6, 12), torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(i))[:4] for i in range(6)])
+    logits, ids = (
+        rand(6, 12),
+        torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(i))[:4] for i in range(6)]),
+    )
     probs = rand(6, 4, seed=5).softmax(-1)
     dense = torch.zeros(6, 12).scatter(1, ids, probs)
     assert sparse_kl(logits, probs, ids).item() == pytest.approx(
-        F.kl_div(logits.log_softmax(-1), dense, reduction="batchmean").item(), abs=1e-5)
+        F.kl_div(logits.log_softmax(-1), dense, reduction="batchmean").item(), abs=1e-5
+    )
     full = torch.arange(12).expand(6, 12)
     teacher = torch.distributions.Categorical(logits=rand(6, 12, seed=6))
-    expected = torch.distributions.kl_divergence(teacher, torch.distributions.Categorical(logits=logits)).mean()
+    expected = torch.distributions.kl_divergence(
+        teacher, torch.distributions.Categorical(logits=logits)
+    ).mean()
     assert sparse_kl(logits, teacher.probs, full).item() == pytest.approx(expected.item(), abs=1e-5)
 
 

@@ -1,4 +1,5 @@
 """Latent-GRPO: the density and its mirror by hand, who keeps an advantage, and samples one by one."""
+
 import math
 import random
 
@@ -6,13 +7,13 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minilatent import mini
 from minilatent.batch import encode
 from minilatent.config import UserError, resolve
 from minilatent.latent import clamped_gumbel
 from minilatent.losses import advantages, gumbel_log_density
 from minilatent.masks import LATENT
 from minilatent.methods import METHODS
+from minilatent.tasks import words
 
 SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "group": 3, "k": 4}
 REWARDS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -20,7 +21,7 @@ REWARDS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(mini.load("mini", "train", 9), tok, 512)[0]
+    return encode(words.load("mini", "train", 9), tok, 512)[0]
 
 
 def make(tok, **changes):
@@ -42,18 +43,21 @@ def rolled(tok, rows, seed=5, whole=True, **changes):
 
 # --- by hand -------------------------------------------------------------------------------------------------------
 
+
 def test_the_density_of_a_latent_and_its_gradient_by_hand():
     log_p = torch.tensor([[0.5, -1.0], [0.5, -1.0]], requires_grad=True)
-    score = torch.tensor([[1.5, -1.5], [1.5, -1.5]])                  # d = 1 and -0.5
+    score = torch.tensor([[1.5, -1.5], [1.5, -1.5]])  # d = 1 and -0.5
     density = gumbel_log_density(score, log_p, torch.tensor([[False], [True]]))
     value = (-1 - math.exp(-1) + 0.5 - math.exp(0.5)) / 2
     torch.testing.assert_close(density, torch.tensor([value, value]))
     density.sum().backward()
-    plain = [1 - math.exp(-1), 1 - math.exp(0.5)]                     # of -d - e^-d by log p, d = y - log p
-    torch.testing.assert_close(log_p.grad * 2, torch.tensor([plain, [plain[0], math.exp(-0.5) - 1]]))     # of d - e^d
+    plain = [1 - math.exp(-1), 1 - math.exp(0.5)]  # of -d - e^-d by log p, d = y - log p
+    torch.testing.assert_close(
+        log_p.grad * 2, torch.tensor([plain, [plain[0], math.exp(-0.5) - 1]])
+    )  # of d - e^d
     far = torch.tensor([[-200.0]], requires_grad=True)
     gumbel_log_density(torch.tensor([[0.0]]), far, torch.tensor([[True]])).backward()
-    assert far.grad.isfinite().all()                                  # e^200 stands in neither branch
+    assert far.grad.isfinite().all()  # e^200 stands in neither branch
     gumbel = torch.distributions.Gumbel(log_p.detach(), torch.ones(2, 2)).log_prob(score).mean(-1)
     torch.testing.assert_close(density.detach(), gumbel)
 
@@ -83,12 +87,17 @@ def noise_of(method, batch):
 
 
 def test_advantages_leave_out_what_does_not_count():
-    A = advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]),
-                   torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.bool))
-    torch.testing.assert_close(A, torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), rtol=1e-4, atol=0)
+    A = advantages(
+        torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]),
+        torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.bool),
+    )
+    torch.testing.assert_close(
+        A, torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), rtol=1e-4, atol=0
+    )
 
 
 # --- samples -------------------------------------------------------------------------------------------------------
+
 
 def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
     """Latents, every decision to go on or to end, and the answer; each sample alone, without padding."""
@@ -110,7 +119,10 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
         logits[:, tok.never] = -float("inf")
         log_q = logits.log_softmax(-1)
         for i in range(n):
-            d = [batch["score"][at + i, j] - log_q[first + i - 1, t] for j, t in enumerate(batch["top"][at + i])]
+            d = [
+                batch["score"][at + i, j] - log_q[first + i - 1, t]
+                for j, t in enumerate(batch["top"][at + i])
+            ]
             expected["latents"].append((sum(-x - torch.exp(-x) for x in d).item() / len(d), r))
             end = log_q[first + i, tok.end_think].exp()
             if i < n - 1:
@@ -124,7 +136,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
     for name, (values, sample) in found.items():
         assert sample.tolist() == [r for _, r in expected[name]], name
         torch.testing.assert_close(values, torch.tensor([v for v, _ in expected[name]]), rtol=1e-4, atol=2e-4)
-    for r in range(6):                                                # those that were heard
+    for r in range(6):  # those that were heard
         mine = [v for pairs in expected.values() for v, s in pairs if s == r]
         assert batch["likely"][r].item() == pytest.approx(sum(mine) / len(mine), abs=2e-4)
 
@@ -136,16 +148,27 @@ def test_the_first_inner_step_is_the_plain_policy_gradient_over_the_groups_that_
     for name, (values, _) in method.log_probs(method.heard(batch))[0].items():
         assert torch.equal(values, batch["old_" + name]), name
     loss, logged = method.loss(batch, None, 0.0)
-    assert {logged["clipped_" + name] for name in ("latents", "decisions", "answer")} == {0.0} and logged["reward"] == pytest.approx(3 / 9) and logged["silent"] == pytest.approx(1 / 3)
+    assert (
+        {logged["clipped_" + name] for name in ("latents", "decisions", "answer")} == {0.0}
+        and logged["reward"] == pytest.approx(3 / 9)
+        and logged["silent"] == pytest.approx(1 / 3)
+    )
     assert {"accuracy", "len", "entropy"} <= logged.keys() and logged["entropy"] > 0
     parameters = [p for m in method.trainable() for p in m.parameters()]
     plain = 0.0
     for name, (values, sample) in method.log_probs(batch)[0].items():
         heard = sample < 6
         A = batch["latent_advantage"] if name == "latents" else batch["advantage"][sample[heard]]
-        share = 1 / (6 * torch.bincount(sample, minlength=9)[sample]) if method.config.average else torch.full_like(values, 1 / int(heard.sum()))
+        share = (
+            1 / (6 * torch.bincount(sample, minlength=9)[sample])
+            if method.config.average
+            else torch.full_like(values, 1 / int(heard.sum()))
+        )
         plain = plain - (share[heard] * A * values[heard]).sum()
-    for a, b in zip(torch.autograd.grad(loss, parameters, allow_unused=True), torch.autograd.grad(plain, parameters, allow_unused=True)):
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True),
+        torch.autograd.grad(plain, parameters, allow_unused=True),
+    ):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -163,7 +186,7 @@ def test_the_mirror_changes_the_gradient_of_two_sided_noise_and_no_value(tok, ro
         losses, grads = [], []
         for mirror in (True, False):
             method, batch = rolled(tok, rows, one_sided=one_sided, mirror=mirror, best_first=False)
-            batch["score"] = batch["score"] + 1e-3 * one_sided         # d = 0 is not to become -1e-7
+            batch["score"] = batch["score"] + 1e-3 * one_sided  # d = 0 is not to become -1e-7
             loss, _ = method.loss(batch, None, 0.0)
             losses.append(loss), grads.append(torch.autograd.grad(loss, method.model.head.weight)[0])
         assert torch.equal(*losses)
@@ -174,30 +197,39 @@ def test_at_the_first_latent_only_the_likeliest_right_sample_has_an_advantage(to
     method, batch = rolled(tok, rows)
     count = (batch["kind"] == LATENT).sum(1).tolist()
     A, likely, at = batch["advantage"], batch["likely"], 0
-    winners = {0: max((0, 2), key=lambda r: likely[r]), 1: 4}         # the third group is silent
+    winners = {0: max((0, 2), key=lambda r: likely[r]), 1: 4}  # the third group is silent
     for r in range(6):
-        own = batch["latent_advantage"][at:at + count[r]]
+        own = batch["latent_advantage"][at : at + count[r]]
         keeps = winners[r // 3] == r
         assert own[0] == (A[r] if keeps else 0) and (own[1:] == A[r]).all(), r
         at += count[r]
     for group in (0, 1):
-        assert (A[3 * group:3 * group + 3] != 0).all()
+        assert (A[3 * group : 3 * group + 3] != 0).all()
     off = rolled(tok, rows, best_first=False)[1]
-    assert torch.equal(off["latent_advantage"], off["advantage"][:6].repeat_interleave(torch.tensor(count[:6])))
+    assert torch.equal(
+        off["latent_advantage"], off["advantage"][:6].repeat_interleave(torch.tensor(count[:6]))
+    )
 
 
 def test_a_sample_that_was_cut_off_has_no_part_in_its_group(tok, rows):
     method, batch = rolled(tok, rows, whole=False)
     batch["whole"] = torch.tensor([True, True, False, False, True, True, True, True, True])
     batch = method.judge(batch, REWARDS)
-    torch.testing.assert_close(batch["advantage"], torch.tensor([1.0, -1, 0, 0, 1, -1, 0, 0, 0]), rtol=1e-4, atol=0)
-    assert method.heard(batch)["advantage"].tolist() == batch["advantage"][:6].tolist() and batch["rewards"].sum() == 2
-    batch["whole"][1] = False                                         # one is left: nothing to compare it with
-    assert len(method.heard(method.judge(batch, REWARDS))["ids"]) == 3     # the second group alone
+    torch.testing.assert_close(
+        batch["advantage"], torch.tensor([1.0, -1, 0, 0, 1, -1, 0, 0, 0]), rtol=1e-4, atol=0
+    )
+    assert (
+        method.heard(batch)["advantage"].tolist() == batch["advantage"][:6].tolist()
+        and batch["rewards"].sum() == 2
+    )
+    batch["whole"][1] = False  # one is left: nothing to compare it with
+    assert len(method.heard(method.judge(batch, REWARDS))["ids"]) == 3  # the second group alone
     silent = method.remember(method.judge(batch, torch.zeros(3, 3)))
-    loss, logged = method.loss(silent, None, 0.0)                     # all groups: no objective, and no NaN
+    loss, logged = method.loss(silent, None, 0.0)  # all groups: no objective, and no NaN
     assert loss == 0 and logged["silent"] == 1
-    whole = torch.cat([make(tok, max_answer=40).rollout(rows[:3], random.Random(s))["whole"] for s in range(4)])
+    whole = torch.cat(
+        [make(tok, max_answer=40).rollout(rows[:3], random.Random(s))["whole"] for s in range(4)]
+    )
     assert whole.any() and not whole.all()
 
 
@@ -233,12 +265,20 @@ def test_only_what_is_trained_moves_and_the_embeddings_are_not(tok):
 
 
 def test_it_starts_from_a_latent_sft_run_of_the_same_superpositions(tok):
-    method, fits = make(tok), {"method": "latent_sft", "latent": "superposition", "k": 4, "ratio": 2, "segmentation": "fixed"}
+    method, fits = (
+        make(tok),
+        {"method": "latent_sft", "latent": "superposition", "k": 4, "ratio": 2, "segmentation": "fixed"},
+    )
     method.adopt({}, fits)
     method.adopt({}, {**fits, "method": "latent_rl"})
-    for settings, said in (({}, "starts from a Latent-SFT run"), ({"method": "cot_sft"}, "starts from a Latent-SFT run"),
-                           ({**fits, "latent": "hidden"}, "--latent hidden"), ({**fits, "k": 10}, "--k 10"), ({**fits, "ratio": 4}, "--ratio 4"),
-                           ({**fits, "segmentation": "step"}, "--segmentation step")):
+    for settings, said in (
+        ({}, "starts from a Latent-SFT run"),
+        ({"method": "cot_sft"}, "starts from a Latent-SFT run"),
+        ({**fits, "latent": "hidden"}, "--latent hidden"),
+        ({**fits, "k": 10}, "--k 10"),
+        ({**fits, "ratio": 4}, "--ratio 4"),
+        ({**fits, "segmentation": "step"}, "--segmentation step"),
+    ):
         with pytest.raises(UserError, match=said):
             method.adopt({}, settings)
     with pytest.raises(UserError, match="--lora_dropout 0"):

@@ -1,4 +1,5 @@
 """The shape of the package: imports go one way, files stay readable, nothing loads by guess."""
+
 import ast
 import re
 from pathlib import Path
@@ -9,11 +10,52 @@ from conftest import ROOT
 PACKAGE = ROOT / "minilatent"
 # A module imports only what stands before it. A new module needs a place here. (evaluate judges by decoding, and a
 # method validates by it: so it stands between them.)
-ORDER = ["config", "files", "parallel", "example", "mini", "prosqa", "data", "hf_tokenizer", "tokenizer", "batch", "model", "masks",
-         "latent", "losses", "decode", "metrics", "evaluate", "checkpoint", "lora", "pretrained", "rl", "methods.method",
-         "methods.cot_sft", "methods.no_cot", "methods.pause", "methods.icot", "methods.coconut", "methods.codi",
-         "methods.latent_sft", "methods.latent_rl", "methods.colar", "methods", "trainer", "setup", "analysis", "look", "figures", "verdicts",
-         "budget", "reproduce_figures", "reproduce", "export", "benchmark", "rebuild_base"]
+ORDER = [
+    "config",
+    "files",
+    "parallel",
+    "example",
+    "mini",
+    "prosqa",
+    "data",
+    "hf_tokenizer",
+    "tokenizer",
+    "batch",
+    "model",
+    "masks",
+    "latent",
+    "losses",
+    "decode",
+    "metrics",
+    "evaluate",
+    "checkpoint",
+    "lora",
+    "pretrained",
+    "rl",
+    "methods.method",
+    "methods.cot_sft",
+    "methods.no_cot",
+    "methods.pause",
+    "methods.icot",
+    "methods.coconut",
+    "methods.codi",
+    "methods.latent_sft",
+    "methods.latent_rl",
+    "methods.colar",
+    "methods",
+    "trainer",
+    "setup",
+    "analysis",
+    "look",
+    "figures",
+    "verdicts",
+    "budget",
+    "reproduce_figures",
+    "reproduce",
+    "export",
+    "benchmark",
+    "rebuild_base",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -29,8 +71,8 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[:len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
-            for alias in node.names:                       # `from . import x` names a module, `from .x import y` need not
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            for alias in node.names:  # `from . import x` names a module, `from .x import y` need not
                 longer = ".".join(base + [alias.name])
                 found.add(longer if longer in names else ".".join(base))
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -49,7 +91,9 @@ def test_imports_go_one_way(path):
 
 
 def test_the_check_above_sees_the_imports_that_there_are():
-    assert {"latent", "masks", "checkpoint", "methods.method"} <= imports(PACKAGE / "methods" / "latent_sft.py")
+    assert {"latent", "masks", "checkpoint", "methods.method"} <= imports(
+        PACKAGE / "methods" / "latent_sft.py"
+    )
     assert "methods" in imports(PACKAGE / "setup.py") and "mini" in imports(PACKAGE / "tokenizer.py")
 
 

@@ -1,11 +1,14 @@
 """The lessons' builder finds what it is there to find: wrong numbers, numbers without a mark, stale notebooks. That the
 lessons themselves run is `python tutorials/build.py --check`, which .ci/run calls."""
+
 import sys
 
 import pytest
 from conftest import ROOT
 
-pytest.importorskip("jupytext", reason="the lessons' builder needs: pip install -r tutorials/requirements.txt")
+pytest.importorskip(
+    "jupytext", reason="the lessons' builder needs: pip install -r tutorials/requirements.txt"
+)
 sys.path.insert(0, str(ROOT / "tutorials"))
 
 import build  # noqa: E402
@@ -27,6 +30,7 @@ share, word, near = 0.9786, "Ben", 1.25
 @pytest.fixture
 def lesson(tmp_path):
     """LESSON as a file, with texts replaced, and its notebook, not executed."""
+
     def make(*replaced, notebook=True):
         text = LESSON
         for old, new in replaced:
@@ -38,6 +42,7 @@ def lesson(tmp_path):
             build.notebook_path(path).parent.mkdir(exist_ok=True)
             nbformat.write(build.notebook_of(path), build.notebook_path(path))
         return path
+
     return make
 
 
@@ -45,7 +50,9 @@ def test_a_right_lesson_passes(lesson):
     assert build.check(lesson())[0] == []
 
 
-@pytest.mark.parametrize("said, wrong", [("97.9 %", "97.8 %"), ("97.9 %", "97.9"), ("`Ben`", "`Ava`"), ("1.3<", "1.4<")])
+@pytest.mark.parametrize(
+    "said, wrong", [("97.9 %", "97.8 %"), ("97.9 %", "97.9"), ("`Ben`", "`Ava`"), ("1.3<", "1.4<")]
+)
 def test_a_number_that_the_prose_quotes_wrongly_is_found(lesson, said, wrong):
     faults, _ = build.check(lesson((said, wrong)))
     assert len(faults) == 1 and f"the prose says {wrong.rstrip('<')}" in faults[0]
@@ -59,7 +66,9 @@ def test_a_number_without_a_mark_is_found(lesson, number):
 
 
 def test_an_allowance_that_nothing_needs_is_found(lesson):
-    assert "allowed, but not in the prose: 3.5" in build.prose_faults(build.cells_of(lesson(("Allowed is 3.5.", ""))))
+    assert "allowed, but not in the prose: 3.5" in build.prose_faults(
+        build.cells_of(lesson(("Allowed is 3.5.", "")))
+    )
 
 
 @pytest.mark.parametrize("comment", ["<!-- share -->", "<!-- share:.1% -->", "<!-- a remark -->"])
@@ -80,7 +89,10 @@ def test_a_mark_sees_only_what_stands_above_it(lesson):
 
 def test_update_writes_the_right_numbers_and_nothing_else(lesson):
     path = lesson(("97.9 %", "12.0 %"), ("`Ben`", "`Ava`"))
-    assert build.update(path) == ["12.0 % -> 97.9 %", "`Ava` -> `Ben`"]           # 1.3 is within its tolerance: it stays
+    assert build.update(path) == [
+        "12.0 % -> 97.9 %",
+        "`Ava` -> `Ben`",
+    ]  # 1.3 is within its tolerance: it stays
     assert path.read_text() == LESSON
     assert build.update(path) == []
 

@@ -1,4 +1,5 @@
 """Adapters: nothing but they learns, merged they are the same model, and a run folder of them needs its base."""
+
 import copy
 import json
 
@@ -7,12 +8,12 @@ import torch
 from conftest import FAMILIES, tiny_model
 from safetensors.torch import load_file
 
-from minilatent import checkpoint, setup
+from minilatent import checkpoint, run
+from minilatent.backbones.lora import LoRALinear, add_lora, frozen, merge, own_state
 from minilatent.config import Config, UserError, parse_args
-from minilatent.lora import LoRALinear, add_lora, frozen, merge, own_state
 from minilatent.trainer import Trainer
 
-MARKERS = [2, 37, 38, 39]                              # one is an old token (a model's own end), three are new
+MARKERS = [2, 37, 38, 39]  # one is an old token (a model's own end), three are new
 LORA = Config(lora_rank=3, lora_alpha=12.0)
 families = pytest.mark.parametrize("family", FAMILIES)
 IDS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -42,7 +43,9 @@ def test_adapters_change_nothing_at_first_and_merged_they_are_the_same_model(fam
     assert (before - plain.logits(plain(IDS))).abs().max() > 0.1
     merge(model)
     torch.testing.assert_close(model.logits(model(IDS)), before, rtol=0, atol=1e-12)
-    assert model.state_dict().keys() == plain.state_dict().keys() and all(p.requires_grad for p in model.parameters())
+    assert model.state_dict().keys() == plain.state_dict().keys() and all(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def test_an_adapter_is_the_papers_formula():
@@ -51,7 +54,13 @@ def test_an_adapter_is_the_papers_formula():
     x = torch.randn(5, 24, dtype=torch.float64)
     expected = x @ layer.weight.T + (12 / 3) * x @ layer.lora_a.T @ layer.lora_b.T
     torch.testing.assert_close(layer(x), expected)
-    assert sum(isinstance(m, LoRALinear) for m in with_adapters(config=Config(lora_rank=3, lora_targets="q,v")).modules()) == 4
+    assert (
+        sum(
+            isinstance(m, LoRALinear)
+            for m in with_adapters(config=Config(lora_rank=3, lora_targets="q,v")).modules()
+        )
+        == 4
+    )
 
 
 @families
@@ -61,7 +70,7 @@ def test_only_adapters_and_the_markers_rows_have_gradients_and_the_rows_that_of_
     plain = merge(copy.deepcopy(model))
     for m in (model, plain):
         logits = m.logits(m(IDS))
-        (logits ** 2).mean().add(logits.logsumexp(-1).mean()).backward()
+        (logits**2).mean().add(logits.logsumexp(-1).mean()).backward()
     learns = {name for name, p in model.named_parameters() if p.grad is not None}
     assert learns == {name for name, p in model.named_parameters() if "lora_" in name}
     assert not set(frozen(model)) & learns and set(own_state(model)) == learns
@@ -69,7 +78,9 @@ def test_only_adapters_and_the_markers_rows_have_gradients_and_the_rows_that_of_
     if not model.config.tied:
         torch.testing.assert_close(model.head.lora_rows.grad, plain.head.weight.grad[MARKERS])
     a, w = model.blocks[0].attn.q, plain.blocks[0].attn.q
-    torch.testing.assert_close(a.lora_b.grad, 4 * w.weight.grad @ a.lora_a.T)      # the chain rule through W' = W + 4 B A
+    torch.testing.assert_close(
+        a.lora_b.grad, 4 * w.weight.grad @ a.lora_a.T
+    )  # the chain rule through W' = W + 4 B A
 
 
 def test_a_copy_has_its_own_adapters_and_shares_what_is_frozen():
@@ -111,20 +122,29 @@ def test_recomputed_activations_give_the_same_gradients(family):
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, tok):
-    monkeypatch.setattr(setup, "mini_tokenizer", lambda: tok)
+    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
 
-    def train(method, out, *more, lora="--lora_rank 2 --lora_dropout 0.1 --lora_targets q,v,down", init="none"):
-        setup.train(parse_args(f"--method {method} --init {init} --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 "
-                               "--val_size 8 --steps 4 --stage1_steps 3,3,3 --batch_size 8 --save_every 1 --log_every 1 --eval_every 2 "
-                               f"--max_chain 4 --max_answer 4 --test_size 4 --device cpu --lr 0.01 {lora} --out {tmp_path / out}".split() + [*more]))
+    def train(
+        method, out, *more, lora="--lora_rank 2 --lora_dropout 0.1 --lora_targets q,v,down", init="none"
+    ):
+        run.train(
+            parse_args(
+                f"--method {method} --init {init} --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 "
+                "--val_size 8 --steps 4 --stage1_steps 3,3,3 --batch_size 8 --save_every 1 --log_every 1 --eval_every 2 "
+                f"--max_chain 4 --max_answer 4 --test_size 4 --device cpu --lr 0.01 {lora} --out {tmp_path / out}".split()
+                + [*more]
+            )
+        )
         return tmp_path / out
+
     return train
 
 
 def solved(folder):
-    method = setup.load_run(folder, torch.device("cpu"))
+    method = run.load_run(folder, torch.device("cpu"))
     ids = torch.tensor([method.prompt("Ava has 3 eggs. How many eggs does Ava have?")])
     return method, method.model.logits(method.model(ids))
 
@@ -136,8 +156,15 @@ def test_a_run_saves_adapters_alone_and_is_loaded_with_its_base(run, method, tmp
     monkeypatch.setattr(Trainer, "fit", lambda self, *a: (real(self, *a), seen.update(trainer=self))[0])
     base = run("cot_sft", "base", lora="", init="none")
     out = run(method, "run", init=base)
-    names = [set(load_file(p)) for p in (out / "model.safetensors", *(out / "state").glob("*.safetensors")) if "labels" not in p.name]
-    assert all("lora_" in name for some in names for name in some if not name.startswith("optimizer")) and len(names) >= 3
+    names = [
+        set(load_file(p))
+        for p in (out / "model.safetensors", *(out / "state").glob("*.safetensors"))
+        if "labels" not in p.name
+    ]
+    assert (
+        all("lora_" in name for some in names for name in some if not name.startswith("optimizer"))
+        and len(names) >= 3
+    )
     assert (out / "model.safetensors").stat().st_size < 0.2 * (base / "model.safetensors").stat().st_size
     assert json.loads((out / "config.json").read_text())["base"]["init"] == str(base)
     trained = seen["trainer"].method.eval()
@@ -145,31 +172,46 @@ def test_a_run_saves_adapters_alone_and_is_loaded_with_its_base(run, method, tmp
     ids = torch.tensor([loaded.prompt("Ava has 3 eggs. How many eggs does Ava have?")])
     torch.testing.assert_close(logits, trained.model.logits(trained.model(ids)), rtol=1e-5, atol=1e-5)
     assert (logits - solved(base)[1]).abs().max() > 1e-3
-    assert not any(isinstance(m, LoRALinear) for m in loaded.modules())            # merged: as fast as any
-    again = run("no_cot", "again", "--max_steps", "1", init=out)                   # and a base for another
+    assert not any(isinstance(m, LoRALinear) for m in loaded.modules())  # merged: as fast as any
+    again = run("no_cot", "again", "--max_steps", "1", init=out)  # and a base for another
     assert solved(again)[0].model.config == loaded.model.config
 
-    monkeypatch.chdir(tmp_path.parent)                                             # the note does not hang on the folder
+    monkeypatch.chdir(tmp_path.parent)  # the note does not hang on the folder
     assert torch.equal(solved(out)[1], logits)
     state, meta = checkpoint.load_tensors(base / "model.safetensors")
     state["model.norm.weight"] += 0.01
     checkpoint.save_tensors(base / "model.safetensors", state, meta)
     with pytest.raises(UserError, match=f"adapters of {base}, which is another model now"):
-        setup.load_run(out, torch.device("cpu"))
+        run.load_run(out, torch.device("cpu"))
 
 
 def test_colar_saves_its_head_with_the_adapters_and_rl_goes_on_from_both(run):
     base = run("cot_sft", "base", lora="", init="none")
     out = run("colar", "colar", "--latent_loss", "nll", init=base)
     names = set(load_file(out / "model.safetensors"))
-    assert {"scale", "latent_head.mu.weight", "model.embed.lora_rows"} <= names and not {"model.embed.table", "model.embed.weight"} & names
+    assert {"scale", "latent_head.mu.weight", "model.embed.lora_rows"} <= names and not {
+        "model.embed.table",
+        "model.embed.weight",
+    } & names
     colar, logits = solved(out)
     before = solved(base)[0].model.embed.weight
     others = [i for i in range(len(before)) if i not in colar.tok.markers.values()]
-    assert torch.equal(colar.model.embed.weight[others], before[others])             # what the targets are made of
-    rl = run("colar_rl", "rl", "--max_steps", "1", "--group", "2", "--grad_checkpoint", init=out, lora="--lora_rank 2 --lora_targets q --lr 0")
+    assert torch.equal(colar.model.embed.weight[others], before[others])  # what the targets are made of
+    rl = run(
+        "colar_rl",
+        "rl",
+        "--max_steps",
+        "1",
+        "--group",
+        "2",
+        "--grad_checkpoint",
+        init=out,
+        lora="--lora_rank 2 --lora_targets q --lr 0",
+    )
     again, same = solved(rl)
-    assert torch.equal(again.latent_head.mu.weight, colar.latent_head.mu.weight) and torch.equal(again.scale, colar.scale)
+    assert torch.equal(again.latent_head.mu.weight, colar.latent_head.mu.weight) and torch.equal(
+        again.scale, colar.scale
+    )
     torch.testing.assert_close(same, logits)
     with pytest.raises(UserError, match="--lora_dropout 0"):
         run("colar_rl", "rl2", init=out)
@@ -184,6 +226,7 @@ def test_the_encoder_of_latent_sft_shares_the_frozen_base(run, monkeypatch):
         if self.method.encoder is not None:
             a, b = self.method.model.blocks[0].attn.q, self.method.encoder.blocks[0].attn.q
             shared.append(a.weight is b.weight and not torch.equal(a.lora_b, b.lora_b))
+
     monkeypatch.setattr(Trainer, "run_stage", run_stage)
     run("latent_sft", "run")
     assert shared == [True, True, True]
@@ -194,21 +237,32 @@ def test_a_run_with_adapters_and_dropout_resumes_bit_for_bit(run, monkeypatch):
 
     class Killed(BaseException):
         pass
+
     real = Trainer.save
     with monkeypatch.context() as patch:
+
         def save(self, stage, step, *rest):
             real(self, stage, step, *rest)
             if step == 2:
                 raise Killed
+
         patch.setattr(Trainer, "save", save)
         with pytest.raises(Killed):
             run("cot_sft", "run")
     run("cot_sft", "run", "--resume")
-    assert (whole / "model.safetensors").read_bytes() == (whole.parent / "run" / "model.safetensors").read_bytes()
+    assert (whole / "model.safetensors").read_bytes() == (
+        whole.parent / "run" / "model.safetensors"
+    ).read_bytes()
 
 
-@pytest.mark.parametrize("lora, said", [("--lora_rank 2 --lora_targets q,x", "--lora_targets x is none of q, k"),
-                                        ("--lora_rank -1", "--lora_rank -1 is out of range: 0 or more"), ("--lora_rank 2 --lora_dropout 1", "0..1")])
+@pytest.mark.parametrize(
+    "lora, said",
+    [
+        ("--lora_rank 2 --lora_targets q,x", "--lora_targets x is none of q, k"),
+        ("--lora_rank -1", "--lora_rank -1 is out of range: 0 or more"),
+        ("--lora_rank 2 --lora_dropout 1", "0..1"),
+    ],
+)
 def test_adapters_that_make_no_sense_are_refused(run, lora, said):
     with pytest.raises(UserError, match=said):
         run("cot_sft", "run", lora=lora)
@@ -229,4 +283,6 @@ def test_a_frozen_embedding_near_the_mean_could_never_be_said_and_the_learned_ro
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model.logits(hidden[:1]), torch.tensor([500])).backward()
         optimizer.step()
-    assert model.logits(hidden[:1]).argmax() == 500 and model.embed(torch.tensor([500])).allclose(model.embed.weight[500])
+    assert model.logits(hidden[:1]).argmax() == 500 and model.embed(torch.tensor([500])).allclose(
+        model.embed.weight[500]
+    )

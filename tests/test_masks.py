@@ -1,10 +1,20 @@
 """The two masks and the dual-track positions against loops written from the paper's rules, on ragged batches."""
+
 import pytest
 import torch
 
 from minilatent.batch import pad
-from minilatent.masks import (LATENT, PAD, PREFIX, TAIL, TEXT, causal, dual_track_positions, induction_mask,
-                              supervision_mask)
+from minilatent.masks import (
+    LATENT,
+    PAD,
+    PREFIX,
+    TAIL,
+    TEXT,
+    causal,
+    dual_track_positions,
+    induction_mask,
+    supervision_mask,
+)
 
 
 def encoder_row(question: int, segments: list[int]) -> tuple[list[int], list[int]]:
@@ -25,8 +35,18 @@ def decoder_row(question: int, segments: list[int], answer: int) -> tuple[list[i
     return kind + [TAIL] * answer, block + [0] * answer
 
 
-ENCODER = [encoder_row(3, [2, 2, 1]), encoder_row(1, [2]), encoder_row(5, [4, 4]), encoder_row(2, [1, 1, 1, 1])]
-DECODER = [decoder_row(3, [2, 2, 1], 4), decoder_row(1, [2], 3), decoder_row(5, [4, 4], 2), decoder_row(2, [1] * 5, 5)]
+ENCODER = [
+    encoder_row(3, [2, 2, 1]),
+    encoder_row(1, [2]),
+    encoder_row(5, [4, 4]),
+    encoder_row(2, [1, 1, 1, 1]),
+]
+DECODER = [
+    decoder_row(3, [2, 2, 1], 4),
+    decoder_row(1, [2], 3),
+    decoder_row(5, [4, 4], 2),
+    decoder_row(2, [1] * 5, 5),
+]
 
 
 def batch(rows):
@@ -51,6 +71,7 @@ def test_the_causal_mask_ends_at_padding():
 
 def test_no_position_of_the_encoder_sees_an_earlier_latent():
     """LTIM. Without it L_2 can copy L_1, and the chain is no longer made from text."""
+
     def rule(kind, block, i, j):
         if j > i:
             return False
@@ -61,17 +82,18 @@ def test_no_position_of_the_encoder_sees_an_earlier_latent():
 
 def test_the_decoder_tells_a_segment_from_its_latent_and_the_answer_from_all_latents():
     """LTSuM. Row by row from the table: padding that is attended to was a defect of more than one release."""
+
     def rule(kind, block, i, j):
         if j > i:
             return False
         row, key = kind[i], kind[j]
         if row == PREFIX:
             return key == PREFIX
-        if row == LATENT:                                   # Q, <think>, Z_1..Z_i
+        if row == LATENT:  # Q, <think>, Z_1..Z_i
             return key in (PREFIX, LATENT)
-        if row == TEXT:                                     # its latent, and the same segment's earlier tokens
+        if row == TEXT:  # its latent, and the same segment's earlier tokens
             return key in (LATENT, TEXT) and block[i] == block[j]
-        return key in (PREFIX, LATENT, TAIL)                # </think> and the answer: never the chain's text
+        return key in (PREFIX, LATENT, TAIL)  # </think> and the answer: never the chain's text
 
     compare(supervision_mask(*batch(DECODER)), DECODER, rule)
 
@@ -84,7 +106,7 @@ def test_the_text_of_the_chain_takes_no_place_on_the_main_track():
         main = at = -1
         for i, k in enumerate(kinds):
             if k == TEXT:
-                at += 1                                     # counts on from where it is
+                at += 1  # counts on from where it is
             else:
                 main += 1
                 at = main
@@ -98,19 +120,21 @@ def test_the_worked_example_of_the_notes():
     kind, block = decoder_row(3, [2, 2, 2], 3)
     kind, block = torch.tensor([kind]), torch.tensor([block])
     assert dual_track_positions(kind)[0].tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 5, 6, 7, 8]
-    drawn = ["".join("x" if seen else "." for seen in row) for row in supervision_mask(kind, block)[0].tolist()]
+    drawn = [
+        "".join("x" if seen else "." for seen in row) for row in supervision_mask(kind, block)[0].tolist()
+    ]
     assert drawn == [
         "x............",
         "xx...........",
         "xxx..........",
-        "xxxx.........",      # Z1
-        "...xx........",      # s3
-        "...xxx.......",      # s4
-        "xxxx..x......",      # Z2
-        "......xx.....",      # s5
-        "......xxx....",      # s6
-        "xxxx..x..x...",      # Z3
-        "xxxx..x..xx..",      # </t>
+        "xxxx.........",  # Z1
+        "...xx........",  # s3
+        "...xxx.......",  # s4
+        "xxxx..x......",  # Z2
+        "......xx.....",  # s5
+        "......xxx....",  # s6
+        "xxxx..x..x...",  # Z3
+        "xxxx..x..xx..",  # </t>
         "xxxx..x..xxx.",
         "xxxx..x..xxxx",
     ]
@@ -118,19 +142,32 @@ def test_the_worked_example_of_the_notes():
 
 def test_the_drawing_in_the_induction_masks_docstring_is_the_mask():
     kind, _ = encoder_row(2, [2, 2])
-    drawn = ["".join("x" if seen else "." for seen in row) for row in induction_mask(torch.tensor([kind]))[0].tolist()]
-    picture = [line for line in induction_mask.__doc__.splitlines() if line.strip().startswith(
-        ("Q  ", "<t> ", "a ", "b ", "L1 ", "c ", "d ", "L2 ", "</t>")) and "<t> a" not in line]
+    drawn = [
+        "".join("x" if seen else "." for seen in row)
+        for row in induction_mask(torch.tensor([kind]))[0].tolist()
+    ]
+    picture = [
+        line
+        for line in induction_mask.__doc__.splitlines()
+        if line.strip().startswith(("Q  ", "<t> ", "a ", "b ", "L1 ", "c ", "d ", "L2 ", "</t>"))
+        and "<t> a" not in line
+    ]
     cells = ["".join(line.split("itself")[0].split()[1:]).ljust(9, ".") for line in picture]
     assert cells == drawn
 
 
 def test_the_drawing_in_the_supervision_masks_docstring_is_the_mask():
     kind, block = decoder_row(2, [2, 2], 2)
-    drawn = ["".join("x" if seen else "." for seen in row)
-             for row in supervision_mask(torch.tensor([kind]), torch.tensor([block]))[0].tolist()]
-    picture = [line for line in supervision_mask.__doc__.splitlines() if line.strip().startswith(
-        ("Q  ", "<t> ", "Z1 ", "c ", "d ", "Z2 ", "</t>", "A ")) and "<t> Z1" not in line]
+    drawn = [
+        "".join("x" if seen else "." for seen in row)
+        for row in supervision_mask(torch.tensor([kind]), torch.tensor([block]))[0].tolist()
+    ]
+    picture = [
+        line
+        for line in supervision_mask.__doc__.splitlines()
+        if line.strip().startswith(("Q  ", "<t> ", "Z1 ", "c ", "d ", "Z2 ", "</t>", "A "))
+        and "<t> Z1" not in line
+    ]
     cells = ["".join(c for c in line.split()[1:] if c in "x.").ljust(8, ".") for line in picture]
     assert cells == drawn
 

@@ -1,4 +1,5 @@
 """Latent-SFT and its two companions: layouts by hand, losses row by row, and who learns what in which stage."""
+
 import copy
 
 import pytest
@@ -6,20 +7,29 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 
-from minilatent import mini
 from minilatent.batch import IGNORE, Row, cut_evenly, encode, segments
 from minilatent.config import resolve
 from minilatent.masks import LATENT, PREFIX, TAIL, TEXT
 from minilatent.methods import METHODS, latent_sft
+from minilatent.tasks import words
 from minilatent.trainer import Trainer
 
-SMALL = {"k": 5, "pull": 0.0, "pull_end": 0.0, "eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "save_every": 100}
+SMALL = {
+    "k": 5,
+    "pull": 0.0,
+    "pull_end": 0.0,
+    "eval_batch": 4,
+    "max_chain": 6,
+    "max_answer": 3,
+    "batch_size": 4,
+    "save_every": 100,
+}
 
 
 @pytest.fixture(scope="module")
 def rows(tok):
     """Ragged: chains of 2 to 4 steps, the last segment often shorter."""
-    found = encode(mini.load("mini", "train", 9), tok, 512)[0]
+    found = encode(words.load("mini", "train", 9), tok, 512)[0]
     assert len({len(r.chain) for r in found}) > 1 and len({len(r.question) for r in found}) > 3
     return found
 
@@ -40,6 +50,7 @@ def run(method, name: str, rows, noise=None, progress=0.0):
 
 # --- CoT and No-CoT ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["cot_sft", "no_cot"])
 def test_the_loss_is_that_of_every_row_by_itself_shifted_by_one(tok, rows, name):
     method, nll = make(tok, name), []
@@ -47,7 +58,9 @@ def test_the_loss_is_that_of_every_row_by_itself_shifted_by_one(tok, rows, name)
         prompt = row.question + [tok.think] + ([] if name == "cot_sft" else [tok.end_think])
         target = (row.chain + [tok.end_think] if name == "cot_sft" else []) + row.answer
         logits = method.model.logits(method.model(torch.tensor([prompt + target])))[0]
-        nll += [F.cross_entropy(logits[len(prompt) + i - 1], torch.tensor(y)).item() for i, y in enumerate(target)]
+        nll += [
+            F.cross_entropy(logits[len(prompt) + i - 1], torch.tensor(y)).item() for i, y in enumerate(target)
+        ]
     loss, _ = run(method, "", rows)
     assert loss.item() == pytest.approx(sum(nll) / len(nll), abs=1e-5)
     labels = method.collate(rows)["labels"]
@@ -55,14 +68,18 @@ def test_the_loss_is_that_of_every_row_by_itself_shifted_by_one(tok, rows, name)
 
 
 def test_cot_and_no_cot_prompts_are_what_training_shows_before_the_first_label(tok, rows):
-    question = mini.load("mini", "train", 1)[0].question
-    for name, end in (("cot_sft", [tok.think]), ("no_cot", [tok.think, tok.end_think]), ("latent_sft", [tok.think])):
+    question = words.load("mini", "train", 1)[0].question
+    for name, end in (
+        ("cot_sft", [tok.think]),
+        ("no_cot", [tok.think, tok.end_think]),
+        ("latent_sft", [tok.think]),
+    ):
         method = make(tok, name)
         assert method.prompt(question) == rows[0].question + end
         if name != "latent_sft":
             batch = method.collate(rows[:1])
             first = int((batch["labels"][0] != IGNORE).nonzero()[0])
-            assert batch["ids"][0, :first + 1].tolist() == method.prompt(question)
+            assert batch["ids"][0, : first + 1].tolist() == method.prompt(question)
 
 
 def test_a_trained_batch_of_one_kind_lowers_its_own_loss(tok, rows):
@@ -80,6 +97,7 @@ def test_a_trained_batch_of_one_kind_lowers_its_own_loss(tok, rows):
 
 # --- layouts -----------------------------------------------------------------------------------------------------
 
+
 def test_the_three_layouts_of_a_small_row(tok):
     """Q = 1 2, chain = 10..14, r = 2: S = (10 11) (12 13) (14), answer 20 <eos>."""
     method, row = make(tok, ratio=2), Row([1, 2], [10, 11, 12, 13, 14], [20, tok.eos])
@@ -88,7 +106,7 @@ def test_the_three_layouts_of_a_small_row(tok):
     assert x.ids == [1, 2, t, 10, 11, L, 12, 13, L, 14, L, e]
     assert x.kind == [PREFIX] * 3 + [TEXT, TEXT, LATENT] * 2 + [TEXT, LATENT, TAIL]
     assert x.block == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 0]
-    x = method.decoder_layout(row)                                   # S_1 is never shown
+    x = method.decoder_layout(row)  # S_1 is never shown
     assert x.ids == [1, 2, t, L, 12, 13, L, 14, L, e, 20, tok.eos]
     assert x.kind == [PREFIX] * 3 + [LATENT, TEXT, TEXT, LATENT, TEXT, LATENT] + [TAIL] * 3
     assert x.block == [0, 0, 0, 1, 1, 1, 2, 2, 3, 0, 0, 0]
@@ -109,21 +127,27 @@ def test_every_ratio_makes_one_latent_a_segment_everywhere(tok, rows, ratio):
 
 # --- stage 1 -----------------------------------------------------------------------------------------------------
 
+
 def latents_by_hand(method, row, ltim=True):
     """The encoder over one row, its mask by a loop: α (N, k), ids (N, k) and the full logits (N, V)."""
     tok, config = method.tok, method.config
     ids, kind = row.question + [tok.think], [PREFIX] * (len(row.question) + 1)
     for s in range(0, len(row.chain), config.ratio):
-        segment = row.chain[s:s + config.ratio]
+        segment = row.chain[s : s + config.ratio]
         ids, kind = ids + segment + [tok.latent], kind + [TEXT] * len(segment) + [LATENT]
     ids, kind = ids + [tok.end_think], kind + [TAIL]
-    mask = torch.tensor([[j == i or j < i and not (ltim and kind[j] == LATENT) for j in range(len(ids))] for i in range(len(ids))])
+    mask = torch.tensor(
+        [
+            [j == i or j < i and not (ltim and kind[j] == LATENT) for j in range(len(ids))]
+            for i in range(len(ids))
+        ]
+    )
     h = method.encoder(torch.tensor([ids]), mask=mask)[0, [i for i, k in enumerate(kind) if k == LATENT]]
     logits = h @ method.model.embed.weight.detach().T
     allowed = logits.clone()
     allowed[:, [tok.latent, tok.pad]] = -float("inf")
     best = allowed.sort(dim=-1, descending=True)
-    return best.values[:, :config.k].softmax(-1), best.indices[:, :config.k], logits
+    return best.values[:, : config.k].softmax(-1), best.indices[:, : config.k], logits
 
 
 def blocks_by_hand(method, row, ltim=True, ltsum=True) -> list[float]:
@@ -131,8 +155,8 @@ def blocks_by_hand(method, row, ltim=True, ltsum=True) -> list[float]:
     tok, r, E = method.tok, method.config.ratio, method.model.embed.weight
     probs, top, _ = latents_by_hand(method, row, ltim)
     z = [sum(p * E[i] for p, i in zip(ps, js)) for ps, js in zip(probs, top)]
-    parts = [row.chain[s:s + r] for s in range(0, len(row.chain), r)]
-    x, what, position = [], [], []                                    # what: (kind, block, token)
+    parts = [row.chain[s : s + r] for s in range(0, len(row.chain), r)]
+    x, what, position = [], [], []  # what: (kind, block, token)
     for p, token in enumerate(row.question + [tok.think]):
         x.append(E[token]), what.append(("prefix", 0, token)), position.append(p)
     main = len(x)
@@ -176,13 +200,20 @@ def test_stage_1_is_every_row_by_itself_whatever_the_padding(tok, rows, switches
 
 
 def test_each_switch_of_the_ablations_changes_what_it_should_and_no_more(tok, rows):
-    losses = {name: run(make(tok, **changes), "1", rows)[0].item() for name, changes in (
-        ("all", {}), ("ltim", {"ltim": False}), ("ltsum", {"ltsum": False}), ("hidden", {"latent": "hidden"}))}
+    losses = {
+        name: run(make(tok, **changes), "1", rows)[0].item()
+        for name, changes in (
+            ("all", {}),
+            ("ltim", {"ltim": False}),
+            ("ltsum", {"ltsum": False}),
+            ("hidden", {"latent": "hidden"}),
+        )
+    }
     assert len({round(v, 4) for v in losses.values()}) == 4
     on, off = make(tok), make(tok, ltim=False)
     x = on.tensors([on.encoder_layout(rows[0])])
     a, b = (m.induce(x["ids"], x["kind"])[2] for m in (on, off))
-    torch.testing.assert_close(a[0], b[0], rtol=0, atol=1e-5)        # L_1 has no earlier latent to see
+    torch.testing.assert_close(a[0], b[0], rtol=0, atol=1e-5)  # L_1 has no earlier latent to see
     assert (a[1:] - b[1:]).abs().amax(-1).min() > 1e-3
     z, sparse, logits = make(tok, latent="hidden").induce(x["ids"], x["kind"])
     std = on.model.embed.weight.std()
@@ -205,7 +236,11 @@ def test_no_label_of_any_stage_is_a_latent_slot_or_padding(tok, rows, monkeypatc
     seen = []
     for name in ("cross_entropy", "cross_entropy_by_block"):
         real = getattr(latent_sft, name)
-        monkeypatch.setattr(latent_sft, name, lambda logits, labels, *a, real=real: (seen.append(labels), real(logits, labels, *a))[1])
+        monkeypatch.setattr(
+            latent_sft,
+            name,
+            lambda logits, labels, *a, real=real: (seen.append(labels), real(logits, labels, *a))[1],
+        )
     method = make(tok)
     run(method, "1", rows)
     method.train_rows, method.labels = rows, method.soft_labels(rows)
@@ -216,15 +251,17 @@ def test_no_label_of_any_stage_is_a_latent_slot_or_padding(tok, rows, monkeypatc
     assert not torch.isin(torch.cat(seen), torch.tensor([tok.latent, tok.pad])).any()
 
 
-def test_the_encoder_learns_through_the_probabilities_only_and_the_embeddings_not_through_the_mixture(tok, rows):
+def test_the_encoder_learns_through_the_probabilities_only_and_the_embeddings_not_through_the_mixture(
+    tok, rows
+):
     method = make(tok)
     loss, _ = run(method, "1", rows[:3])
     loss.backward()
     shown = set(method.collate1(rows[:3])["decoder_ids"].unique().tolist()) - {tok.latent}
     touched = set(method.model.embed.weight.grad.abs().sum(-1).nonzero()[:, 0].tolist())
-    assert touched <= shown - {tok.pad} and len(touched) > 10        # as ordinary tokens, never as part of a z
+    assert touched <= shown - {tok.pad} and len(touched) > 10  # as ordinary tokens, never as part of a z
     assert method.encoder.embed.weight.grad.abs().sum() > 0
-    assert method.encoder.head.weight.grad is None                   # it has no head of its own
+    assert method.encoder.head.weight.grad is None  # it has no head of its own
     z = method.induce(*(method.collate1(rows[:3])[n] for n in ("ids", "kind")))[0]
     frozen = make(tok)
     frozen.induce = lambda ids, kind: (z.detach(), None, None)
@@ -240,7 +277,9 @@ def test_the_pull_is_the_kl_to_the_uniform_mixture_of_the_segment_and_fades(tok,
             logits = latents_by_hand(method, row)[2]
             for segment, line in zip(segments(row.chain, ratio), logits):
                 u = 1 / len(segment)
-                terms.append(sum(u * (torch.tensor(u).log() - line.log_softmax(0)[t]) for t in segment).item())
+                terms.append(
+                    sum(u * (torch.tensor(u).log() - line.log_softmax(0)[t]) for t in segment).item()
+                )
         plain = run(make(tok, ratio=ratio), "1", rows)[0].item()
         for progress, weight in ((0.0, 1.0), (0.5, 0.6), (1.0, 0.2)):
             loss, logged = run(method, "1", rows, progress=progress)
@@ -270,10 +309,13 @@ def test_the_segment_mixture_holds_each_latents_own_tokens_evenly(tok, rows):
         assert len(probs) == len(expected) and any(len(s) < ratio for s in expected)
         for p, i, segment in zip(probs, ids, expected):
             assert i[p > 0].tolist() == segment
-            torch.testing.assert_close(p[p > 0], torch.full((len(segment),), 1 / len(segment)), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                p[p > 0], torch.full((len(segment),), 1 / len(segment)), rtol=0, atol=1e-6
+            )
 
 
 # --- soft labels and stage 2 ---------------------------------------------------------------------------------------
+
 
 def test_soft_labels_are_the_encoders_own_latents_row_by_row_whatever_the_batch(tok, rows, tmp_path):
     method = make(tok, folder=tmp_path)
@@ -283,11 +325,13 @@ def test_soft_labels_are_the_encoders_own_latents_row_by_row_whatever_the_batch(
     for i, row in enumerate(rows):
         mine = own[i]
         probs, ids, _ = latents_by_hand(method, row)
-        torch.testing.assert_close(labels["probs"][mine].float(), probs, rtol=0, atol=1e-3)     # kept in 16 bits
+        torch.testing.assert_close(labels["probs"][mine].float(), probs, rtol=0, atol=1e-3)  # kept in 16 bits
         assert torch.equal(labels["ids"][mine].long(), ids)
-    torch.testing.assert_close(labels["probs"].float().sum(-1), torch.ones(len(labels["probs"])), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        labels["probs"].float().sum(-1), torch.ones(len(labels["probs"])), rtol=0, atol=2e-3
+    )
     assert not torch.isin(labels["ids"], torch.tensor(tok.never)).any()
-    method.encoder = None                                             # kept beside the run: no second computation
+    method.encoder = None  # kept beside the run: no second computation
     again = method.soft_labels(rows)
     assert all(torch.equal(labels[n], again[n]) for n in labels)
 
@@ -364,8 +408,12 @@ def test_hidden_latents_have_states_for_labels_and_teach_the_head_not_to_stop(to
     assert loss.isfinite() and all(p.grad is None for p in method.encoder.parameters())
     head = method.model.head.weight
     batch, E = method.collate2([0, 1]), method.model.embed.weight.detach()
-    assert batch["label_states"].std(-1) == pytest.approx(1.0, rel=0.01)             # whatever the embeddings' scale becomes
-    h = method.model(embeds=method.embed_with(batch["ids"], batch["kind"], batch["label_states"] * E.std()))[:, :-1]
+    assert batch["label_states"].std(-1) == pytest.approx(
+        1.0, rel=0.01
+    )  # whatever the embeddings' scale becomes
+    h = method.model(embeds=method.embed_with(batch["ids"], batch["kind"], batch["label_states"] * E.std()))[
+        :, :-1
+    ]
     ahead = h[batch["kind"][:, 1:] == LATENT]
     target, standard = batch["label_states"], ahead - ahead.mean(-1, keepdim=True)
     squared = ((standard / (standard.std(-1, keepdim=True) + 1e-6) - target) ** 2).mean()
@@ -376,6 +424,7 @@ def test_hidden_latents_have_states_for_labels_and_teach_the_head_not_to_stop(to
 
 # --- the stages ------------------------------------------------------------------------------------------------------
 
+
 def states(method) -> dict:
     return {n: t.clone() for n, t in method.state_dict().items()}
 
@@ -385,18 +434,35 @@ def fitted(tok, rows, tmp_path, monkeypatch):
     """A run of all stages, three steps each, whose validation says that the second of them was the best: what the
     weights were when a stage began, at its best, and at its end."""
     monkeypatch.setattr("minilatent.methods.latent_sft.accuracy", lambda *a: {"accuracy": 0.0})
-    method = make(tok, stage1_steps="3,3,3", steps=3, eval_every=1, folder=tmp_path, pull=1.0, pull_end=0.5, lr=1e-2, ratio=4)
+    method = make(
+        tok,
+        stage1_steps="3,3,3",
+        steps=3,
+        eval_every=1,
+        folder=tmp_path,
+        pull=1.0,
+        pull_end=0.5,
+        lr=1e-2,
+        ratio=4,
+    )
     (tmp_path / "state").mkdir()
     real, story = method.stages, []
 
     def spied(train, val):
         for stage in real(train, val):
-            log = {"name": stage.name, "begin": states(method), "during": [], "items": stage.items, "trained": stage.trained}
+            log = {
+                "name": stage.name,
+                "begin": states(method),
+                "during": [],
+                "items": stage.items,
+                "trained": stage.trained,
+            }
             story.append(log)
 
             def validate(log=log):
                 log["during"].append(states(method))
                 return {"accuracy": (0.1, 0.9, 0.2)[len(log["during"]) - 1]}
+
             stage.validate = validate
             yield stage
 
@@ -413,8 +479,8 @@ def test_the_stages_advance_and_each_begins_from_the_best_of_the_one_before(fitt
         best = before["during"][1]
         assert all(torch.equal(after["begin"][n], best[n]) for n in after["begin"])
         changed = [n for n in best if not torch.equal(best[n], before["during"][2][n])]
-        assert changed                                                # the last weights are others than the best
-    assert not any(n.startswith("encoder.") for n in story[3]["begin"])   # thrown away
+        assert changed  # the last weights are others than the best
+    assert not any(n.startswith("encoder.") for n in story[3]["begin"])  # thrown away
     final, best = states(method), story[3]["during"][1]
     assert all(torch.equal(final[n], best[n]) for n in final)
 
@@ -440,13 +506,13 @@ def test_the_encoder_begins_as_a_copy_of_the_decoder_and_all_rows_are_trained_on
     begin = story[0]["begin"]
     for n in begin:
         if n.startswith("encoder."):
-            assert torch.equal(begin[n], begin["model." + n[len("encoder."):]])
+            assert torch.equal(begin[n], begin["model." + n[len("encoder.") :]])
     assert [len(log["items"]) for log in story] == [len(rows)] * 4
 
 
 def test_the_compression_accuracy_decodes_freely_from_the_gold_chains_latents(tok):
     """Right by construction for a decoder that says the gold answer, wrong for one that says another."""
-    method, val = make(tok), mini.load("mini", "val", 6)
+    method, val = make(tok), words.load("mini", "val", 6)
     asked = []
 
     def answer_given(rows, z):
@@ -458,7 +524,7 @@ def test_the_compression_accuracy_decodes_freely_from_the_gold_chains_latents(to
 
     method.answer_given = answer_given
     assert method.compression_accuracy(val) == {"compression": 0.5}
-    assert [n for n, _ in asked] == [4, 2]                            # eval_batch 4: the short last batch counts
+    assert [n for n, _ in asked] == [4, 2]  # eval_batch 4: the short last batch counts
 
 
 def test_answers_given_latents_are_those_of_the_closed_chain(tok, rows):
@@ -470,7 +536,7 @@ def test_answers_given_latents_are_those_of_the_closed_chain(tok, rows):
     E = method.model.embed.weight.detach()
     for row, answer in zip(rows, out.answers):
         n = len(segments(row.chain, 2))
-        x = torch.cat([E[row.question + [tok.think]], z[at:at + n], E[[tok.end_think]]])
+        x = torch.cat([E[row.question + [tok.think]], z[at : at + n], E[[tok.end_think]]])
         at, said = at + n, []
         while len(said) < 3 and tok.eos not in said:
             logits = method.model.logits(method.model(embeds=x[None])[0, -1])
@@ -495,6 +561,7 @@ def test_uniform_labels_need_no_encoder(tok, rows, tmp_path, monkeypatch):
 
 # --- segments --------------------------------------------------------------------------------------------------------
 
+
 def pieces_by_hand(method, row) -> list[list[int]]:
     """The chain's segments by their definition, one row, one token at a time."""
     tok, T = method.tok, len(row.chain)
@@ -517,20 +584,24 @@ def pieces_by_hand(method, row) -> list[list[int]]:
 
 @pytest.mark.parametrize("how, ratio", [("step", 2), ("adaptive", 2), ("adaptive", 4)])
 def test_segmentations_are_those_of_a_naive_loop_and_all_layouts_follow(tok, how, ratio):
-    rows = encode(mini.load("mini", "train", 9), tok, 512)[0]         # its own: adaptive rows remember their cuts
+    rows = encode(words.load("mini", "train", 9), tok, 512)[0]  # its own: adaptive rows remember their cuts
     method = make(tok, segmentation=how, ratio=ratio)
     method.cut(rows)
     expected = [pieces_by_hand(method, r) for r in rows]
     assert [method.segments(r) for r in rows] == expected and all(s for pieces in expected for s in pieces)
-    if how == "adaptive":                                             # as many as fixed, and not the same
+    if how == "adaptive":  # as many as fixed, and not the same
         assert [len(p) for p in expected] == [-(-len(r.chain) // ratio) for r in rows]
         assert len({len(s) for p in expected for s in p[:-1]}) > 1
     else:
-        assert [len(p) for p in expected] == [len(e.steps) for e in mini.load("mini", "train", 9)]
+        assert [len(p) for p in expected] == [len(e.steps) for e in words.load("mini", "train", 9)]
     for row, pieces in zip(rows, expected):
-        text = lambda layout: [[t for t, k, b in zip(layout.ids, layout.kind, layout.block) if k == TEXT and b == i]
-                               for i in range(1, len(pieces) + 1)]
-        assert text(method.encoder_layout(row)) == pieces and text(method.decoder_layout(row)) == pieces[1:] + [[]]
+        text = lambda layout: [
+            [t for t, k, b in zip(layout.ids, layout.kind, layout.block) if k == TEXT and b == i]
+            for i in range(1, len(pieces) + 1)
+        ]
+        assert text(method.encoder_layout(row)) == pieces and text(method.decoder_layout(row)) == pieces[
+            1:
+        ] + [[]]
         assert method.student_layout(row).kind.count(LATENT) == len(pieces)
     batch, flat = method.collate1(rows), [s for pieces in expected for s in pieces]
     probs, ids = method.segment_mixture(batch["ids"], batch["kind"], batch["block"])
@@ -545,14 +616,20 @@ def test_segmentations_are_those_of_a_naive_loop_and_all_layouts_follow(tok, how
 
 
 def test_even_cuts_by_hand():
-    cut = lambda weight, pieces: cut_evenly(torch.tensor([weight]), torch.tensor([len(weight)]), torch.tensor([pieces]))[0]
+    cut = lambda weight, pieces: cut_evenly(
+        torch.tensor([weight]), torch.tensor([len(weight)]), torch.tensor([pieces])
+    )[0]
     assert cut([1.0] * 6, 3) == [2, 4, 6]
-    assert cut([9.0, 1, 1, 1, 1, 1], 2) == [1, 6]                     # half of the weight is one token
-    assert cut([1.0, 1, 1, 1, 1, 95], 3) == [4, 5, 6]                 # no piece is empty, at the end
-    assert cut([95.0, 1, 1, 1, 1, 1], 3) == [1, 2, 6]                 # nor at the start
+    assert cut([9.0, 1, 1, 1, 1, 1], 2) == [1, 6]  # half of the weight is one token
+    assert cut([1.0, 1, 1, 1, 1, 95], 3) == [4, 5, 6]  # no piece is empty, at the end
+    assert cut([95.0, 1, 1, 1, 1, 1], 3) == [1, 2, 6]  # nor at the start
     assert cut([1.0, 2.0], 2) == [1, 2] and cut([3.0], 1) == [1]
-    both = cut_evenly(torch.tensor([[1.0] * 4 + [0.0] * 2, [9.0, 1, 1, 1, 1, 1]]), torch.tensor([4, 6]), torch.tensor([4, 2]))
-    assert both == [[1, 2, 3, 4], [1, 6]]                             # rows of a batch do not see each other
+    both = cut_evenly(
+        torch.tensor([[1.0] * 4 + [0.0] * 2, [9.0, 1, 1, 1, 1, 1]]),
+        torch.tensor([4, 6]),
+        torch.tensor([4, 2]),
+    )
+    assert both == [[1, 2, 3, 4], [1, 6]]  # rows of a batch do not see each other
 
 
 def test_a_row_that_nobody_has_cut_is_no_row_without_latents(rows, tok):

@@ -1,10 +1,20 @@
 """What the metrics say, against numbers worked out by hand and against loops."""
+
 import math
 
 import pytest
 import torch
 
-from minilatent.metrics import align, chain_weights, concentration, ecr, one_path, parallelism, partners, wilson
+from minilatent.evaluate import wilson
+from minilatent.study.measures import (
+    align,
+    chain_weights,
+    concentration,
+    ecr,
+    one_path,
+    parallelism,
+    partners,
+)
 
 
 def random_case(seed: int, B=5, N=6, V=30, M=4, T=13):
@@ -14,14 +24,14 @@ def random_case(seed: int, B=5, N=6, V=30, M=4, T=13):
     steps = draw(1, N + 1, B)
     steps[0] = 0
     probs = torch.randn(B, N, V, generator=g).mul(2).softmax(-1)
-    probs *= (torch.arange(N) < steps[:, None])[:, :, None]                        # decode() leaves zeros behind
+    probs *= (torch.arange(N) < steps[:, None])[:, :, None]  # decode() leaves zeros behind
     return probs, steps, draw(0, V, B, M, T), draw(1, T + 1, B, M)
 
 
 def cut(chain: list[int], steps: int, ratio: int) -> list[list[int]]:
     """The segment of each step, by slicing."""
     length = max(ratio, math.ceil(len(chain) / steps))
-    return [chain[t * length:(t + 1) * length] for t in range(steps)]
+    return [chain[t * length : (t + 1) * length] for t in range(steps)]
 
 
 def test_the_interval_is_wilsons():
@@ -31,13 +41,16 @@ def test_the_interval_is_wilsons():
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
 
 
-@pytest.mark.parametrize("tokens, steps, ratio, expected", [
-    (7, 4, 2, [0, 0, 1, 1, 2, 2, 3]),          # as long as in training: r
-    (5, 2, 4, [0, 0, 0, 0, 1]),                # ⌈5/2⌉ would be 3, but training cut after 4
-    (7, 2, 2, [0, 0, 0, 0, 1, 1, 1]),          # a shorter chain holds more a step
-    (4, 9, 2, [0, 0, 1, 1]),                   # a longer one has steps without a segment
-    (3, 0, 2, [0, 0, 0]),
-])
+@pytest.mark.parametrize(
+    "tokens, steps, ratio, expected",
+    [
+        (7, 4, 2, [0, 0, 1, 1, 2, 2, 3]),  # as long as in training: r
+        (5, 2, 4, [0, 0, 0, 0, 1]),  # ⌈5/2⌉ would be 3, but training cut after 4
+        (7, 2, 2, [0, 0, 0, 0, 1, 1, 1]),  # a shorter chain holds more a step
+        (4, 9, 2, [0, 0, 1, 1]),  # a longer one has steps without a segment
+        (3, 0, 2, [0, 0, 0]),
+    ],
+)
 def test_a_chain_is_cut_as_in_training_unless_the_model_took_fewer_steps(tokens, steps, ratio, expected):
     step, real = align(10, torch.tensor([tokens]), torch.tensor([steps]), ratio)
     assert step[0, :tokens].tolist() == expected and real[0].tolist() == [i < tokens for i in range(10)]
@@ -63,15 +76,17 @@ def test_ecr_agrees_with_a_loop(ratio):
     chain, length, ks = chains[:, 0], lengths[:, 0], (1, 3, 10)
     found = ecr(probs.topk(10, dim=-1).indices, steps, chain, length, ratio, ks)
     for b in range(1, len(probs)):
-        pieces = cut(chain[b, :length[b]].tolist(), int(steps[b]), ratio)
+        pieces = cut(chain[b, : length[b]].tolist(), int(steps[b]), ratio)
         for k, value in zip(ks, found[b].tolist()):
             best = [probs[b, t].topk(k).indices.tolist() for t in range(len(pieces))]
-            assert value == pytest.approx(sum(i in top for top, piece in zip(best, pieces) for i in piece) / len(pieces))
+            assert value == pytest.approx(
+                sum(i in top for top, piece in zip(best, pieces) for i in piece) / len(pieces)
+            )
 
 
 def test_ecr_of_a_chain_against_itself_is_one():
     probs, steps, _, _ = random_case(7)
-    own = probs.argmax(-1)                                                         # (B, N)
+    own = probs.argmax(-1)  # (B, N)
     found = ecr(probs.topk(5, dim=-1).indices, steps, own, steps, 1, (1, 5))
     assert torch.equal(found[1:], torch.ones(len(probs) - 1, 2))
 
@@ -79,17 +94,22 @@ def test_ecr_of_a_chain_against_itself_is_one():
 @pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize("ratio", [1, 2, 4])
 def test_chain_weights_agree_with_a_loop(ratio, distinct):
-    probs, steps, chains, lengths = random_case(10 + ratio, V=6)                   # few tokens: many repeats
-    lengths[2, 3] = lengths[3, 2] = lengths[3, 3] = 0                              # fewer chains
+    probs, steps, chains, lengths = random_case(10 + ratio, V=6)  # few tokens: many repeats
+    lengths[2, 3] = lengths[3, 2] = lengths[3, 3] = 0  # fewer chains
     weights = chain_weights(probs, steps, chains, lengths, ratio, distinct)
     assert torch.allclose(weights.sum(-1), torch.ones(len(probs)))
     for b in range(1, len(probs)):
         n = int(steps[b])
-        every = {m: [set(s) for s in cut(chains[b, m, :lengths[b, m]].tolist(), n, ratio)]
-                 for m in range(chains.shape[1]) if lengths[b, m]}
+        every = {
+            m: [set(s) for s in cut(chains[b, m, : lengths[b, m]].tolist(), n, ratio)]
+            for m in range(chains.shape[1])
+            if lengths[b, m]
+        }
         shared = [set.intersection(*(every[m][t] for m in every)) if distinct else set() for t in range(n)]
-        score = {m: sum(probs[b, t, i].item() for t in range(n) for i in sets[t] - shared[t]) / n + 1e-12
-                 for m, sets in every.items()}
+        score = {
+            m: sum(probs[b, t, i].item() for t in range(n) for i in sets[t] - shared[t]) / n + 1e-12
+            for m, sets in every.items()
+        }
         expected = [score.get(m, 0.0) / sum(score.values()) for m in range(chains.shape[1])]
         assert torch.allclose(weights[b], torch.tensor(expected), atol=1e-5)
 
@@ -114,11 +134,14 @@ def test_n_eff_is_one_for_latents_that_follow_one_chain():
 def test_n_eff_counts_the_chains_of_an_even_mixture(followed):
     chains, lengths = chains_without_a_common_token(5, 6)
     steps = torch.tensor([3])
-    probs = torch.stack([one_path(torch.Size([1, 3, 30]), steps, chains[:, m], lengths[:, m], 2)
-                         for m in range(followed)]).mean(0)
+    probs = torch.stack(
+        [one_path(torch.Size([1, 3, 30]), steps, chains[:, m], lengths[:, m], 2) for m in range(followed)]
+    ).mean(0)
     found = parallelism(chain_weights(probs, steps, chains, lengths, 2))
     assert found["n_eff"].item() == pytest.approx(followed, rel=1e-4)
-    assert found["n_eff_entropy"].item() == pytest.approx(followed, rel=1e-4) and found["top2"].item() == pytest.approx(1)
+    assert found["n_eff_entropy"].item() == pytest.approx(followed, rel=1e-4) and found[
+        "top2"
+    ].item() == pytest.approx(1)
 
 
 def test_tokens_that_all_chains_share_hide_a_single_path_unless_they_are_left_out():
@@ -126,15 +149,21 @@ def test_tokens_that_all_chains_share_hide_a_single_path_unless_they_are_left_ou
     chains = torch.tensor([[[0, 3, 1, 4, 0, 5, 1, 6], [0, 5, 1, 6, 0, 3, 1, 4]]])
     steps, lengths = torch.tensor([4]), torch.tensor([[8, 8]])
     probs = one_path(torch.Size([1, 4, 7]), steps, chains[:, 0], lengths[:, 0], 2)
-    shared = chain_weights(probs, steps, chains, lengths, 2)                       # scores 1 and 1/2
-    assert torch.allclose(shared, torch.tensor([[2 / 3, 1 / 3]])) and parallelism(shared)["n_eff"].item() == pytest.approx(1.8)
-    assert parallelism(chain_weights(probs, steps, chains, lengths, 2, distinct=True))["n_eff"].item() == pytest.approx(1)
+    shared = chain_weights(probs, steps, chains, lengths, 2)  # scores 1 and 1/2
+    assert torch.allclose(shared, torch.tensor([[2 / 3, 1 / 3]])) and parallelism(shared)[
+        "n_eff"
+    ].item() == pytest.approx(1.8)
+    assert parallelism(chain_weights(probs, steps, chains, lengths, 2, distinct=True))[
+        "n_eff"
+    ].item() == pytest.approx(1)
 
 
 def test_n_eff_of_latents_that_know_nothing_is_the_number_of_chains():
     chains, lengths = chains_without_a_common_token(4, 6)
     for probs in (torch.full((1, 3, 24), 1 / 24), torch.zeros(1, 3, 24)):
-        assert parallelism(chain_weights(probs, torch.tensor([3]), chains, lengths, 2))["n_eff"].item() == pytest.approx(4)
+        assert parallelism(chain_weights(probs, torch.tensor([3]), chains, lengths, 2))[
+            "n_eff"
+        ].item() == pytest.approx(4)
 
 
 def test_concentration_is_of_the_real_steps_only():

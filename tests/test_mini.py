@@ -1,31 +1,38 @@
 """The generated problems: right, readable by a second program, and never shared between splits."""
+
 import itertools
 import re
 from collections import Counter
 
 import pytest
 
-from minilatent import mini
+from minilatent.tasks import words
 from minilatent.tokenizer import MINI_PATTERN
 
-TEST_SETS = mini.TEST_SETS
+TEST_SETS = words.TEST_SETS
 
 
 @pytest.fixture(scope="module")
 def train():
-    return mini.load("mini", "train", 12_000)
+    return words.load("mini", "train", 12_000)
 
 
 @pytest.fixture(scope="module")
 def tests():
-    return {name: mini.load(name, "test", 300) for name in TEST_SETS}
+    return {name: words.load(name, "test", 300) for name in TEST_SETS}
 
 
 # --- a second reading: a tiny interpreter of the sentences, which shares the templates and nothing else ----------
 
+
 def pattern(template: str) -> re.Pattern:
-    person, things = "|".join(mini.PRONOUN), "|".join(mini.OBJECTS)
-    parts = {"P": rf"(?P<P>{person}|She|He)", "Q": rf"(?P<Q>{person})", "c": r"(?P<c>\d+)", "o": rf"(?P<o>{things})"}
+    person, things = "|".join(words.PRONOUN), "|".join(words.OBJECTS)
+    parts = {
+        "P": rf"(?P<P>{person}|She|He)",
+        "Q": rf"(?P<Q>{person})",
+        "c": r"(?P<c>\d+)",
+        "o": rf"(?P<o>{things})",
+    }
     pieces = re.split(r"\{(\w)\}", template)
     seen, out = set(), re.escape(pieces[0])
     for name, rest in zip(pieces[1::2], pieces[2::2]):
@@ -34,18 +41,33 @@ def pattern(template: str) -> re.Pattern:
     return re.compile(out)
 
 
-SENTENCES = [(kind, op, pattern(t)) for kind, table in (("event", mini.EVENTS), ("relation", mini.RELATIONS))
-             for op, templates in table.items() for t in templates]
-SENTENCES += [(kind, "", pattern(t)) for kind, templates in (
-    ("start", mini.START), ("merge", mini.MERGE), ("ask", mini.ASK), ("together", mini.TOGETHER),
-    ("difference", mini.DIFFERENCE), ("irrelevant", mini.IRRELEVANT)) for t in templates]
+SENTENCES = [
+    (kind, op, pattern(t))
+    for kind, table in (("event", words.EVENTS), ("relation", words.RELATIONS))
+    for op, templates in table.items()
+    for t in templates
+]
+SENTENCES += [
+    (kind, "", pattern(t))
+    for kind, templates in (
+        ("start", words.START),
+        ("merge", words.MERGE),
+        ("ask", words.ASK),
+        ("together", words.TOGETHER),
+        ("difference", words.DIFFERENCE),
+        ("irrelevant", words.IRRELEVANT),
+    )
+    for t in templates
+]
 
 
 def read(question: str) -> list[tuple[str, str, dict]]:
     """Each sentence as (kind, operation, its words); exactly one reading a sentence."""
     found = []
     for sentence in re.findall(r"[^.?]+[.?]", question):
-        readings = [(kind, op, m.groupdict()) for kind, op, p in SENTENCES if (m := p.fullmatch(sentence.strip()))]
+        readings = [
+            (kind, op, m.groupdict()) for kind, op, p in SENTENCES if (m := p.fullmatch(sentence.strip()))
+        ]
         assert len(readings) == 1, f"{len(readings)} readings of {sentence!r}"
         found += readings
     return found
@@ -53,7 +75,7 @@ def read(question: str) -> list[tuple[str, str, dict]]:
 
 def solve(question: str) -> tuple[list[str], list[set[int]], int]:
     """The steps as a reader writes them down, which earlier steps each needs, and the answer."""
-    held, steps, needs, subject = {}, [], [], None      # held: name -> (value, step that made it)
+    held, steps, needs, subject = {}, [], [], None  # held: name -> (value, step that made it)
 
     def compute(a, op, b):
         result = {"+": a[0] + b[0], "-": a[0] - b[0], "*": a[0] * b[0], "/": a[0] // b[0]}[op]
@@ -65,7 +87,7 @@ def solve(question: str) -> tuple[list[str], list[set[int]], int]:
     for kind, op, words in read(question):
         P, Q, c = words.get("P"), words.get("Q"), (int(words.get("c") or 0), None)
         if P in ("She", "He"):
-            assert subject and mini.PRONOUN[subject] == P, f"{P} after {subject}: {question}"
+            assert subject and words.PRONOUN[subject] == P, f"{P} after {subject}: {question}"
             P = subject
         subject = P
         if kind == "start":
@@ -93,10 +115,13 @@ def test_a_second_reader_finds_the_same_steps_orders_and_answer_in_the_text(test
     for e in tests[name]:
         steps, needs, answer = solve(e.question)
         assert (tuple(steps), str(answer)) == (e.steps, e.answer), e.question
-        orders = [order for order in itertools.permutations(range(len(steps)))
-                  if all(needs[i] <= set(order[:at]) for at, i in enumerate(order))]
-        expected = {tuple(steps[i] for i in order) for order in orders}              # two steps may read the same
-        assert len(orders) <= mini.MAX_ORDERS and Counter(e.chains) == Counter(expected), e.question
+        orders = [
+            order
+            for order in itertools.permutations(range(len(steps)))
+            if all(needs[i] <= set(order[:at]) for at, i in enumerate(order))
+        ]
+        expected = {tuple(steps[i] for i in order) for order in orders}  # two steps may read the same
+        assert len(orders) <= words.MAX_ORDERS and Counter(e.chains) == Counter(expected), e.question
         assert e.chains[0] == e.steps
 
 
@@ -119,52 +144,64 @@ def test_every_step_is_right_and_uses_only_numbers_that_are_known_by_then(tests,
 def test_every_step_has_as_many_tokens_as_every_other():
     """Segments of 2 and 4 line up with steps only then: 7 tokens and the space between two steps."""
     for name in TEST_SETS:
-        for e in mini.load(name, "test", 50):
+        for e in words.load(name, "test", 50):
             assert len(re.findall(MINI_PATTERN, e.chain)) == 8 * len(e.steps) - 1
 
 
 def test_all_numbers_are_from_1_to_99_and_training_shows_each():
     """An embedding that training never touches is noise at test time."""
-    found = {name: {int(x) for e in mini.load(name, split, n) for x in re.findall(r"\d+", e.question + e.chain)}
-             for name, split, n in (("mini", "train", 6000), *((t, "test", 300) for t in TEST_SETS[1:]))}
+    found = {
+        name: {int(x) for e in words.load(name, split, n) for x in re.findall(r"\d+", e.question + e.chain)}
+        for name, split, n in (("mini", "train", 6000), *((t, "test", 300) for t in TEST_SETS[1:]))
+    }
     assert found["mini"] == set(range(1, 100))
     assert all(numbers <= found["mini"] for numbers in found.values())
 
 
 # --- determinism and splits ------------------------------------------------------------------------------------
 
+
 def test_the_same_arguments_give_the_same_problems_and_others_give_others():
-    a = mini.load("mini", "train", 50, seed=3)
-    assert a == mini.load("mini", "train", 50, seed=3) and a == mini.load("mini", "train", 80, seed=3)[:50]
+    a = words.load("mini", "train", 50, seed=3)
+    assert a == words.load("mini", "train", 50, seed=3) and a == words.load("mini", "train", 80, seed=3)[:50]
     questions = {e.question for e in a}
-    assert not questions & {e.question for e in mini.load("mini", "train", 50, seed=4)}
-    assert not questions & {e.question for e in mini.load("mini", "val", 50, seed=3)}
+    assert not questions & {e.question for e in words.load("mini", "train", 50, seed=4)}
+    assert not questions & {e.question for e in words.load("mini", "val", 50, seed=3)}
 
 
 def test_the_problems_are_those_that_the_committed_results_were_made_with():
     """A change of a template or of the order of draws changes every number in results/ without any other sign."""
-    first = mini.load("mini", "test", 1)[0]
+    first = words.load("mini", "test", 1)[0]
     assert first.question == (
         "There are 14 eggs in the bag of Finn. He buys 4 more eggs. Finn works until there are 4 times as many eggs. "
-        "Finn buys 6 more eggs. He makes 3 equal parts and keeps one. What is the number of eggs that Finn has?")
-    assert first.steps == ("<<14+4=18>>", "<<18*4=72>>", "<<72+6=78>>", "<<78/3=26>>") and first.answer == "26"
+        "Finn buys 6 more eggs. He makes 3 equal parts and keeps one. What is the number of eggs that Finn has?"
+    )
+    assert (
+        first.steps == ("<<14+4=18>>", "<<18*4=72>>", "<<72+6=78>>", "<<78/3=26>>") and first.answer == "26"
+    )
 
 
 def test_no_problem_is_in_two_splits_whatever_the_seed_even_with_other_names_and_objects(train):
-    normal = lambda examples: {mini.normalise(e.question) for e in examples}
-    seen = {"train": normal(train) | normal(mini.load("mini", "train", 3000, seed=1))}
-    seen["val"] = normal(e for seed in (0, 1) for e in mini.load("mini", "val", 300, seed=seed))
-    seen["test"] = normal(e for name in TEST_SETS for seed in (0, 1) for e in mini.load(name, "test", 200, seed=seed))
+    normal = lambda examples: {words.normalise(e.question) for e in examples}
+    seen = {"train": normal(train) | normal(words.load("mini", "train", 3000, seed=1))}
+    seen["val"] = normal(e for seed in (0, 1) for e in words.load("mini", "val", 300, seed=seed))
+    seen["test"] = normal(
+        e for name in TEST_SETS for seed in (0, 1) for e in words.load(name, "test", 200, seed=seed)
+    )
     assert all(len(s) > 500 for s in seen.values())
     for a, b in itertools.combinations(seen, 2):
         assert not seen[a] & seen[b], (a, b)
 
 
 def test_normalising_forgets_names_and_objects_and_nothing_else():
-    a = mini.normalise("Ava has 3 eggs. Ben has 2 more eggs than Ava. He loses 1 of them.")
-    assert a == mini.normalise("Max has 3 kilos of rice. Mia has 2 more kilos of rice than Max. She loses 1 of them.")
-    assert a != mini.normalise("Ava has 3 eggs. Ava has 2 more eggs than Ben. He loses 1 of them.")      # who is who
-    assert a != mini.normalise("Ava has 3 eggs. Ben has 4 more eggs than Ava. He loses 1 of them.")
+    a = words.normalise("Ava has 3 eggs. Ben has 2 more eggs than Ava. He loses 1 of them.")
+    assert a == words.normalise(
+        "Max has 3 kilos of rice. Mia has 2 more kilos of rice than Max. She loses 1 of them."
+    )
+    assert a != words.normalise(
+        "Ava has 3 eggs. Ava has 2 more eggs than Ben. He loses 1 of them."
+    )  # who is who
+    assert a != words.normalise("Ava has 3 eggs. Ben has 4 more eggs than Ava. He loses 1 of them.")
 
 
 def test_there_are_more_than_a_million_problems(train):
@@ -177,18 +214,21 @@ def test_there_are_more_than_a_million_problems(train):
 
 # --- what kinds of problems --------------------------------------------------------------------------------------
 
+
 def test_a_fifth_of_the_problems_is_no_single_chain_and_all_lengths_occur(train):
     sample = train[:3000]
     lengths = Counter(len(e.steps) for e in sample)
     assert set(lengths) == {2, 3, 4} and min(lengths.values()) > 0.2 * len(sample)
     # Two tracks merge: some step uses two numbers that are both no plain number of the text, or several orders are valid.
     assert sum(len(e.chains) > 1 for e in sample) > 0.2 * len(sample)
-    assert Counter(op for e in sample for step in e.steps for op in re.findall("[-+*/]", step)).keys() == set("+-*/")
+    assert Counter(op for e in sample for step in e.steps for op in re.findall("[-+*/]", step)).keys() == set(
+        "+-*/"
+    )
 
 
 def test_random_order_draws_from_all_valid_orders():
-    plain = mini.load("mini", "train", 600)
-    drawn = mini.load("mini", "train", 600, chain_order="random")
+    plain = words.load("mini", "train", 600)
+    drawn = words.load("mini", "train", 600, chain_order="random")
     assert all(e.steps in e.chains for e in drawn)
     several = [e for e in drawn if len(e.chains) > 1]
     assert 0.3 < sum(e.steps != e.chains[0] for e in several) / len(several) < 0.8
@@ -197,14 +237,29 @@ def test_random_order_draws_from_all_valid_orders():
 
 def templates_of(questions, held_out: bool):
     """How many sentences of these questions are in a held-out template."""
-    kinds = [t for group in (mini.START, mini.ASK, mini.TOGETHER, mini.DIFFERENCE, mini.MERGE,
-                             *mini.EVENTS.values(), *mini.RELATIONS.values())
-             for t in (group[-1:] if held_out else group[:-1])]
+    kinds = [
+        t
+        for group in (
+            words.START,
+            words.ASK,
+            words.TOGETHER,
+            words.DIFFERENCE,
+            words.MERGE,
+            *words.EVENTS.values(),
+            *words.RELATIONS.values(),
+        )
+        for t in (group[-1:] if held_out else group[:-1])
+    ]
     patterns = [pattern(t) for t in kinds]
-    return [sum(any(p.fullmatch(s.strip()) for p in patterns) for s in re.findall(r"[^.?]+[.?]", q)) for q in questions]
+    return [
+        sum(any(p.fullmatch(s.strip()) for p in patterns) for s in re.findall(r"[^.?]+[.?]", q))
+        for q in questions
+    ]
 
 
-def test_multiarith_has_two_steps_in_templates_that_training_never_shows_made_of_words_that_it_does(train, tests):
+def test_multiarith_has_two_steps_in_templates_that_training_never_shows_made_of_words_that_it_does(
+    train, tests
+):
     asked = [e.question for e in tests["mini_multiarith"]]
     assert all(len(e.steps) == 2 for e in tests["mini_multiarith"])
     assert sum(templates_of([e.question for e in train[:1500]], held_out=True)) == 0
@@ -215,9 +270,13 @@ def test_multiarith_has_two_steps_in_templates_that_training_never_shows_made_of
 
 def test_every_token_of_every_test_set_is_a_token_of_training(train, tests):
     """Words carry their spaces: `now?` of training is another token than `now ` of a test template."""
-    tokens = lambda examples: {t for e in examples for t in re.findall(MINI_PATTERN, e.question + " " + e.chain)}
+    tokens = lambda examples: {
+        t for e in examples for t in re.findall(MINI_PATTERN, e.question + " " + e.chain)
+    }
     known = tokens(train)
-    assert {name: tokens(examples) - known for name, examples in tests.items() if tokens(examples) - known} == {}
+    assert {
+        name: tokens(examples) - known for name, examples in tests.items() if tokens(examples) - known
+    } == {}
 
 
 def test_hard_problems_draw_their_numbers_from_the_rare_tail(tests):
@@ -230,7 +289,9 @@ def test_svamp_problems_hold_a_quantity_that_does_not_matter_and_long_ones_5_or_
     for e in tests["mini_svamp"]:
         assert sum(kind == "irrelevant" for kind, _, _ in read(e.question)) == 1, e.question
     assert Counter(len(e.steps) for e in tests["mini_long"]).keys() == {5, 6}
-    plain = sum(any(kind == "irrelevant" for kind, _, _ in read(e.question)) for e in tests["mini"]) / len(tests["mini"])
+    plain = sum(any(kind == "irrelevant" for kind, _, _ in read(e.question)) for e in tests["mini"]) / len(
+        tests["mini"]
+    )
     assert 0.03 < plain < 0.2
 
 
@@ -240,4 +301,4 @@ def test_a_word_that_means_the_things_does_not_follow_a_sentence_about_other_thi
         sentences = [s.strip() for s in re.findall(r"[^.?]+[.?]", e.question)]
         for one, other in zip(sentences, sentences[1:]):
             if " also has " in one:
-                assert any(o in other for o in mini.OBJECTS), e.question
+                assert any(o in other for o in words.OBJECTS), e.question

@@ -1,12 +1,21 @@
 """The transformer: every fast path beside the plain one, in both families."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
-from minilatent.model import (KVCache, ModelConfig, Transformer, attention, naive_attention, rope_angles, rotate)
+from minilatent.model import (
+    KVCache,
+    ModelConfig,
+    Transformer,
+    attention,
+    naive_attention,
+    rope_angles,
+    rotate,
+)
 
-EXACT = dict(rtol=0, atol=1e-12)           # float64, values of order one
+EXACT = dict(rtol=0, atol=1e-12)  # float64, values of order one
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -19,6 +28,7 @@ def some_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 # --- attention -------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_fast_attention_equals_the_textbooks(masked):
@@ -33,7 +43,7 @@ def test_attention_is_the_weighted_mean_that_one_writes_by_hand():
     q, k, v = (torch.randn(1, 1, 4, 8, generator=g, dtype=torch.float64) for _ in range(3))
     y = attention(q, k, v, None)
     for t in range(4):
-        scores = [float(q[0, 0, t] @ k[0, 0, s]) / 8 ** 0.5 for s in range(t + 1)]
+        scores = [float(q[0, 0, t] @ k[0, 0, s]) / 8**0.5 for s in range(t + 1)]
         weights = torch.tensor(scores, dtype=torch.float64).softmax(0)
         torch.testing.assert_close(y[0, 0, t], sum(w * v[0, 0, s] for s, w in enumerate(weights)), **EXACT)
 
@@ -62,6 +72,7 @@ def test_grouped_queries_share_keys_and_values_head_by_neighbouring_head():
 
 # --- the whole forward pass ------------------------------------------------------------------------------------
 
+
 def forward_by_hand(model: Transformer, ids: list[int]) -> torch.Tensor:
     """One row, one head at a time, nothing from model.py but the weights."""
     c, w = model.config, {n: p.detach() for n, p in model.named_parameters()}
@@ -70,7 +81,7 @@ def forward_by_hand(model: Transformer, ids: list[int]) -> torch.Tensor:
         if kind == "layernorm":
             x = (x - x.mean()) / torch.sqrt(((x - x.mean()) ** 2).mean() + c.norm_eps) * w[name + ".weight"]
             return x + w[name + ".bias"] if c.bias else x
-        return x / torch.sqrt((x ** 2).mean() + c.norm_eps) * w[name + ".weight"]
+        return x / torch.sqrt((x**2).mean() + c.norm_eps) * w[name + ".weight"]
 
     def linear(x, name):
         biased = c.qkv_bias if name.endswith((".q", ".k", ".v")) else c.bias
@@ -86,7 +97,10 @@ def forward_by_hand(model: Transformer, ids: list[int]) -> torch.Tensor:
             out[i], out[i + half] = x[i] * cos - x[i + half] * sin, x[i + half] * cos + x[i] * sin
         return out
 
-    xs = [w["embed.weight"][i] + (w["embed_position.weight"][t] if c.position == "learned" else 0) for t, i in enumerate(ids)]
+    xs = [
+        w["embed.weight"][i] + (w["embed_position.weight"][t] if c.position == "learned" else 0)
+        for t, i in enumerate(ids)
+    ]
     D, group = c.head_dim, c.n_head // c.n_kv_head
     for n in range(c.n_layer):
         at, keys, values, out = f"blocks.{n}", [], [], []
@@ -98,14 +112,14 @@ def forward_by_hand(model: Transformer, ids: list[int]) -> torch.Tensor:
             keys.append([turn(h, t) for h in k]), values.append(v)
             heads = []
             for h in range(c.n_head):
-                score = torch.stack([turn(q[h], t) @ keys[s][h // group] / D ** 0.5 for s in range(t + 1)])
+                score = torch.stack([turn(q[h], t) @ keys[s][h // group] / D**0.5 for s in range(t + 1)])
                 heads.append(sum(a * values[s][h // group] for s, a in enumerate(score.softmax(0))))
             out.append(x + linear(torch.cat(heads), at + ".attn.o"))
         for t, x in enumerate(out):
             y = norm(x, at + ".norm2")
             if c.mlp == "gelu":
                 z = linear(y, at + ".mlp.up")
-                z = 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z ** 3)))
+                z = 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))
             else:
                 gate = linear(y, at + ".mlp.gate")
                 z = gate / (1 + torch.exp(-gate)) * linear(y, at + ".mlp.up")
@@ -141,7 +155,7 @@ def test_no_position_sees_a_later_one_by_gradient(family):
     model = model_of(family)
     x = model.embed(some_ids(1, 6)).detach().requires_grad_()
     for t in range(6):
-        grad, = torch.autograd.grad(model(embeds=x)[0, t].sum(), x)
+        (grad,) = torch.autograd.grad(model(embeds=x)[0, t].sum(), x)
         seen = grad[0].abs().sum(-1) > 0
         assert seen.tolist() == [s <= t for s in range(6)]
 
@@ -164,7 +178,9 @@ def test_explicit_positions_and_masks_are_honoured(family):
     positions = torch.tensor([0, 0, 0, 0, 1, 2, 3, 4])
     expected = model(ids)
     torch.testing.assert_close(model(padded, mask=mask, positions=positions)[:, 3:], expected, **EXACT)
-    torch.testing.assert_close(model(padded, mask=mask[None], positions=positions[None])[:, 3:], expected, **EXACT)
+    torch.testing.assert_close(
+        model(padded, mask=mask[None], positions=positions[None])[:, 3:], expected, **EXACT
+    )
     stretched = model(padded, mask=mask, positions=positions * 2)[:, 3:]
     assert (stretched - expected).abs().max() > 1e-3
     if model.config.position == "learned":
@@ -181,18 +197,19 @@ def test_rope_sees_only_differences_of_positions():
 
     for shift in (1, 17, 300):
         assert score(5 + shift, 2 + shift) == pytest.approx(score(5, 2), abs=1e-3 if shift > 99 else 1e-4)
-    assert abs(score(5, 2) - score(2, 5)) > 1e-3            # the direction counts
+    assert abs(score(5, 2) - score(2, 5)) > 1e-3  # the direction counts
     assert abs(score(5, 2) - score(5, 3)) > 1e-3
     assert score(4, 4) == pytest.approx(float((q * k).sum()), abs=1e-5)
 
 
 # --- the cache -------------------------------------------------------------------------------------------------
 
+
 @families
 def test_token_by_token_with_a_cache_equals_one_forward_pass(family):
     model, ids = model_of(family), some_ids(2, 9)
     cache = KVCache(model.config, 2, 9, dtype=torch.float64)
-    steps = [model(ids[:, t:t + 1], cache=cache) for t in range(9)]
+    steps = [model(ids[:, t : t + 1], cache=cache) for t in range(9)]
     torch.testing.assert_close(torch.cat(steps, dim=1), model(ids), **EXACT)
     assert cache.lengths.tolist() == [9, 9]
 
@@ -202,13 +219,13 @@ def test_chunks_padded_on_the_right_equal_one_forward_pass_row_by_row(family):
     """Positions counted with the padding, or padding left in the cache and attended to, are two of the commonest
     reasons why batch 8 is not 8 times batch 1."""
     model = model_of(family)
-    new = [[3, 1, 4], [1, 4, 4], [4, 2, 1]]                  # real tokens per chunk and row; each chunk is 4 wide
+    new = [[3, 1, 4], [1, 4, 4], [4, 2, 1]]  # real tokens per chunk and row; each chunk is 4 wide
     rows = [some_ids(1, sum(new[c][b] for c in range(3)), seed=b)[0] for b in range(3)]
     cache, got, at = KVCache(model.config, 3, 16, dtype=torch.float64), [[], [], []], [0, 0, 0]
     for counts in new:
         chunk = torch.full((3, 4), 39)
         for b, n in enumerate(counts):
-            chunk[b, :n] = rows[b][at[b]:at[b] + n]
+            chunk[b, :n] = rows[b][at[b] : at[b] + n]
         h = model(chunk, cache=cache, new=torch.tensor(counts))
         for b, n in enumerate(counts):
             got[b].append(h[b, :n])
@@ -225,9 +242,9 @@ def test_rows_of_the_cache_that_are_kept_are_as_they_were(rows):
     cache = KVCache(model.config, 3, 7, dtype=torch.float64)
     model(ids[:, :6], cache=cache, new=lengths)
     cache.keep(torch.tensor(rows))
-    for _ in range(2 if max(lengths[rows]) < 6 else 1):          # the next tokens of each row
+    for _ in range(2 if max(lengths[rows]) < 6 else 1):  # the next tokens of each row
         new = ids[rows].gather(1, cache.lengths[:, None])
-        expected = torch.stack([model(ids[[r], :n + 1])[0, n] for r, n in zip(rows, cache.lengths.tolist())])
+        expected = torch.stack([model(ids[[r], : n + 1])[0, n] for r, n in zip(rows, cache.lengths.tolist())])
         torch.testing.assert_close(model(new, cache=cache)[:, 0], expected, **EXACT)
 
 
@@ -236,7 +253,7 @@ def test_parts_of_a_cache_fill_the_whole():
     cache = KVCache(model.config, 3, 6, dtype=torch.float64)
     for first, last in ((0, 2), (2, 3)):
         model(ids[first:last, :5], cache=cache.part(first, last))
-    assert cache.lengths.tolist() == [0, 0, 0]                   # whoever fills it says how long the rows are
+    assert cache.lengths.tolist() == [0, 0, 0]  # whoever fills it says how long the rows are
     cache.lengths += 5
     torch.testing.assert_close(model(ids[:, 5:], cache=cache)[:, 0], model(ids)[:, 5], **EXACT)
 
@@ -251,6 +268,7 @@ def test_a_full_cache_says_so_instead_of_writing_beside_it():
 
 # --- weights ---------------------------------------------------------------------------------------------------
 
+
 @families
 def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_rows_near_the_average(family):
     """`strict=False` once dropped resized embedding rows without a word."""
@@ -261,7 +279,7 @@ def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_rows_near_the_average
     torch.testing.assert_close(after[..., :40], before, **EXACT)
     new = model.head_weight[40:]
     assert (new - mean).norm(dim=1).max() < 0.5 * model.head_weight[:40].norm(dim=1).mean()
-    assert (new[0] - new[1]).abs().min() > 0 and (new[1] - new[2]).abs().min() > 0       # no two markers alike
+    assert (new[0] - new[1]).abs().min() > 0 and (new[1] - new[2]).abs().min() > 0  # no two markers alike
     assert model.embed.weight.shape == (43, 16) and model.config.vocab_size == 43
     assert all(p.requires_grad for p in model.parameters())
     assert model.logits(model(torch.tensor([[42]]))).shape == (1, 1, 43)
@@ -271,7 +289,7 @@ def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_rows_near_the_average
 
 def test_initial_weights_depend_on_the_generator_only_and_make_a_uniform_guess():
     def make(seed):
-        torch.manual_seed(123 + seed)                        # the global state must not matter
+        torch.manual_seed(123 + seed)  # the global state must not matter
         model = Transformer(ModelConfig(500, n_layer=2, width=64, n_head=2, n_kv_head=2, hidden=96))
         model.init_weights(torch.Generator().manual_seed(7))
         return model
@@ -279,7 +297,7 @@ def test_initial_weights_depend_on_the_generator_only_and_make_a_uniform_guess()
     a, b = make(0), make(1)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert a.embed.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert a.blocks[0].attn.o.weight.std().item() == pytest.approx(0.01, rel=0.05)          # 0.02 / √(2 · 2 layers)
+    assert a.blocks[0].attn.o.weight.std().item() == pytest.approx(0.01, rel=0.05)  # 0.02 / √(2 · 2 layers)
     loss = F.cross_entropy(a.logits(a(torch.arange(100)[None]))[0], torch.arange(100, 200))
     assert abs(loss.item() - torch.log(torch.tensor(500.0)).item()) < 0.1
 
@@ -293,5 +311,5 @@ def test_qk_norm_makes_scores_blind_to_the_scale_of_the_keys():
                 block.attn.k.weight.mul_(factor)
         h = model(ids)
         if before is not None:
-            torch.testing.assert_close(h, before, rtol=0, atol=1e-4)        # norm_eps against squares of order one
+            torch.testing.assert_close(h, before, rtol=0, atol=1e-4)  # norm_eps against squares of order one
         before = h

@@ -1,4 +1,5 @@
 """tutorials/PAPERS.md names only what there is."""
+
 import ast
 import dataclasses
 import re
@@ -26,7 +27,11 @@ def test_what_the_map_links_to_exists(text, target):
 
 
 def test_every_row_of_the_map_has_a_function_and_a_test():
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "where we differ" not in line]
+    rows = [
+        line
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| ") and "where we differ" not in line
+    ]
     assert len(rows) > 20
     for row in rows:
         assert "](../minilatent/" in row and "](../tests/test_" in row, row

@@ -1,28 +1,35 @@
 """Pause tokens: they are seen, never told, and never more or fewer than the setting says."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
-from minilatent import mini
 from minilatent.batch import IGNORE, Row, encode
 from minilatent.config import UserError, resolve
 from minilatent.methods import METHODS
+from minilatent.tasks import words
 
 
 def make(tok, family="mini", **changes):
-    model = tiny_model(tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}).double()
+    model = tiny_model(
+        tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}
+    ).double()
     return METHODS["pause"](resolve({"method": "pause", "num_latents": 3, **changes}), tok, model)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_the_loss_is_that_of_every_answer_by_itself_after_n_pauses(tok, n):
-    rows, method, nll = encode(mini.load("mini", "train", 7), tok, 512)[0], make(tok, num_latents=n), []
+    rows, method, nll = encode(words.load("mini", "train", 7), tok, 512)[0], make(tok, num_latents=n), []
     for row in rows:
         prompt = [*row.question, tok.think, *[tok.latent] * n, tok.end_think]
         logits = method.model.logits(method.model(torch.tensor([prompt + row.answer])))[0]
-        nll += [F.cross_entropy(logits[len(prompt) + i - 1], torch.tensor(y)) for i, y in enumerate(row.answer)]
-    torch.testing.assert_close(method.loss(method.collate(rows), None, 0.0)[0], torch.stack(nll).mean(), rtol=0, atol=1e-10)
+        nll += [
+            F.cross_entropy(logits[len(prompt) + i - 1], torch.tensor(y)) for i, y in enumerate(row.answer)
+        ]
+    torch.testing.assert_close(
+        method.loss(method.collate(rows), None, 0.0)[0], torch.stack(nll).mean(), rtol=0, atol=1e-10
+    )
 
 
 def test_no_label_asks_for_a_pause_and_the_one_embedding_of_all_pauses_learns(tok):
@@ -36,7 +43,7 @@ def test_no_label_asks_for_a_pause_and_the_one_embedding_of_all_pauses_learns(to
 
 @pytest.mark.parametrize("n", [0, 3])
 def test_at_inference_each_question_gets_its_n_pauses_and_the_answer_that_training_would_give(tok, n):
-    method, examples = make(tok, num_latents=n).eval(), mini.load("mini", "test", 6)
+    method, examples = make(tok, num_latents=n).eval(), words.load("mini", "test", 6)
     out = method.solve([e.question for e in examples])
     assert out.lengths.tolist() == [n] * 6 and out.closed.all() and out.latents.shape == (6, n, 16)
     assert (out.latents == method.model.embed.weight[tok.latent]).all()

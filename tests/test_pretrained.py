@@ -1,4 +1,5 @@
 """Pretrained weights give the logits that transformers gives; what cannot be loaded exactly is refused in one line."""
+
 import json
 import os
 import warnings
@@ -8,20 +9,36 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minilatent.backbones.hf_tokenizer import byte_letters
+from minilatent.backbones.pretrained import load_pretrained, load_transformer, model_config
 from minilatent.config import UserError
-from minilatent.hf_tokenizer import byte_letters
 from minilatent.model import KVCache, rope_frequencies
-from minilatent.pretrained import load_pretrained, load_transformer, model_config
 
-V = 300                                                     # more rows than the 256 tokens of the tokenizer below
-LLAMA = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3)
+V = 300  # more rows than the 256 tokens of the tokenizer below
+LLAMA = dict(
+    vocab_size=V,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-3,
+)
 GPT2 = dict(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=96, layer_norm_epsilon=1e-3)
 ROPE = dict(rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
 # Of the four pairs of a head of 8, one keeps its angle, one is slowed down, two lie in between.
-LLAMA3_ROPE = dict(rope_parameters={"rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.1,
-                                    "high_freq_factor": 4.0, "original_max_position_embeddings": 32})
-FAMILIES = {                                                # what is unlike its default cannot be passed over in silence
+LLAMA3_ROPE = dict(
+    rope_parameters={
+        "rope_theta": 500.0,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 0.1,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+)
+FAMILIES = {  # what is unlike its default cannot be passed over in silence
     "gpt2": ("GPT2", GPT2),
     "gpt2 with another inner width": ("GPT2", GPT2 | dict(n_inner=40)),
     "gpt2 untied": ("GPT2", GPT2 | dict(tie_word_embeddings=False)),
@@ -29,7 +46,10 @@ FAMILIES = {                                                # what is unlike its
     "llama untied": ("Llama", LLAMA | dict(tie_word_embeddings=False)),
     "llama with its own head size": ("Llama", LLAMA | ROPE | dict(head_dim=10)),
     "llama 3 with a stretched context": ("Llama", LLAMA | LLAMA3_ROPE),
-    "llama slowed down": ("Llama", LLAMA | dict(rope_parameters={"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0})),
+    "llama slowed down": (
+        "Llama",
+        LLAMA | dict(rope_parameters={"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}),
+    ),
     "llama with biases": ("Llama", LLAMA | dict(attention_bias=True, mlp_bias=True)),
     "llama without groups": ("Llama", LLAMA | dict(num_key_value_heads=4)),
     "qwen2": ("Qwen2", LLAMA | ROPE | dict(tie_word_embeddings=True)),
@@ -57,9 +77,19 @@ def make(folder: Path, family: str, **save):
 
 
 def write_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(json.dumps({
-        "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_letters())}, "merges": []},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(byte_letters())}, "merges": []},
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                },
+            }
+        )
+    )
 
 
 def random_ids(*shape) -> torch.Tensor:
@@ -80,6 +110,7 @@ def no_grad():
 
 # ---------------------------------------------------------------- parity
 
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(family, tmp_path):
     theirs = make(tmp_path, family)
@@ -91,7 +122,9 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     assert_close(model.logits(model(ids))[..., :V], expected)
 
 
-EACH = pytest.mark.parametrize("family", ["gpt2", "llama untied", "llama 3 with a stretched context", "qwen2", "qwen3"])
+EACH = pytest.mark.parametrize(
+    "family", ["gpt2", "llama untied", "llama 3 with a stretched context", "qwen2", "qwen3"]
+)
 
 
 @EACH
@@ -100,12 +133,12 @@ def test_a_ragged_padded_batch_through_the_cache_gives_each_rows_own_logits(fami
     theirs = make(tmp_path, family)
     model = load_transformer(tmp_path)
     ids, lengths, steps = random_ids(3, 20), torch.tensor([3, 12, 7]), 8
-    expected = [theirs(ids[b:b + 1, :lengths[b] + steps]).logits[0] for b in range(3)]
+    expected = [theirs(ids[b : b + 1, : lengths[b] + steps]).logits[0] for b in range(3)]
     cache = KVCache(model.config, 3, 24)
     prompt = torch.where(torch.arange(12) < lengths[:, None], ids[:, :12], 7)
     logits = model.logits(model(prompt, cache=cache, new=lengths))
     for b in range(3):
-        assert_close(logits[b, :lengths[b]], expected[b][:lengths[b]])
+        assert_close(logits[b, : lengths[b]], expected[b][: lengths[b]])
     for t in range(steps):
         logits = model.logits(model(ids.gather(1, lengths[:, None] + t), cache=cache))
         for b in range(3):
@@ -113,10 +146,20 @@ def test_a_ragged_padded_batch_through_the_cache_gives_each_rows_own_logits(fami
 
 
 @EACH
-def test_64_greedy_tokens_are_those_of_transformers_also_after_the_markers_came(family, tmp_path, monkeypatch):
+def test_64_greedy_tokens_are_those_of_transformers_also_after_the_markers_came(
+    family, tmp_path, monkeypatch
+):
     """Prompts of unlike lengths side by side, the embedding with rows for our markers; theirs one at a time."""
-    monkeypatch.setitem(FAMILIES, family, (FAMILIES[family][0], FAMILIES[family][1] | {"max_position_embeddings": 96}
-                                           | ({"n_positions": 96} if family == "gpt2" else {})))
+    monkeypatch.setitem(
+        FAMILIES,
+        family,
+        (
+            FAMILIES[family][0],
+            FAMILIES[family][1]
+            | {"max_position_embeddings": 96}
+            | ({"n_positions": 96} if family == "gpt2" else {}),
+        ),
+    )
     theirs = make(tmp_path, family)
     model, tok = load_pretrained(tmp_path)
     assert model.config.vocab_size == V + 5
@@ -128,9 +171,11 @@ def test_64_greedy_tokens_are_those_of_transformers_also_after_the_markers_came(
         said.append(model.logits(hidden)[:, :V].argmax(-1))
         hidden = model(said[-1][:, None], cache=cache)[:, 0]
     for b in range(3):
-        prompt = ids[b:b + 1, :lengths[b]]
-        expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
-        assert torch.stack(said, 1)[b].tolist() == expected[0, lengths[b]:].tolist()
+        prompt = ids[b : b + 1, : lengths[b]]
+        expected = theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False
+        )
+        assert torch.stack(said, 1)[b].tolist() == expected[0, lengths[b] :].tolist()
     assert len(set(torch.stack(said).flatten().tolist())) > 8, "a loop of two tokens would prove little"
 
 
@@ -149,7 +194,9 @@ def test_a_folder_of_the_older_transformers_gives_the_same_model(tmp_path):
     theta = config.pop("rope_parameters")["rope_theta"]
     config["torch_dtype"] = config.pop("dtype")
     for scaling in (None, {"type": "default"}, {"rope_type": "default"}):
-        (tmp_path / "config.json").write_text(json.dumps(config | {"rope_theta": theta, "rope_scaling": scaling}))
+        (tmp_path / "config.json").write_text(
+            json.dumps(config | {"rope_theta": theta, "rope_scaling": scaling})
+        )
         model = load_transformer(tmp_path)
         assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
 
@@ -157,7 +204,9 @@ def test_a_folder_of_the_older_transformers_gives_the_same_model(tmp_path):
 def test_gpt2_weights_without_prefix_and_with_its_old_buffers_load(tmp_path):
     """The hub's gpt2 is a bare GPT2Model with the causal masks stored as attn.bias."""
     theirs = make(tmp_path, "gpt2")
-    tensors = {name.removeprefix("transformer."): t for name, t in load_file(tmp_path / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): t for name, t in load_file(tmp_path / "model.safetensors").items()
+    }
     for i in range(2):
         tensors[f"h.{i}.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
         tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
@@ -180,11 +229,18 @@ def test_shards_make_the_same_model_and_a_missing_one_is_named(tmp_path):
 
 # ---------------------------------------------------------------- what comes with a model
 
+
 def test_markers_get_rows_behind_the_models_own_and_the_old_logits_stay(tmp_path):
     theirs = make(tmp_path, "llama untied")
     model, tok = load_pretrained(tmp_path)
     assert sorted(tok.markers.values()) == list(range(V, V + 5))
-    assert model.config.vocab_size == tok.vocab_size == len(model.embed.weight) == len(model.head_weight) == V + 5
+    assert (
+        model.config.vocab_size
+        == tok.vocab_size
+        == len(model.embed.weight)
+        == len(model.head_weight)
+        == V + 5
+    )
     logits = model.logits(model(torch.tensor([[tok.think, *tok.encode("1+1"), tok.latent, tok.end_think]])))
     assert logits.shape == (1, 6, V + 5) and logits.isfinite().all()
     ids = torch.tensor([tok.encode("She sold 48 clips.")])
@@ -193,7 +249,10 @@ def test_markers_get_rows_behind_the_models_own_and_the_old_logits_stay(tmp_path
 
 def test_weights_take_the_dtype_asked_for_and_are_float32_by_default(tmp_path):
     make(tmp_path, "gpt2")
-    save_file({n: t.half() for n, t in load_file(tmp_path / "model.safetensors").items()}, tmp_path / "model.safetensors")
+    save_file(
+        {n: t.half() for n, t in load_file(tmp_path / "model.safetensors").items()},
+        tmp_path / "model.safetensors",
+    )
     assert {p.dtype for p in load_transformer(tmp_path).parameters()} == {torch.float32}
     assert {p.dtype for p in load_transformer(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
 
@@ -202,16 +261,23 @@ def test_a_loaded_model_trains_and_does_not_live_in_its_file(tmp_path):
     make(tmp_path, "qwen2")
     before = {n: p.clone() for n, p in load_transformer(tmp_path).named_parameters()}
     model = load_transformer(tmp_path)
-    with open(tmp_path / "model.safetensors", "r+b") as f:               # in place: a mapped file would show through
+    with open(tmp_path / "model.safetensors", "r+b") as f:  # in place: a mapped file would show through
         f.write(bytes(os.path.getsize(f.name)))
     for name, p in model.named_parameters():
-        assert p.device.type == "cpu" and p.requires_grad and p.is_contiguous() and torch.equal(p, before[name])
+        assert (
+            p.device.type == "cpu" and p.requires_grad and p.is_contiguous() and torch.equal(p, before[name])
+        )
     with torch.enable_grad():
         model.logits(model(random_ids(2, 9))).logsumexp(-1).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "attn.k.bias" not in n)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for n, p in model.named_parameters()
+        if "attn.k.bias" not in n
+    )
 
 
 # ---------------------------------------------------------------- refusals
+
 
 def refused(folder: Path, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
@@ -223,51 +289,82 @@ LLAMA_JSON = LLAMA | {"model_type": "llama"}
 GPT2_JSON = GPT2 | {"model_type": "gpt2"}
 
 
-@pytest.mark.parametrize("config, said", [
-    (LLAMA_JSON | {"model_type": "mixtral"}, "'mixtral' is not implemented; there is gpt2, llama, qwen2, qwen3"),
-    (LLAMA_JSON | {"model_type": "qwen3_moe"}, "'qwen3_moe'"),
-    ({}, "model_type None"),
-    ([], "model_type None"),
-    (LLAMA_JSON | {"hidden_act": "gelu"}, "hidden_act = 'gelu' is not implemented, only 'silu'"),
-    (GPT2_JSON | {"activation_function": "relu"}, "activation_function = 'relu'"),
-    (GPT2_JSON | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
-    (GPT2_JSON | {"scale_attn_weights": False}, "scale_attn_weights = False"),
-    (LLAMA_JSON | {"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
-    (LLAMA_JSON | {"rope_scaling": {"type": "linear", "factor": "two"}}, "damaged"),
-    (LLAMA_JSON | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
-    (LLAMA_JSON | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "lacks 'factor'"),
-    (LLAMA_JSON | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
-    (LLAMA_JSON | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window = True"),
-    (LLAMA_JSON | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
-    (LLAMA_JSON | {"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
-    (LLAMA_JSON | {"quantization_config": {"bits": 4}}, "quantization_config = "),
-    ({k: v for k, v in LLAMA_JSON.items() if k != "hidden_size"}, "lacks 'hidden_size'"),
-    (LLAMA_JSON | {"num_attention_heads": 0}, "damaged"),
-    (LLAMA_JSON | {"num_hidden_layers": "2"}, "n_layer would be '2'"),
-    (LLAMA_JSON | {"hidden_size": None}, "damaged"),
-])
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        (
+            LLAMA_JSON | {"model_type": "mixtral"},
+            "'mixtral' is not implemented; there is gpt2, llama, qwen2, qwen3",
+        ),
+        (LLAMA_JSON | {"model_type": "qwen3_moe"}, "'qwen3_moe'"),
+        ({}, "model_type None"),
+        ([], "model_type None"),
+        (LLAMA_JSON | {"hidden_act": "gelu"}, "hidden_act = 'gelu' is not implemented, only 'silu'"),
+        (GPT2_JSON | {"activation_function": "relu"}, "activation_function = 'relu'"),
+        (GPT2_JSON | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        (GPT2_JSON | {"scale_attn_weights": False}, "scale_attn_weights = False"),
+        (LLAMA_JSON | {"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
+        (LLAMA_JSON | {"rope_scaling": {"type": "linear", "factor": "two"}}, "damaged"),
+        (LLAMA_JSON | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
+        (LLAMA_JSON | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "lacks 'factor'"),
+        (LLAMA_JSON | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        (LLAMA_JSON | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window = True"),
+        (
+            LLAMA_JSON | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+            "sliding_attention",
+        ),
+        (LLAMA_JSON | {"attention_bias": True}, "attention_bias = True with mlp_bias = False"),
+        (LLAMA_JSON | {"quantization_config": {"bits": 4}}, "quantization_config = "),
+        ({k: v for k, v in LLAMA_JSON.items() if k != "hidden_size"}, "lacks 'hidden_size'"),
+        (LLAMA_JSON | {"num_attention_heads": 0}, "damaged"),
+        (LLAMA_JSON | {"num_hidden_layers": "2"}, "n_layer would be '2'"),
+        (LLAMA_JSON | {"hidden_size": None}, "damaged"),
+    ],
+)
 def test_what_we_do_not_compute_is_refused_by_name(config, said, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     refused(tmp_path, said)
 
 
 def test_what_changes_nothing_is_not_refused(tmp_path):
-    harmless = {"use_sliding_window": False, "sliding_window": 4096, "rope_scaling": None, "quantization_config": None,
-                "layer_types": ["full_attention"] * 2, "hidden_act": "silu", "model_type": "qwen2"}
+    harmless = {
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "rope_scaling": None,
+        "quantization_config": None,
+        "layer_types": ["full_attention"] * 2,
+        "hidden_act": "silu",
+        "model_type": "qwen2",
+    }
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON | harmless))
     assert model_config(tmp_path / "config.json")[0].qkv_bias
 
 
-@pytest.mark.parametrize("damage, said", [
-    (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "lacks the tensor 'layers.1.mlp.up_proj.weight'"),
-    (lambda t: t.pop("model.norm.weight"), "lacks the tensor 'norm.weight'"),
-    (lambda t: t.pop("lm_head.weight"), "lacks the tensor 'lm_head.weight'"),
-    (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}), "has a tensor 'layers.0.self_attn.q_proj.bias'"),
-    (lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}), "has a tensor 'layers.2.mlp.up_proj"),
-    (lambda t: t.update({"model.norm.weight": torch.ones(31)}), r"shape \(31,\), this model needs floats of shape \(32,\)"),
-    (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "int8"),
-    (lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(32, 48)}), r"shape \(32, 48\)"),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "lacks the tensor 'layers.1.mlp.up_proj.weight'",
+        ),
+        (lambda t: t.pop("model.norm.weight"), "lacks the tensor 'norm.weight'"),
+        (lambda t: t.pop("lm_head.weight"), "lacks the tensor 'lm_head.weight'"),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}),
+            "has a tensor 'layers.0.self_attn.q_proj.bias'",
+        ),
+        (
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}),
+            "has a tensor 'layers.2.mlp.up_proj",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(31)}),
+            r"shape \(31,\), this model needs floats of shape \(32,\)",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "int8"),
+        (lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(32, 48)}), r"shape \(32, 48\)"),
+    ],
+)
 def test_a_missing_left_over_or_misshapen_tensor_is_named(damage, said, tmp_path):
     make(tmp_path, "llama untied")
     tensors = load_file(tmp_path / "model.safetensors")
@@ -327,20 +424,27 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path):
 
 # ---------------------------------------------------------------- the hub
 
+
 def test_a_hub_name_fetches_safetensors_and_never_pickles(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     theirs, asked = make(tmp_path, "gpt2"), []
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path))
+    monkeypatch.setattr(
+        hub,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path),
+    )
     model, _ = load_pretrained("someone/tiny-gpt2.v1")
     assert_close(model.logits(model(random_ids(1, 9)))[..., :V], theirs(random_ids(1, 9)).logits)
     (_, first), (name, patterns) = asked
     assert first == ["config.json"]
-    assert name == "someone/tiny-gpt2.v1" and not any("bin" in p or p in ("*", "*.*") or p.endswith(".py") for p in patterns)
+    assert name == "someone/tiny-gpt2.v1" and not any(
+        "bin" in p or p in ("*", "*.*") or p.endswith(".py") for p in patterns
+    )
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     asked.clear()
     with pytest.raises(UserError, match="'mamba' is not implemented"):
         load_pretrained("someone/mamba")
-    assert asked == [("someone/mamba", ["config.json"])]             # and not its weights
+    assert asked == [("someone/mamba", ["config.json"])]  # and not its weights
 
 
 def test_a_hub_that_cannot_be_reached_says_how_to_do_without(monkeypatch):
@@ -367,6 +471,7 @@ def test_a_folder_or_a_path_never_touches_the_network(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- a real model
 
+
 def test_smollm2_gives_the_logits_of_transformers_on_100_questions_of_gsm8k():
     """In batches padded on the right, against theirs, one question at a time."""
     folder, shared = os.environ.get("MINILATENT_SMOLLM2"), os.environ.get("MINILATENT_SHARED")
@@ -379,11 +484,14 @@ def test_smollm2_gives_the_logits_of_transformers_on_100_questions_of_gsm8k():
     rows = sorted((tok.encode(json.loads(line)["question"]) for line in lines), key=len)
     worst, size = 0.0, 0.0
     for at in range(0, 100, 20):
-        batch = rows[at:at + 20]
+        batch = rows[at : at + 20]
         hidden = model(torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in batch], True))
-        for h, row in zip(hidden, batch):                                # the last logits, which depend on all the rest
+        for h, row in zip(hidden, batch):  # the last logits, which depend on all the rest
             ours, expected = model.logits(h[len(row) - 1])[:49152], theirs(torch.tensor([row])).logits[0, -1]
-            worst, size = max(worst, (ours - expected).abs().max().item()), max(size, expected.abs().max().item())
+            worst, size = (
+                max(worst, (ours - expected).abs().max().item()),
+                max(size, expected.abs().max().item()),
+            )
             assert ours.argmax() == expected.argmax()
     print(f"\nlargest difference of a logit: {worst:.1e} of {size:.0f}")
     assert worst < 1e-5 * size
@@ -399,11 +507,14 @@ def test_smollm2_gives_the_logits_of_transformers_on_real_text():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model, tok = load_pretrained(folder)
     worst = 0.0
-    for text in ("Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
-                 "How many clips did Natalia sell altogether in April and May?\n<<48/2=24>> <<48+24=72>>",
-                 "def area(r):\n    return 3.14159 * r ** 2\n", "The café's 1,234 guests — «naïve» 🐕 — left at 7:30 p.m."):
+    for text in (
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+        "How many clips did Natalia sell altogether in April and May?\n<<48/2=24>> <<48+24=72>>",
+        "def area(r):\n    return 3.14159 * r ** 2\n",
+        "The café's 1,234 guests — «naïve» 🐕 — left at 7:30 p.m.",
+    ):
         ids = torch.tensor([tok.encode(text)])
-        ours, expected = model.logits(model(ids))[..., :theirs.config.vocab_size], theirs(ids).logits
+        ours, expected = model.logits(model(ids))[..., : theirs.config.vocab_size], theirs(ids).logits
         worst = max(worst, (ours - expected).abs().max().item())
         assert (ours.argmax(-1) == expected.argmax(-1)).all()
     print(f"\nlargest difference of a logit: {worst:.1e}")

@@ -68,7 +68,7 @@ def test_one_step_of_a_chain_and_its_separator_are_eight_tokens(mini):
 
 
 def test_the_grammars_own_words_are_single_tokens(mini):
-    from minilatent import mini as grammar
+    from minilatent.tasks import words as grammar
     questions = [e.question for e in grammar.load("mini", "test", 100)]
     bytes_used = sum(i < 256 and mini.ranks[i].isalpha() for q in questions for i in mini.encode(q))
     assert bytes_used < 0.01 * sum(len(mini.encode(q)) for q in questions)

@@ -21,12 +21,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-
 from lesson import BASE, BLUE, ORANGE, plt, show
-from minilatent.model import naive_attention
-from minilatent.setup import load_run
 
-method = load_run(BASE, torch.device("cpu"))         # mini-base: trained on word problems with their chains in words
+from minilatent.model import naive_attention
+from minilatent.run import load_run
+
+method = load_run(BASE, torch.device("cpu"))  # mini-base: trained on word problems with their chains in words
 model, tok = method.model, method.tok
 print(model.config)
 
@@ -40,13 +40,14 @@ print(model.config)
 #
 # Written out, for one head:
 
+
 # %%
-def my_attention(q, k, v):                                            # (T, D) each
+def my_attention(q, k, v):  # (T, D) each
     T, D = q.shape
-    scores = q @ k.T / math.sqrt(D)                                   # (T, T)  row i: how much i wants to see each j
-    future = torch.ones(T, T, dtype=torch.bool).triu(1)               # above the diagonal: j > i
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)   # rows sum to 1
-    return weights @ v, weights                                       # (T, D)
+    scores = q @ k.T / math.sqrt(D)  # (T, T)  row i: how much i wants to see each j
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)  # above the diagonal: j > i
+    weights = scores.masked_fill(future, float("-inf")).softmax(-1)  # rows sum to 1
+    return weights @ v, weights  # (T, D)
 
 
 q = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -71,37 +72,40 @@ print(theirs)
 # A **gated MLP** works on each position alone. And **rotary positions**: before q and k meet, each pair of their dimensions is
 # turned by an angle that grows with the position, so that their product knows how far apart the two are.
 
+
 # %%
 def rms_norm(x, weight, eps=1e-5):
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def turn(x, theta=10_000.0):                                          # (H, T, D)
+def turn(x, theta=10_000.0):  # (H, T, D)
     T, half = x.shape[-2], x.shape[-1] // 2
-    angle = torch.arange(T)[:, None] * theta ** (-torch.arange(half) / half)      # (T, D/2)
+    angle = torch.arange(T)[:, None] * theta ** (-torch.arange(half) / half)  # (T, D/2)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 
 
-def my_block(x, block, heads):                                        # (T, C)
+def my_block(x, block, heads):  # (T, C)
     n, at, mlp = rms_norm(x, block.norm1.weight), block.attn, block.mlp
-    split = lambda y: y.view(len(x), heads, -1).transpose(0, 1)       # (T, C) -> (H, T, D)
+    split = lambda y: y.view(len(x), heads, -1).transpose(0, 1)  # (T, C) -> (H, T, D)
     q, k, v = turn(split(at.q(n))), turn(split(at.k(n))), split(at.v(n))
-    y = torch.stack([my_attention(*head)[0] for head in zip(q, k, v)], dim=1)     # (T, H, D)
+    y = torch.stack([my_attention(*head)[0] for head in zip(q, k, v)], dim=1)  # (T, H, D)
     x = x + at.o(y.flatten(1))
     n = rms_norm(x, block.norm2.weight)
     return x + mlp.down(F.silu(mlp.gate(n)) * mlp.up(n))
 
 
-def my_transformer(x, model):                                         # input vectors (T, C) -> hidden states (T, C)
+def my_transformer(x, model):  # input vectors (T, C) -> hidden states (T, C)
     for block in model.blocks:
         x = my_block(x, block, model.config.n_head)
     return rms_norm(x, model.norm.weight)
 
 
-question = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
-            "How many apples do Ava and Ben have together?")
-ids = torch.tensor(method.prompt(question))                           # the question, then <think>
+question = (
+    "Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
+    "How many apples do Ava and Ben have together?"
+)
+ids = torch.tensor(method.prompt(question))  # the question, then <think>
 with torch.no_grad():
     mine, theirs = my_transformer(model.embed(ids), model), model(ids[None])[0]
 assert torch.allclose(mine, theirs, atol=1e-4)
@@ -117,7 +121,7 @@ from minilatent.model import KVCache
 
 with torch.no_grad():
     cache = KVCache(model.config, rows=1, capacity=len(ids))
-    steps = [model(ids[None, t:t + 1], cache=cache)[0] for t in range(len(ids))]      # one position at a time
+    steps = [model(ids[None, t : t + 1], cache=cache)[0] for t in range(len(ids))]  # one position at a time
 assert torch.allclose(torch.cat(steps), theirs, atol=1e-4)
 
 # %% [markdown]
@@ -133,7 +137,7 @@ with torch.no_grad():
         h = my_transformer(model.embed(torch.cat([ids, torch.tensor(said, dtype=torch.long)])), model)
         said.append(int((h[-1] @ model.embed.weight.T).argmax()))
 print(" ".join(tok.name(i) for i in said))
-chain = said[:said.index(tok.end_think)]
+chain = said[: said.index(tok.end_think)]
 
 # %% [markdown]
 # It thinks in words: `<<12*3=36>>` and so on, then `</think>`, then the answer. The chain has 23<!-- len(chain):d --> tokens.
@@ -141,7 +145,7 @@ chain = said[:said.index(tok.end_think)]
 # Where does it look when it is about to write the `36`? Each row below is a head, each column a token that it may look at.
 
 # %%
-at = chain.index(tok.encode("=")[0]) + 1                              # tokens said up to the first "="
+at = chain.index(tok.encode("=")[0]) + 1  # tokens said up to the first "="
 seen = torch.cat([ids, torch.tensor(chain[:at])])
 rows = []
 with torch.no_grad():
@@ -149,9 +153,9 @@ with torch.no_grad():
     for block in model.blocks:
         n, split = rms_norm(x, block.norm1.weight), lambda y: y.view(len(x), 4, -1).transpose(0, 1)
         for q_, k_ in zip(turn(split(block.attn.q(n))), turn(split(block.attn.k(n)))):
-            rows.append(my_attention(q_, k_, k_)[1][-1])              # the last position's weights
+            rows.append(my_attention(q_, k_, k_)[1][-1])  # the last position's weights
         x = my_block(x, block, 4)
-looks = torch.stack(rows)                                             # (layers · heads, T)
+looks = torch.stack(rows)  # (layers · heads, T)
 figure, ax = plt.subplots(figsize=(12, 4.2))
 ax.imshow(looks, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 ax.set_xticks(range(len(seen)), [tok.name(int(i)).replace("·", "") for i in seen], rotation=70, fontsize=9)
@@ -188,7 +192,7 @@ with torch.no_grad():
         x[place] = (1 - share) * model.embed.weight[first] + share * model.embed.weight[second]
         p = model.logits(model(embeds=x[None])[0, -1]).softmax(-1)
         probs.append([p[first], p[second]])
-probs = torch.tensor(probs)                                           # (21, 2)
+probs = torch.tensor(probs)  # (21, 2)
 figure, ax = plt.subplots(figsize=(7, 3.6))
 for column, name, colour in ((0, "12", BLUE), (1, "20", ORANGE)):
     ax.plot(shares, probs[:, column], color=colour, marker="o", markersize=4, label=f"says {name}")
@@ -197,7 +201,7 @@ ax.set(xlabel="λ: share of 20 in the vector that is fed", ylabel="probability",
 ax.set_title("Between two tokens")
 ax.legend(loc="center left")
 show(figure, "01-between")
-assert probs[0, 0] > 0.9 and probs[-1, 1] > 0.9                       # a pure token is read as that token
+assert probs[0, 0] > 0.9 and probs[-1, 1] > 0.9  # a pure token is read as that token
 half = probs[10]
 print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 

@@ -16,19 +16,19 @@
 # %%
 import torch
 import torch.nn.functional as F
-
 from lesson import BASE, BLUE, GREY, ORANGE, plt, show
-from minilatent import data
+
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.decode import decode
 from minilatent.evaluate import solve_all
-from minilatent.example import is_correct
 from minilatent.model import KVCache
-from minilatent.setup import load_run
+from minilatent.run import load_run
+from minilatent.tasks.answers import is_correct
 
 method = load_run(BASE, torch.device("cpu"))
 model, tok = method.model, method.tok
-test = data.load("mini", "test", limit=300)          # made by a grammar, no download; never shared with training
+test = tasks.load("mini", "test", limit=300)  # made by a grammar, no download; never shared with training
 print(test[0].question, "\n", test[0].chain, "\n", test[0].answer, sep="")
 
 # %% [markdown]
@@ -36,15 +36,16 @@ print(test[0].question, "\n", test[0].chain, "\n", test[0].answer, sep="")
 #
 # Read the question in one pass. Then take the likeliest token, feed it, and so on until `<eos>`. The cache keeps what was read.
 
+
 # %%
 @torch.no_grad()
 def my_decode(question, most=80):
-    ids = torch.tensor([method.prompt(question)])                     # (1, T)
+    ids = torch.tensor([method.prompt(question)])  # (1, T)
     cache = KVCache(model.config, rows=1, capacity=ids.shape[1] + most)
-    hidden, said = model(ids, cache=cache)[:, -1], []                 # (1, C): one pass reads the whole question
+    hidden, said = model(ids, cache=cache)[:, -1], []  # (1, C): one pass reads the whole question
     while len(said) < most and (not said or said[-1] != tok.eos):
-        token = model.logits(hidden).argmax(-1)                       # (1,)
-        hidden = model(token[None], cache=cache)[:, -1]               # one more pass for one more token
+        token = model.logits(hidden).argmax(-1)  # (1,)
+        hidden = model(token[None], cache=cache)[:, -1]  # one more pass for one more token
         said.append(int(token))
     return said
 
@@ -60,7 +61,7 @@ for e in test[:5]:
     out = method.solve([e.question])
     mine = my_decode(e.question)
     cut = mine.index(tok.end_think)
-    assert mine[:cut] == out.chain[0, :out.lengths[0]].tolist() and tok.decode(mine[cut:]) == out.answers[0]
+    assert mine[:cut] == out.chain[0, : out.lengths[0]].tolist() and tok.decode(mine[cut:]) == out.answers[0]
 
 words = solve_all(method, test)
 print(f"{words['accuracy']:.1%} right, {words['mean_len']:.1f} chain tokens a question (#L)")
@@ -75,21 +76,28 @@ print(f"{words['accuracy']:.1%} right, {words['mean_len']:.1f} chain tokens a qu
 # Three things cost: *arithmetic* (about two floating-point operations for each parameter and token, leaving attention's own share
 # aside), *waiting* (passes that must come one after the other), and *memory* (a key and a value for each layer, head and token).
 
+
 # %%
-def bill(prompt, chain, answer):                                      # in tokens
+def bill(prompt, chain, answer):  # in tokens
     c, P = model.config, model.num_parameters()
     tokens = prompt + chain + answer
-    return {"flops": 2 * P * tokens,
-            "passes": 1 + chain + answer,                             # the prompt is one pass, the rest one each
-            "cache_bytes": 2 * c.n_layer * c.n_kv_head * c.head_dim * tokens * 4}      # k and v, float32
+    return {
+        "flops": 2 * P * tokens,
+        "passes": 1 + chain + answer,  # the prompt is one pass, the rest one each
+        "cache_bytes": 2 * c.n_layer * c.n_kv_head * c.head_dim * tokens * 4,
+    }  # k and v, float32
 
 
 prompt = sum(len(method.prompt(e.question)) for e in test) / len(test)
 for name, length in (("words", words["mean_len"]), ("half as long", words["mean_len"] / 2), ("no chain", 0)):
     b = bill(prompt, length, 3)
-    print(f"{name:13s} {b['flops'] / 1e6:6.0f} Mflop  {b['passes']:5.1f} passes  {b['cache_bytes'] / 1e3:6.0f} kB of cache")
+    print(
+        f"{name:13s} {b['flops'] / 1e6:6.0f} Mflop  {b['passes']:5.1f} passes  {b['cache_bytes'] / 1e3:6.0f} kB of cache"
+    )
 cache = KVCache(model.config, rows=1, capacity=100)
-assert bill(100, 0, 0)["cache_bytes"] == 4 * (cache.k.numel() + cache.v.numel())      # the package allocates just that
+assert bill(100, 0, 0)["cache_bytes"] == 4 * (
+    cache.k.numel() + cache.v.numel()
+)  # the package allocates just that
 
 # %% [markdown]
 # (The 3 is `</think>`, a number, `<eos>`.) The chain is a third of the arithmetic, but nearly all of the *waiting*: a GPU reads
@@ -105,10 +113,12 @@ rows, _ = encode(test, tok, model.config.context)
 
 
 def accuracy_with(share):
-    prompts = [r.question + [tok.think] + r.chain[:round(share * len(r.chain))] + [tok.end_think] for r in rows]
+    prompts = [
+        r.question + [tok.think] + r.chain[: round(share * len(r.chain))] + [tok.end_think] for r in rows
+    ]
     lengths = torch.tensor([len(p) for p in prompts])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], True, tok.pad)
-    out = decode(model, tok, model.embed(ids), lengths, None)         # None: no thinking, straight to the answer
+    out = decode(model, tok, model.embed(ids), lengths, None)  # None: no thinking, straight to the answer
     return sum(is_correct(a, e.answer) for a, e in zip(out.answers, test)) / len(test)
 
 
@@ -133,15 +143,16 @@ assert kept[0] < 0.3 and kept[-1] > 0.9 and kept[3] < 0.7
 # The chain is needed; are all of its tokens? A token that could be foreseen from what stands before it tells the model nothing.
 # How surprising a token is, is $-\log p(c_t \mid Q, c_1 .. c_{t-1})$, in nats (the logarithm is the natural one):
 
+
 # %%
 @torch.no_grad()
-def surprises(row):                                                   # (T,) nats, for each token of the chain
+def surprises(row):  # (T,) nats, for each token of the chain
     ids, start = torch.tensor([row.explicit(tok)[0]]), len(row.question)
-    logits = model.logits(model(ids)[0, start:start + len(row.chain)])
+    logits = model.logits(model(ids)[0, start : start + len(row.chain)])
     return F.cross_entropy(logits, torch.tensor(row.chain), reduction="none")
 
 
-row = max(rows[:60], key=lambda r: surprises(r).sum())                # one that has some
+row = max(rows[:60], key=lambda r: surprises(r).sum())  # one that has some
 s = surprises(row)
 figure, ax = plt.subplots(figsize=(11, 3))
 ax.bar(range(len(s)), s, color=[ORANGE if x > 0.05 else GREY for x in s])
@@ -152,8 +163,10 @@ show(figure, "02-surprise")
 everything = torch.cat([surprises(r) for r in rows])
 foreseen = (everything < -torch.log(torch.tensor(0.99))).float().mean()
 top = everything.sort(descending=True).values
-tenth = top[:len(top) // 10].sum() / top.sum()
-print(f"{foreseen:.1%} of the tokens had a probability above 0.99; the most surprising tenth holds {tenth:.1%} of all surprise")
+tenth = top[: len(top) // 10].sum() / top.sum()
+print(
+    f"{foreseen:.1%} of the tokens had a probability above 0.99; the most surprising tenth holds {tenth:.1%} of all surprise"
+)
 assert foreseen > 0.5
 
 # %% [markdown]

@@ -19,18 +19,18 @@
 # %%
 import torch
 import torch.nn.functional as F
-
 from lesson import BASE, BLUE, GREY, ORANGE, plt, show
-from minilatent import data
+
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.decode import hidden_thinker, standardise
 from minilatent.evaluate import solve_all
 from minilatent.latent import superpose
-from minilatent.setup import load_run
+from minilatent.run import load_run
 
 method = load_run(BASE, torch.device("cpu"))
 model, tok = method.model, method.tok
-test = data.load("mini", "test", limit=200)
+test = tasks.load("mini", "test", limit=200)
 rows, _ = encode(test, tok, model.config.context)
 
 # %% [markdown]
@@ -42,13 +42,13 @@ hidden, logits = [], []
 with torch.no_grad():
     for row in rows:
         ids, start = torch.tensor([row.explicit(tok)[0]]), len(row.question)
-        h = model(ids)[0, start:start + len(row.chain)]               # (T, C) each foretells a chain token
+        h = model(ids)[0, start : start + len(row.chain)]  # (T, C) each foretells a chain token
         hidden.append(h)
         logits.append(model.logits(h))
-    H, logits = torch.cat(hidden), torch.cat(logits)                  # (n, C), (n, V)
-    E = model.embed.weight.detach()                                   # (V, C)
-    fed = E[torch.tensor([i for r in rows for i in r.chain])]         # (n, C)
-    Z = superpose(logits, E, 10, tok.never)[0]                        # (n, C) superpositions: lesson 4
+    H, logits = torch.cat(hidden), torch.cat(logits)  # (n, C), (n, V)
+    E = model.embed.weight.detach()  # (V, C)
+    fed = E[torch.tensor([i for r in rows for i in r.chain])]  # (n, C)
+    Z = superpose(logits, E, 10, tok.never)[0]  # (n, C) superpositions: lesson 4
 print("hidden states", tuple(H.shape), " embedding table", tuple(E.shape))
 
 # %% [markdown]
@@ -56,21 +56,48 @@ print("hidden states", tuple(H.shape), " embedding table", tuple(E.shape))
 
 # %%
 length = {"embeddings": fed.norm(dim=-1), "hidden states": H.norm(dim=-1), "superpositions": Z.norm(dim=-1)}
-nearest = lambda x: (F.normalize(x, dim=-1) @ F.normalize(E, dim=-1).T).max(1).values     # with the best of all tokens
-cosine = {"embeddings": nearest(fed[:2000]), "hidden states": nearest(H[:2000]), "superpositions": nearest(Z[:2000])}
+nearest = lambda x: (
+    (F.normalize(x, dim=-1) @ F.normalize(E, dim=-1).T).max(1).values
+)  # with the best of all tokens
+cosine = {
+    "embeddings": nearest(fed[:2000]),
+    "hidden states": nearest(H[:2000]),
+    "superpositions": nearest(Z[:2000]),
+}
 colours = {"embeddings": GREY, "hidden states": ORANGE, "superpositions": BLUE}
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
-for name in ("hidden states", "superpositions", "embeddings"):        # the last as an outline: it hides nothing
+for name in ("hidden states", "superpositions", "embeddings"):  # the last as an outline: it hides nothing
     colour, kind = colours[name], "step" if name == "embeddings" else "bar"
-    left.hist(length[name].numpy(), bins=60, range=(0, 1.05 * max(x.max() for x in length.values()).item()), color=colour, alpha=0.75, histtype=kind,
-              density=True, label=name)
-    right.hist(cosine[name].numpy(), bins=60, range=(0, 1.02), color=colour, alpha=0.75, histtype=kind, density=True, label=name)
+    left.hist(
+        length[name].numpy(),
+        bins=60,
+        range=(0, 1.05 * max(x.max() for x in length.values()).item()),
+        color=colour,
+        alpha=0.75,
+        histtype=kind,
+        density=True,
+        label=name,
+    )
+    right.hist(
+        cosine[name].numpy(),
+        bins=60,
+        range=(0, 1.02),
+        color=colour,
+        alpha=0.75,
+        histtype=kind,
+        density=True,
+        label=name,
+    )
 left.set(xlabel="length (norm)", ylabel="density", yscale="log", title="How long?")
-right.set(xlabel="cosine with the nearest token's embedding", yscale="log", title="Is any token in that direction?")
+right.set(
+    xlabel="cosine with the nearest token's embedding", yscale="log", title="Is any token in that direction?"
+)
 left.legend()
 show(figure, "03-norms")
 for name in colours:
-    print(f"{name:15s} mean length {length[name].mean():6.2f}   mean cosine with the nearest token {cosine[name].mean():.3f}")
+    print(
+        f"{name:15s} mean length {length[name].mean():6.2f}   mean cosine with the nearest token {cosine[name].mean():.3f}"
+    )
 ratio = length["hidden states"].mean() / length["embeddings"].mean()
 assert ratio > 2 and cosine["hidden states"].mean() < cosine["superpositions"].mean()
 
@@ -85,25 +112,34 @@ assert ratio > 2 and cosine["hidden states"].mean() < cosine["superpositions"].m
 # A cloud of vectors may live in few directions though the space has 128. Its singular values tell: normalised to a distribution p, the
 # **effective rank** is $\exp(-\sum_i p_i \log p_i)$: 128 if all directions are used alike, 1 if one is. Ten lines:
 
+
 # %%
-def effective_rank(X):                                                # (n, C)
+def effective_rank(X):  # (n, C)
     X = X - X.mean(0)
-    values = torch.linalg.svdvals(X)                                  # (C,) the largest first
+    values = torch.linalg.svdvals(X)  # (C,) the largest first
     p = values / values.sum()
     return torch.exp(-(p * p.clamp(min=1e-12).log()).sum()), values
 
 
-flat = torch.cat([torch.eye(4), -torch.eye(4)])                       # four directions, used alike
-thin = flat * torch.tensor([1.0, 1e-6, 1e-6, 1e-6])                   # one direction in truth
+flat = torch.cat([torch.eye(4), -torch.eye(4)])  # four directions, used alike
+thin = flat * torch.tensor([1.0, 1e-6, 1e-6, 1e-6])  # one direction in truth
 print("fixed examples:", effective_rank(flat)[0].item(), effective_rank(thin)[0].item())
 assert abs(effective_rank(flat)[0] - 4) < 1e-4 and effective_rank(thin)[0] < 1.01
 
 ranks = {}
 figure, ax = plt.subplots(figsize=(7, 3.6))
-for name, X, colour in (("embedding table", E, GREY), ("hidden states", H, ORANGE), ("superpositions", Z, BLUE)):
+for name, X, colour in (
+    ("embedding table", E, GREY),
+    ("hidden states", H, ORANGE),
+    ("superpositions", Z, BLUE),
+):
     ranks[name], values = effective_rank(X)
-    ax.plot(range(1, 129), values / values[0], color=colour, label=f"{name}: effective rank {ranks[name]:.0f}")
-ax.set(xlabel="direction, the strongest first", ylabel="singular value / largest", yscale="log", title="Spectra")
+    ax.plot(
+        range(1, 129), values / values[0], color=colour, label=f"{name}: effective rank {ranks[name]:.0f}"
+    )
+ax.set(
+    xlabel="direction, the strongest first", ylabel="singular value / largest", yscale="log", title="Spectra"
+)
 ax.legend()
 show(figure, "03-spectrum")
 
@@ -113,15 +149,18 @@ show(figure, "03-spectrum")
 # fall off a cliff: only 107<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures of them span hardly more directions.) But do the two
 # clouds use the *same* directions? Take the strongest 32 of one, and see how much of the other they hold:
 
+
 # %%
 def held(X, of, k=32):
     """The share of X's variance inside the k strongest directions of another cloud."""
-    basis = torch.linalg.svd(of - of.mean(0), full_matrices=False).Vh[:k]         # (k, C)
+    basis = torch.linalg.svd(of - of.mean(0), full_matrices=False).Vh[:k]  # (k, C)
     X = X - X.mean(0)
     return ((X @ basis.T).pow(2).sum() / X.pow(2).sum()).item()
 
 
-inside = {name: held(X, fed) for name, X in (("embeddings", fed), ("superpositions", Z), ("hidden states", H))}
+inside = {
+    name: held(X, fed) for name, X in (("embeddings", fed), ("superpositions", Z), ("hidden states", H))
+}
 print({name: round(v, 3) for name, v in inside.items()})
 assert inside["superpositions"] > inside["hidden states"]
 
@@ -133,6 +172,7 @@ assert inside["superpositions"] > inside["hidden states"]
 #
 # Half of the mismatch is easy to mend: give the hidden state the embeddings' mean and spread. That is `standardise`:
 
+
 # %%
 def my_standardise(h, table):
     h = h - h.mean(-1, keepdim=True)
@@ -140,9 +180,14 @@ def my_standardise(h, table):
 
 
 h = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
-print(my_standardise(h, E))                                           # the two rows become the same
+print(my_standardise(h, E))  # the two rows become the same
 assert torch.allclose(my_standardise(h, E), standardise(h, E), atol=1e-5)
-print("length", f"{my_standardise(H, E).norm(dim=-1).mean():.2f}", " nearest cosine", f"{nearest(my_standardise(H[:2000], E)).mean():.3f}")
+print(
+    "length",
+    f"{my_standardise(H, E).norm(dim=-1).mean():.2f}",
+    " nearest cosine",
+    f"{nearest(my_standardise(H[:2000], E)).mean():.3f}",
+)
 
 # %% [markdown]
 # The length is right now; the direction is not. So what does the model make of it? No training, only another thing that is fed
@@ -151,13 +196,15 @@ print("length", f"{my_standardise(H, E).norm(dim=-1).mean():.2f}", " nearest cos
 # %%
 from minilatent.decode import superposition_thinker
 
-thinkers = {"a token's embedding": method.thinker(),
-            "superposition, k = 10": superposition_thinker(model, 10, tok.never),
-            "hidden state, standardised": hidden_thinker(model),
-            "hidden state as it is": lambda logits, hidden: hidden}
+thinkers = {
+    "a token's embedding": method.thinker(),
+    "superposition, k = 10": superposition_thinker(model, 10, tok.never),
+    "hidden state, standardised": hidden_thinker(model),
+    "hidden state as it is": lambda logits, hidden: hidden,
+}
 found = {}
 for name, thinker in thinkers.items():
-    method.thinker = lambda thinker=thinker: thinker                  # what method.solve feeds back
+    method.thinker = lambda thinker=thinker: thinker  # what method.solve feeds back
     found[name] = solve_all(method, test)["accuracy"]
     print(f"{name:28s} {found[name]:.1%}")
 figure, ax = plt.subplots(figsize=(7, 2.6))

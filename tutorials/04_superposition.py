@@ -17,29 +17,30 @@
 
 # %%
 import torch
+from lesson import BASE, BLUE, GREY, ORANGE, plt, show
 
-from lesson import BASE, BLUE, GREY, ORANGE, RED, plt, show
-from minilatent import data
+from minilatent import tasks
 from minilatent.config import SoftThinking
 from minilatent.decode import superposition_thinker
 from minilatent.evaluate import solve_all, solve_batches
 from minilatent.latent import entropy, superpose
-from minilatent.setup import load_run
+from minilatent.run import load_run
 
 # %% [markdown]
 # ## Ten lines
 
+
 # %%
-def my_superpose(logits, E, k, never):                                # (V,), (V, C)
+def my_superpose(logits, E, k, never):  # (V,), (V, C)
     logits = logits.clone()
-    logits[never] = float("-inf")                                     # padding and the latent marker may not be mixed in
-    best, ids = logits.topk(k)                                        # (k,) the likeliest first
-    alpha = best.softmax(-1)                                          # (k,) among themselves: sums to 1
-    z = sum(a * E[i] for a, i in zip(alpha, ids))                     # (C,)
+    logits[never] = float("-inf")  # padding and the latent marker may not be mixed in
+    best, ids = logits.topk(k)  # (k,) the likeliest first
+    alpha = best.softmax(-1)  # (k,) among themselves: sums to 1
+    z = sum(a * E[i] for a, i in zip(alpha, ids))  # (C,)
     return z, alpha, ids
 
 
-E = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0], [4.0, 3.0], [9.0, 9.0]])        # 5 tokens in the plane
+E = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0], [4.0, 3.0], [9.0, 9.0]])  # 5 tokens in the plane
 logits = torch.log(torch.tensor([0.05, 0.5, 0.25, 0.15, 0.05]))
 z, alpha, ids = my_superpose(logits, E, k=3, never=[4])
 print("alpha", alpha, " ids", ids, " z", z)
@@ -53,7 +54,14 @@ for i, (x, y) in enumerate(E[:4].tolist()):
     ax.annotate(f"e{i}", (x, y), xytext=(6, 6), textcoords="offset points")
 ax.scatter(*z.tolist(), color=BLUE, s=90, zorder=3)
 ax.annotate("z", z.tolist(), xytext=(8, -4), textcoords="offset points", color=BLUE, fontweight="bold")
-ax.scatter(*E[1].tolist(), facecolor="none", edgecolor=ORANGE, s=220, linewidth=2, label="one-hot: the likeliest token")
+ax.scatter(
+    *E[1].tolist(),
+    facecolor="none",
+    edgecolor=ORANGE,
+    s=220,
+    linewidth=2,
+    label="one-hot: the likeliest token",
+)
 ax.set(xlim=(-1, 5.5), ylim=(-1, 4.6), title="A superposition lies between its tokens")
 ax.legend(loc="upper left")
 show(figure, "04-triangle")
@@ -77,11 +85,13 @@ assert table.grad is None and scores.grad.abs().sum() > 0
 # `eval.py --soft_thinking` does it. On mini-base:
 
 # %%
-test = data.load("mini", "test", limit=200)
+test = tasks.load("mini", "test", limit=200)
 words = load_run(BASE, torch.device("cpu"))
 plain = solve_all(words, test)
 soft = solve_all(load_run(BASE, torch.device("cpu"), SoftThinking(True)), test)
-print(f"words: {plain['accuracy']:.1%}, #L {plain['mean_len']:.1f}     mixtures: {soft['accuracy']:.1%}, #L {soft['mean_len']:.1f}")
+print(
+    f"words: {plain['accuracy']:.1%}, #L {plain['mean_len']:.1f}     mixtures: {soft['accuracy']:.1%}, #L {soft['mean_len']:.1f}"
+)
 same = sum(a == b for a, b in zip(plain["answers"], soft["answers"])) / len(test)
 print(f"the same answer: {same:.1%}")
 assert abs(soft["mean_len"] - plain["mean_len"]) < 1
@@ -94,13 +104,18 @@ assert abs(soft["mean_len"] - plain["mean_len"]) < 1
 model, tok = words.model, words.tok
 H, top = [], []
 for _, out, _ in solve_batches(words, test, keep_probs=True):
-    real = torch.arange(out.probs.shape[1]) < out.lengths[:, None]    # (B, N)
+    real = torch.arange(out.probs.shape[1]) < out.lengths[:, None]  # (B, N)
     H.append(entropy(out.probs)[real])
     top.append(out.probs.max(-1).values[real])
 H, top = torch.cat(H), torch.cat(top)
 figure, ax = plt.subplots(figsize=(7, 3.2))
 ax.hist(H, bins=60, color=BLUE)
-ax.set(yscale="log", xlabel="entropy of a step's distribution (nats)", ylabel="steps", title="How undecided is mini-base while it thinks?")
+ax.set(
+    yscale="log",
+    xlabel="entropy of a step's distribution (nats)",
+    ylabel="steps",
+    title="How undecided is mini-base while it thinks?",
+)
 show(figure, "04-entropy")
 sure = (top > 0.99).float().mean()
 print(f"{sure:.1%} of the steps have a token above 0.99; mean entropy {H.mean():.4f} nats")
@@ -124,12 +139,23 @@ for T in temperatures:
 print({T: round(a, 3) for T, a in zip(temperatures, curve)})
 _, out, _ = next(solve_batches(load_run(BASE, torch.device("cpu")), test[:100], keep_probs=True))
 real = torch.arange(out.probs.shape[1]) < out.lengths[:, None]
-logs = out.probs[real].clamp(min=1e-30).log()                         # (n, V) of steps in words
+logs = out.probs[real].clamp(min=1e-30).log()  # (n, V) of steps in words
 weight = [superpose(logs / T, model.embed.weight, 10, tok.never)[1][:, 0].mean().item() for T in temperatures]
 figure, ax = plt.subplots(figsize=(7, 3.6))
 ax.plot(temperatures, [100 * a for a in curve], color=BLUE, marker="o", label="right answers (%)")
-ax.plot(temperatures, [100 * w for w in weight], color=ORANGE, marker="s", linestyle="--", label="weight of the likeliest token (%)")
-ax.set(xlabel="temperature of the mixture", ylim=(0, 103), title="Soft Thinking on mini-base: how much mixing it bears")
+ax.plot(
+    temperatures,
+    [100 * w for w in weight],
+    color=ORANGE,
+    marker="s",
+    linestyle="--",
+    label="weight of the likeliest token (%)",
+)
+ax.set(
+    xlabel="temperature of the mixture",
+    ylim=(0, 103),
+    title="Soft Thinking on mini-base: how much mixing it bears",
+)
 ax.legend(loc="lower left")
 show(figure, "04-temperature")
 assert curve[0] > 0.9 and curve[-1] < curve[0] - 0.2

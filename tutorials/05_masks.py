@@ -18,16 +18,26 @@
 
 # %%
 import torch
+from lesson import show
 
-from lesson import BASE, plt, show
 from minilatent.config import resolve
-from minilatent.figures import masks_figure
-from minilatent.masks import LATENT, PREFIX, TAIL, TEXT, Layout, causal, dual_track_positions, induction_mask, supervision_mask
+from minilatent.masks import (
+    LATENT,
+    PREFIX,
+    TAIL,
+    TEXT,
+    Layout,
+    causal,
+    dual_track_positions,
+    induction_mask,
+    supervision_mask,
+)
 from minilatent.methods.latent_sft import LatentSFT
-from minilatent.setup import initial_model
+from minilatent.run import initial_model
+from minilatent.study.figures import masks_figure
 
 config = resolve({"method": "latent_sft"})
-model, tok, *_ = initial_model(config)                                # mini-base
+model, tok, *_ = initial_model(config)  # mini-base
 method = LatentSFT(config, tok, model)
 show(masks_figure(method), "05-masks")
 
@@ -41,8 +51,17 @@ show(masks_figure(method), "05-masks")
 # over samples is needed. A small example, r = 2: chain `a b c d`, so S_1 = a b, S_2 = c d.
 
 # %%
-encoder = Layout.of(([1, 2], PREFIX, 0), ([11, 12], TEXT, 1), ([9], LATENT, 1), ([13, 14], TEXT, 2), ([9], LATENT, 2), ([3], TAIL, 0))
-decoder = Layout.of(([1, 2], PREFIX, 0), ([9], LATENT, 1), ([13, 14], TEXT, 1), ([9], LATENT, 2), ([3, 20], TAIL, 0))
+encoder = Layout.of(
+    ([1, 2], PREFIX, 0),
+    ([11, 12], TEXT, 1),
+    ([9], LATENT, 1),
+    ([13, 14], TEXT, 2),
+    ([9], LATENT, 2),
+    ([3], TAIL, 0),
+)
+decoder = Layout.of(
+    ([1, 2], PREFIX, 0), ([9], LATENT, 1), ([13, 14], TEXT, 1), ([9], LATENT, 2), ([3, 20], TAIL, 0)
+)
 encoder_names, decoder_names = "Q <t> a b L1 c d L2 </t>".split(), "Q <t> Z1 c d Z2 </t> A".split()
 print("encoder", list(zip(encoder_names, encoder.kind, encoder.block)))
 print("decoder", list(zip(decoder_names, decoder.kind, decoder.block)))
@@ -52,13 +71,14 @@ print("decoder", list(zip(decoder_names, decoder.kind, decoder.block)))
 #
 # The rules as slow, plain loops, that nobody can misread:
 
+
 # %%
 def my_induction(kind):
     T = len(kind)
     may = torch.zeros(T, T, dtype=torch.bool)
     for i in range(T):
-        for j in range(i + 1):                                        # causal: nothing later
-            may[i, j] = kind[j] != LATENT or i == j                   # a latent is seen by itself alone
+        for j in range(i + 1):  # causal: nothing later
+            may[i, j] = kind[j] != LATENT or i == j  # a latent is seen by itself alone
     return may
 
 
@@ -67,9 +87,9 @@ def my_supervision(kind, block):
     may = torch.zeros(T, T, dtype=torch.bool)
     for i in range(T):
         for j in range(i + 1):
-            if kind[i] == TEXT:                                       # c, d: their latent and their own segment
+            if kind[i] == TEXT:  # c, d: their latent and their own segment
                 may[i, j] = block[j] == block[i] and kind[j] != PREFIX
-            else:                                                     # Q, Z, </t>, A: everything but text of the chain
+            else:  # Q, Z, </t>, A: everything but text of the chain
                 may[i, j] = kind[j] != TEXT
     return may
 
@@ -90,15 +110,27 @@ draw(my_supervision(decoder.kind, decoder.block), decoder_names)
 # %%
 tensor = lambda x: torch.tensor([x])
 assert torch.equal(my_induction(encoder.kind), induction_mask(tensor(encoder.kind))[0])
-assert torch.equal(my_supervision(decoder.kind, decoder.block), supervision_mask(tensor(decoder.kind), tensor(decoder.block))[0])
+assert torch.equal(
+    my_supervision(decoder.kind, decoder.block),
+    supervision_mask(tensor(decoder.kind), tensor(decoder.block))[0],
+)
 
-from minilatent import data
+from minilatent import tasks
 from minilatent.batch import encode
 
-rows, _ = encode(data.load("mini", "test", limit=8), tok, 512)        # and on eight real problems, padded to one length
-for layout_of, mine in ((method.encoder_layout, lambda k, b: my_induction(k)), (method.decoder_layout, my_supervision)):
+rows, _ = encode(
+    tasks.load("mini", "test", limit=8), tok, 512
+)  # and on eight real problems, padded to one length
+for layout_of, mine in (
+    (method.encoder_layout, lambda k, b: my_induction(k)),
+    (method.decoder_layout, my_supervision),
+):
     batch = method.tensors([layout_of(r) for r in rows])
-    fast = induction_mask(batch["kind"]) if layout_of == method.encoder_layout else supervision_mask(batch["kind"], batch["block"])
+    fast = (
+        induction_mask(batch["kind"])
+        if layout_of == method.encoder_layout
+        else supervision_mask(batch["kind"], batch["block"])
+    )
     for b, row in enumerate(rows):
         T = len(layout_of(row).ids)
         assert torch.equal(fast[b, :T, :T], mine(layout_of(row).kind, layout_of(row).block))
@@ -108,6 +140,7 @@ for layout_of, mine in ((method.encoder_layout, lambda k, b: my_induction(k)), (
 #
 # A mask is right if information cannot pass. That can be tested without reading it: change a token, and see whose hidden state moves.
 # Mind the depth: what A sees through Z in layer 1, Z may have seen in layer 0. So we ask the whole network.
+
 
 # %%
 @torch.no_grad()
@@ -132,7 +165,14 @@ print("supervision mask: c reaches", hidden)
 print("causal mask:      c reaches", open_)
 assert hidden == ["c", "d"] and "A" in open_
 Z1 = decoder_names.index("Z1")
-assert reached(decoder_names, moved(decoder, supervision_mask(kind, block), Z1)) == ["Z1", "c", "d", "Z2", "</t>", "A"]
+assert reached(decoder_names, moved(decoder, supervision_mask(kind, block), Z1)) == [
+    "Z1",
+    "c",
+    "d",
+    "Z2",
+    "</t>",
+    "A",
+]
 
 # %% [markdown]
 # With a causal mask the answer can read the chain's words, all but S_1, and hardly needs the latents. Under the supervision mask `c` reaches only
@@ -156,12 +196,13 @@ assert reached(encoder_names, moved(encoder, induction_mask(kind), L1)) == ["L1"
 # 5 in training but at 3 at inference. So text takes no place on the main track: it counts on from its latent, and the next latent
 # goes on as if it were not there.
 
+
 # %%
 def my_positions(kind):
-    positions, main = [], -1                                          # main: the place on the main track
+    positions, main = [], -1  # main: the place on the main track
     for k in kind:
         if k == TEXT:
-            positions.append(positions[-1] + 1)                       # counts on from what stands before it
+            positions.append(positions[-1] + 1)  # counts on from what stands before it
         else:
             main += 1
             positions.append(main)
@@ -170,9 +211,13 @@ def my_positions(kind):
 
 print(list(zip(decoder_names, my_positions(decoder.kind))))
 assert my_positions(decoder.kind) == dual_track_positions(tensor(decoder.kind))[0].tolist()
-student = method.student_layout(rows[0])                              # what stage 2 and inference see
-kept = [p for p, k in zip(my_positions(method.decoder_layout(rows[0]).kind), method.decoder_layout(rows[0]).kind) if k != TEXT]
-assert kept == list(range(len(student.ids)))                          # without its text, training looks like inference
+student = method.student_layout(rows[0])  # what stage 2 and inference see
+kept = [
+    p
+    for p, k in zip(my_positions(method.decoder_layout(rows[0]).kind), method.decoder_layout(rows[0]).kind)
+    if k != TEXT
+]
+assert kept == list(range(len(student.ids)))  # without its text, training looks like inference
 
 # %% [markdown]
 # The last two lines are the point of it all: remove the text, and what is left has the positions 0, 1, 2, .. Mask and positions

@@ -23,37 +23,38 @@
 import copy
 
 import torch
+from lesson import BLUE, GREY, ORANGE, plt, show
 
-from lesson import BASE, BLUE, GREY, ORANGE, plt, show
-from minilatent import data
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.config import resolve
 from minilatent.masks import LATENT, TAIL, TEXT, dual_track_positions, induction_mask, supervision_mask
 from minilatent.methods.latent_sft import LatentSFT
-from minilatent.setup import initial_model
+from minilatent.run import initial_model
 
 config = resolve({"method": "latent_sft", "ratio": 2})
 model, tok, *_ = initial_model(config)
 method = LatentSFT(config, tok, model)
-method.encoder = copy.deepcopy(model)                                 # both begin as mini-base
-rows, _ = encode(data.load("mini", "train", limit=2000), tok, 512)
-val = data.load("mini", "val", limit=48)
+method.encoder = copy.deepcopy(model)  # both begin as mini-base
+rows, _ = encode(tasks.load("mini", "train", limit=2000), tok, 512)
+val = tasks.load("mini", "val", limit=48)
 
 # %% [markdown]
 # ## The encoder, in ten lines
+
 
 # %%
 def my_induce(row):
     """One row: the latents' weights over the whole vocabulary (N, V) and the mixtures (N, C)."""
     layout = method.encoder_layout(row)
     ids, kind = torch.tensor([layout.ids]), torch.tensor([layout.kind])
-    h = method.encoder(ids, mask=induction_mask(kind))[kind == LATENT]            # (N, C)
+    h = method.encoder(ids, mask=induction_mask(kind))[kind == LATENT]  # (N, C)
     W = model.embed.weight.detach()
-    logits = h @ W.T                                                              # (N, V)
+    logits = h @ W.T  # (N, V)
     logits[:, tok.never] = float("-inf")
-    best, top = logits.topk(config.k)                                             # (N, k)
+    best, top = logits.topk(config.k)  # (N, k)
     alpha = best.softmax(-1)
-    return logits.softmax(-1), (alpha[:, :, None] * W[top]).sum(1)                # (N, V), (N, C)
+    return logits.softmax(-1), (alpha[:, :, None] * W[top]).sum(1)  # (N, V), (N, C)
 
 
 row = rows[3]
@@ -83,13 +84,14 @@ latents_table(row)
 # L_sup is the cross-entropy of each token behind a latent, averaged inside its block, then over blocks (each S_(i+1) is one, the answer is
 # one). A position says the *next* token; what stands before a latent says nothing, for a latent is no label.
 
+
 # %%
 @torch.no_grad()
 def my_loss(row):
     layout, z = method.decoder_layout(row), my_induce(row)[1]
     ids, kind, block = (torch.tensor([x]) for x in (layout.ids, layout.kind, layout.block))
     x = model.embed(ids)
-    x[kind == LATENT] = z                                                         # the latents in their slots
+    x[kind == LATENT] = z  # the latents in their slots
     h = model(embeds=x, mask=supervision_mask(kind, block), positions=dual_track_positions(kind))[0]
     log_q, blocks = model.logits(h).log_softmax(-1), {}
     for t in range(len(layout.ids) - 1):
@@ -118,6 +120,7 @@ assert abs(mine - logged["sup"]) < 1e-3
 #
 # Three phases: the encoder alone (it must speak the decoder's language), the decoder alone, both. The real run takes
 # 250<!-- sum(map(int, config.stage1_steps.split(","))):d --> steps of 64<!-- config.batch_size:d --> examples; here are 75 of 16, in some seconds.
+
 
 # %%
 def train(modules, steps, start, total, lr=1e-3):

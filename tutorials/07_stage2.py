@@ -18,16 +18,16 @@
 
 # %%
 import torch
-
 from lesson import BLUE, GREEN, GREY, LATENT_SFT, ORANGE, plt, show
-from minilatent import data
+
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.config import resolve
 from minilatent.evaluate import accuracy
-from minilatent.latent import entropy, gumbel_noise
+from minilatent.latent import gumbel_noise
 from minilatent.losses import sparse_kl
 from minilatent.methods.latent_sft import LatentSFT
-from minilatent.setup import initial_model, load_run
+from minilatent.run import initial_model, load_run
 
 # %% [markdown]
 # ## KL to a sparse teacher
@@ -39,8 +39,9 @@ from minilatent.setup import initial_model, load_run
 # Only the k teacher's entries are summed; where α is 0 nothing is lost. But q is a softmax over *everything*, so mass that the student puts elsewhere
 # is missing here and costs.
 
+
 # %%
-def my_sparse_kl(logits, alpha, ids):                                 # (V,), (k,), (k,)
+def my_sparse_kl(logits, alpha, ids):  # (V,), (k,), (k,)
     log_q = logits.log_softmax(-1)
     return sum(a * (a.log() - log_q[i]) for a, i in zip(alpha, ids) if a > 0)
 
@@ -51,8 +52,10 @@ mine = my_sparse_kl(logits, alpha, ids)
 print("KL", mine, " package", sparse_kl(logits[None], alpha[None], ids[None]))
 assert torch.allclose(mine, sparse_kl(logits[None], alpha[None], ids[None]), atol=1e-6)
 
-one_hot = torch.tensor([1.0, 0.0, 0.0])                               # a teacher that is sure of token 0 ...
-assert torch.allclose(my_sparse_kl(logits, one_hot, ids), torch.nn.functional.cross_entropy(logits, torch.tensor(0)))
+one_hot = torch.tensor([1.0, 0.0, 0.0])  # a teacher that is sure of token 0 ...
+assert torch.allclose(
+    my_sparse_kl(logits, one_hot, ids), torch.nn.functional.cross_entropy(logits, torch.tensor(0))
+)
 
 # %% [markdown]
 # ... and then it *is* the cross-entropy: training on words is the special case of one-hot teachers. In general KL = CE − H(α): the entropy of the teacher
@@ -77,8 +80,8 @@ assert torch.allclose(x.grad, logits.softmax(-1) - teacher, atol=1e-6)
 config = resolve({"method": "latent_sft", "ratio": 2, "labels": "uniform"})
 model, tok, *_ = initial_model(config)
 method = LatentSFT(config, tok, model)
-rows, _ = encode(data.load("mini", "train", limit=1500), tok, 512)
-val = data.load("mini", "val", limit=100)
+rows, _ = encode(tasks.load("mini", "train", limit=1500), tok, 512)
+val = tasks.load("mini", "val", limit=100)
 method.train_rows, method.labels = rows, method.uniform_labels(rows)
 batch = method.collate2([0])
 print("labels of the first problem's first latents:")
@@ -98,7 +101,7 @@ for step in range(60):
 print("first step", history[0], "\nlast step ", history[-1])
 early = accuracy(method, val)["accuracy"]
 
-trained = load_run(LATENT_SFT, torch.device("cpu"))                   # the same stage, after its full schedule
+trained = load_run(LATENT_SFT, torch.device("cpu"))  # the same stage, after its full schedule
 trained.train_rows, trained.labels, trained.config.gumbel = rows, method.labels, False
 with torch.no_grad():
     _, end = trained.loss2(trained.collate2(list(range(64))), None, 0.0)
@@ -108,7 +111,13 @@ print(f"after 60 steps: {early:.1%} right.  fully trained: {late:.1%} right, {en
 figure, ax = plt.subplots(figsize=(8, 3.6))
 for key, colour, name in (("kl", BLUE, "KL on the latents"), ("ce", ORANGE, "CE on </think>, answer, <eos>")):
     ax.plot([h[key] for h in history], color=colour, label=name)
-    ax.axhline(end[key], color=colour, linestyle="--", linewidth=1.2, label=f"{key.upper()} of the fully trained model")
+    ax.axhline(
+        end[key],
+        color=colour,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"{key.upper()} of the fully trained model",
+    )
 ax.set(xlabel="step", ylabel="nats", title="Stage 2, its first 60 steps", ylim=(0, None))
 ax.legend(ncols=2)
 show(figure, "07-training")
@@ -131,18 +140,24 @@ assert history[-1]["kl"] < history[0]["kl"] / 2 and end["kl"] < history[-1]["kl"
 # The noisy weights are both the input and the target. Why Gumbel and not a normal distribution? Because the largest entry of log α + g is entry j with
 # probability exactly $\alpha_j$ (the Gumbel-max trick): each draw *leans* to one token, as often as its weight says.
 
+
 # %%
 def my_gumbel(alpha, n, generator, tau=1.0):
     u = torch.rand(n, len(alpha), generator=generator).clamp(1e-10, 1 - 1e-7)
-    g = (-torch.log(-torch.log(u))).clamp(-1.5, 3)                    # the released code cuts the tails
-    return ((alpha.log() + g) / tau).softmax(-1)                      # (n, k)
+    g = (-torch.log(-torch.log(u))).clamp(-1.5, 3)  # the released code cuts the tails
+    return ((alpha.log() + g) / tau).softmax(-1)  # (n, k)
 
 
 alpha = torch.tensor([0.5, 0.3, 0.2])
 n = 4000
 draws = my_gumbel(alpha, n, torch.Generator().manual_seed(1))
-theirs = gumbel_noise(alpha.expand(n, 3), torch.tensor([[7, 8, 9]]).expand(n, 3), torch.zeros(n, dtype=torch.long), end=99,
-                      generator=torch.Generator().manual_seed(1))
+theirs = gumbel_noise(
+    alpha.expand(n, 3),
+    torch.tensor([[7, 8, 9]]).expand(n, 3),
+    torch.zeros(n, dtype=torch.long),
+    end=99,
+    generator=torch.Generator().manual_seed(1),
+)
 assert torch.allclose(draws, theirs, atol=1e-6)
 leads = torch.bincount(draws.argmax(-1), minlength=3) / n
 print("alpha", alpha, " share of draws led by each entry", leads, " mean weights", draws.mean(0))
@@ -156,7 +171,14 @@ for ax, tau in zip(axes, (0.3, 1.0, 3.0)):
     for j, colour in enumerate((BLUE, ORANGE, GREEN)):
         points = (some @ corner)[some.argmax(-1) == j]
         ax.scatter(*points.T, s=6, color=colour, alpha=0.5)
-        ax.annotate(f"{alpha[j]:.1f}", corner[j].tolist(), xytext=(0, 6 if j == 2 else -14), textcoords="offset points", ha="center", color=colour)
+        ax.annotate(
+            f"{alpha[j]:.1f}",
+            corner[j].tolist(),
+            xytext=(0, 6 if j == 2 else -14),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+        )
     ax.scatter(*(alpha @ corner).tolist(), color="black", marker="x", zorder=3)
     ax.set(title=f"τ = {tau}", aspect="equal", xticks=[], yticks=[], xlim=(-0.1, 1.1), ylim=(-0.15, 1.05))
     ax.spines[:].set_visible(False)

@@ -13,42 +13,45 @@
 
 # %%
 import torch
+from lesson import BASE, BLUE, LATENT_SFT, ORANGE, RED, plt, show
 
-from lesson import BASE, BLUE, GREY, LATENT_SFT, ORANGE, RED, plt, show
-from minilatent import data
-from minilatent.analysis import answers_given, describe, trace
-from minilatent.evaluate import solve_all, solve_batches
-from minilatent.example import is_correct
-from minilatent.figures import chain_figure
+from minilatent import tasks
+from minilatent.evaluate import solve_all, solve_batches, wilson
 from minilatent.latent import superpose
-from minilatent.metrics import wilson
-from minilatent.setup import load_run
+from minilatent.run import load_run
+from minilatent.study.figures import chain_figure
+from minilatent.study.interventions import answers_given
+from minilatent.study.trace import describe, trace
+from minilatent.tasks.answers import is_correct
 
 method = load_run(LATENT_SFT, torch.device("cpu"))
 model, tok = method.model, method.tok
-question = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
-            "How many apples do Ava and Ben have together?")
+question = (
+    "Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
+    "How many apples do Ava and Ben have together?"
+)
 
 # %% [markdown]
 # ## The loop, written out
 #
 # One question, no cache, nothing clever. Compare it with lesson 2's: only what is fed while it thinks has changed.
 
+
 # %%
 @torch.no_grad()
 def my_think(question, most=64):
-    x = model.embed(torch.tensor(method.prompt(question)))            # (T, C)
+    x = model.embed(torch.tensor(method.prompt(question)))  # (T, C)
     latents, chain, answer, thinking = [], [], [], True
     while thinking or (answer[-1:] != [tok.eos] and len(answer) < 16):
-        logits = model.logits(model(embeds=x[None])[0, -1])           # (V,)
+        logits = model.logits(model(embeds=x[None])[0, -1])  # (V,)
         logits[tok.never] = float("-inf")
         token = int(logits.argmax())
         if thinking and token != tok.end_think and len(latents) < most:
             feed = superpose(logits, model.embed.weight, method.config.k, tok.never)[0]
             latents.append(feed)
-            chain.append(token)                                       # the likeliest, only to be shown
+            chain.append(token)  # the likeliest, only to be shown
         elif thinking:
-            thinking, feed = False, model.embed.weight[tok.end_think]             # the collapse
+            thinking, feed = False, model.embed.weight[tok.end_think]  # the collapse
         else:
             answer.append(token)
             feed = model.embed.weight[token]
@@ -58,7 +61,7 @@ def my_think(question, most=64):
 
 latents, chain, answer = my_think(question)
 print(len(latents), "latents, led by", [tok.name(i) for i in chain], "-> answer", answer)
-out = method.solve([question])                                        # batched, with a cache
+out = method.solve([question])  # batched, with a cache
 assert int(out.lengths) == len(latents) and out.answers[0] == answer
 assert torch.allclose(torch.stack(latents), out.latents[0], atol=1e-3)
 
@@ -81,7 +84,7 @@ show(chain_figure(t, tok), "08-figure1")
 # ## How good, how long
 
 # %%
-test = data.load("mini", "test", limit=300)
+test = tasks.load("mini", "test", limit=300)
 words, latent = solve_all(load_run(BASE, torch.device("cpu")), test), solve_all(method, test)
 for name, r in (("words", words), ("latents", latent)):
     low, high = wilson(round(r["accuracy"] * r["n"]), r["n"])
@@ -108,14 +111,28 @@ for chosen, out, _ in solve_batches(method, test[:100], keep_probs=True):
 figure, ax = plt.subplots(figsize=(8, 3.4))
 for group, colour in ((right, BLUE), (wrong, RED)):
     for p in group:
-        ax.plot(range(-len(p), 0), p.clamp(min=1e-8), color=colour, alpha=0.25 if group is right else 1, linewidth=1)
+        ax.plot(
+            range(-len(p), 0),
+            p.clamp(min=1e-8),
+            color=colour,
+            alpha=0.25 if group is right else 1,
+            linewidth=1,
+        )
 ax.plot([], [], color=BLUE, label="right answer in the end")
 ax.plot([], [], color=RED, label="wrong answer")
-ax.set(xlabel="steps before the collapse", ylabel="p(</think>), log scale", ylim=(1e-8, 3), yscale="log", title="Is it ever in doubt whether to go on?")
+ax.set(
+    xlabel="steps before the collapse",
+    ylabel="p(</think>), log scale",
+    ylim=(1e-8, 3),
+    yscale="log",
+    title="Is it ever in doubt whether to go on?",
+)
 ax.legend(loc="upper left")
 show(figure, "08-end")
 doubts = sum(bool((p > 0.1).any()) for p in right + wrong)
-print(f"in {doubts} of {len(right + wrong)} chains </think> had more than 0.1 at some step before the collapse")
+print(
+    f"in {doubts} of {len(right + wrong)} chains </think> had more than 0.1 at some step before the collapse"
+)
 
 # %% [markdown]
 # <!-- allow: 0.1 -->In 0<!-- doubts:d --> of 100<!-- len(right + wrong):d --> chains `</think>` had a probability above 0.1 somewhere before the end. Now we end the chain by force, too early
@@ -124,18 +141,29 @@ print(f"in {doubts} of {len(right + wrong)} chains </think> had more than 0.1 at
 # %%
 some, results = test[:150], {}
 _, out, _ = next(solve_batches(method, some, batch=150))
-order = sorted(range(len(some)), key=lambda i: len(some[i].question))             # solve_batches' order
+order = sorted(range(len(some)), key=lambda i: len(some[i].question))  # solve_batches' order
 asked = [some[i].question for i in order]
 for change in (-4, -2, -1, 0, 1, 2, 4):
     steps = (out.lengths + change).clamp(min=0)
-    at = torch.arange(int(steps.max())).minimum(out.lengths[:, None] - 1).clamp(min=0)        # behind the end: the last again
+    at = (
+        torch.arange(int(steps.max())).minimum(out.lengths[:, None] - 1).clamp(min=0)
+    )  # behind the end: the last again
     z = out.latents.gather(1, at[:, :, None].expand(-1, -1, out.latents.shape[2]))
     answers = answers_given(method, asked, z, steps)
     results[change] = sum(is_correct(a, some[i].answer) for a, i in zip(answers, order)) / len(some)
 print({k: round(v, 3) for k, v in results.items()})
 figure, ax = plt.subplots(figsize=(7, 3.2))
-ax.bar([f"{k:+d}" if k else "its own" for k in results], [100 * v for v in results.values()], color=[ORANGE if k else BLUE for k in results])
-ax.set(xlabel="latents taken away or added at the end", ylabel="right answers (%)", ylim=(0, 100), title="Collapse by force")
+ax.bar(
+    [f"{k:+d}" if k else "its own" for k in results],
+    [100 * v for v in results.values()],
+    color=[ORANGE if k else BLUE for k in results],
+)
+ax.set(
+    xlabel="latents taken away or added at the end",
+    ylabel="right answers (%)",
+    ylim=(0, 100),
+    title="Collapse by force",
+)
 show(figure, "08-force")
 assert results[0] > results[-4] + 0.3
 

@@ -16,13 +16,13 @@
 
 # %%
 import torch
-
 from lesson import BASE, BLUE, COLAR, GREY, ORANGE, RED, plt, show
-from minilatent import data
+
+from minilatent import tasks
 from minilatent.batch import encode, pad, segments
 from minilatent.evaluate import solve_all
 from minilatent.latent import compress
-from minilatent.setup import load_run
+from minilatent.run import load_run
 
 method = load_run(BASE, torch.device("cpu"))
 model, tok = method.model, method.tok
@@ -34,13 +34,14 @@ E = model.embed.weight.detach()
 # If c vectors are independent with variance v in each dimension (and mean 0), their sum has variance c · v. Divided by √c it is v again: it looks like *an*
 # embedding. The mean has variance v / c: √c times too small. The last block of a chain may be shorter, so the count is of the real tokens.
 
+
 # %%
-def my_compress(block, scale="sqrt"):                                 # list of c vectors
+def my_compress(block, scale="sqrt"):  # list of c vectors
     total = sum(block)
     return total / len(block) ** {"sqrt": 0.5, "mean": 1.0, "sum": 0.0}[scale]
 
 
-block = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 0.0]])            # two tokens and padding
+block = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 0.0]])  # two tokens and padding
 real = torch.tensor([True, True, False])
 print("sqrt", my_compress(list(block[:2])), " mean", my_compress(list(block[:2]), "mean"))
 assert torch.allclose(my_compress(list(block[:2])), compress(block[None], real[None])[0])
@@ -48,8 +49,11 @@ assert torch.allclose(my_compress(list(block[:2]), "mean"), compress(block[None]
 
 random = torch.randn(2000, 5, 128, generator=torch.Generator().manual_seed(0))
 for scale in ("mean", "sqrt", "sum"):
-    print(scale, "std of a merged block of 5 independent vectors of std 1:",
-          f"{torch.stack([my_compress(list(b), scale) for b in random[:300]]).std():.2f}")
+    print(
+        scale,
+        "std of a merged block of 5 independent vectors of std 1:",
+        f"{torch.stack([my_compress(list(b), scale) for b in random[:300]]).std():.2f}",
+    )
 
 # %% [markdown]
 # ## On real chains
@@ -58,18 +62,28 @@ for scale in ("mean", "sqrt", "sum"):
 # norm of merged blocks over the norm of single tokens, for c from 1 to 8.
 
 # %%
-rows, _ = encode(data.load("mini", "test", limit=200), tok, 512)
+rows, _ = encode(tasks.load("mini", "test", limit=200), tok, 512)
 single = E[torch.tensor([i for r in rows for i in r.chain])].norm(dim=-1).mean()
 factors, norms = range(1, 9), {"sum": [], "sqrt": [], "mean": []}
 for c in factors:
-    blocks = torch.tensor([r.chain[i:i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)])       # full ones
+    blocks = torch.tensor(
+        [r.chain[i : i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)]
+    )  # full ones
     for scale, found in norms.items():
-        found.append((E[blocks].sum(1) / c ** {"sqrt": 0.5, "mean": 1.0, "sum": 0.0}[scale]).norm(dim=-1).mean() / single)
+        found.append(
+            (E[blocks].sum(1) / c ** {"sqrt": 0.5, "mean": 1.0, "sum": 0.0}[scale]).norm(dim=-1).mean()
+            / single
+        )
 figure, ax = plt.subplots(figsize=(7, 3.6))
 for (scale, found), colour, name in zip(norms.items(), (RED, BLUE, ORANGE), ("sum", "sum / √c", "mean")):
     ax.plot(factors, found, color=colour, marker="o", label=name)
 ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
-ax.set(xlabel="c, tokens in a block", ylabel="norm, relative to one token's", ylim=(0, None), title="How long is a merged embedding?")
+ax.set(
+    xlabel="c, tokens in a block",
+    ylabel="norm, relative to one token's",
+    ylim=(0, None),
+    title="How long is a merged embedding?",
+)
 ax.legend()
 show(figure, "09-norms")
 at5 = {scale: float(found[4]) for scale, found in norms.items()}
@@ -86,14 +100,18 @@ assert abs(at5["sqrt"] - 1) < min(abs(at5["sum"] - 1), abs(at5["mean"] - 1))
 
 # %%
 colar = load_run(COLAR, torch.device("cpu"))
-question = ("Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
-            "How many apples do Ava and Ben have together?")
+question = (
+    "Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
+    "How many apples do Ava and Ben have together?"
+)
 chain = tok.encode("<<12*3=36>> <<12+5=17>> <<17+36=53>>")
 colar.config.speed = "5"
 print("..", tok.decode(colar.prompt(question))[-39:], "<think>")
 blocks = segments(chain, 5)
 for b in blocks:
-    print(f"   z   {len(b)} tokens: {' '.join(tok.name(i) for i in b):24s} length {compress(E[torch.tensor([b])], torch.ones(1, len(b), dtype=torch.bool)).norm():.2f}")
+    print(
+        f"   z   {len(b)} tokens: {' '.join(tok.name(i) for i in b):24s} length {compress(E[torch.tensor([b])], torch.ones(1, len(b), dtype=torch.bool)).norm():.2f}"
+    )
 print("</think> 53 <eos>")
 
 # %% [markdown]
@@ -101,17 +119,25 @@ print("</think> 53 <eos>")
 # hold, just where the answer is about to be read. Over many chains:
 
 # %%
-last = [segments(r.chain, 5)[-1] for r in rows] + [segments(r.chain[:n], 5)[-1] for r in rows[:40] for n in (11, 12, 13, 14)]
-ids = pad(last, tok.pad)                                              # (n, 5)
+last = [segments(r.chain, 5)[-1] for r in rows] + [
+    segments(r.chain[:n], 5)[-1] for r in rows[:40] for n in (11, 12, 13, 14)
+]
+ids = pad(last, tok.pad)  # (n, 5)
 right = compress(E[ids], ids != tok.pad).norm(dim=-1) / single
-wrong = (E[ids] * (ids != tok.pad)[:, :, None]).sum(1).norm(dim=-1) / 5 ** 0.5 / single
+wrong = (E[ids] * (ids != tok.pad)[:, :, None]).sum(1).norm(dim=-1) / 5**0.5 / single
 count = (ids != tok.pad).sum(1)
 own, fixed = ([float(x[count == n].mean()) for n in range(1, 6)] for x in (right, wrong))
 figure, ax = plt.subplots(figsize=(7, 3.2))
 ax.plot(range(1, 6), own, color=BLUE, marker="o", label="sum / √(its own tokens)")
 ax.plot(range(1, 6), fixed, color=RED, marker="o", linestyle="--", label="sum / √5, padding counted")
 ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
-ax.set(xlabel="real tokens in a last block of 5", ylabel="norm, relative to one token's", xticks=range(1, 6), ylim=(0, None), title="The ragged last block")
+ax.set(
+    xlabel="real tokens in a last block of 5",
+    ylabel="norm, relative to one token's",
+    xticks=range(1, 6),
+    ylim=(0, None),
+    title="The ragged last block",
+)
 ax.legend(loc="lower right")
 show(figure, "09-ragged")
 print("own", [round(x, 2) for x in own], " fixed", [round(x, 2) for x in fixed])
@@ -127,8 +153,8 @@ assert min(own) > 0.7 and fixed[0] < 0.6 and abs(own[4] - fixed[4]) < 1e-4
 # embedding of the *chain* (not of the question) that mini-base feeds itself while it thinks in words, with no training:
 
 # %%
-test = data.load("mini", "test", limit=150)
-scales = [0.25, 1 / 5 ** 0.5, 0.7, 1.0, 1.5, 5 ** 0.5, 4.0, 8.0]
+test = tasks.load("mini", "test", limit=150)
+scales = [0.25, 1 / 5**0.5, 0.7, 1.0, 1.5, 5**0.5, 4.0, 8.0]
 found = []
 for s in scales:
     method.thinker = lambda s=s: lambda logits, hidden: s * model.embed(logits.argmax(-1))
@@ -137,10 +163,16 @@ del method.thinker
 print({round(s, 2): round(a, 3) for s, a in zip(scales, found)})
 figure, ax = plt.subplots(figsize=(7, 3.4))
 ax.plot(scales, [100 * a for a in found], color=BLUE, marker="o")
-for x, name in ((1 / 5 ** 0.5, "mean, c = 5"), (5 ** 0.5, "sum, c = 5")):
+for x, name in ((1 / 5**0.5, "mean, c = 5"), (5**0.5, "sum, c = 5")):
     ax.axvline(x, color=GREY, linestyle=":", linewidth=1)
     ax.text(x, 4, " " + name, color=GREY, fontsize=9)
-ax.set(xscale="log", xlabel="scale of the chain's embeddings", ylabel="right answers (%)", ylim=(0, 102), title="One token a step, but scaled")
+ax.set(
+    xscale="log",
+    xlabel="scale of the chain's embeddings",
+    ylabel="right answers (%)",
+    ylim=(0, 102),
+    title="One token a step, but scaled",
+)
 ax.set_xticks(scales, [f"{s:.2g}" for s in scales])
 ax.minorticks_off()
 show(figure, "09-scale")
@@ -156,12 +188,17 @@ mean5, sum5 = found[1], found[5]
 # A sum forgets the order. Does it forget the tokens? For a merged block, take the c tokens whose embeddings have the largest cosine with it, and see
 # how many were in the block:
 
+
 # %%
 def recovered(c):
-    blocks = torch.tensor([r.chain[i:i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)])      # (n, c)
-    z = E[blocks].sum(1) / c ** 0.5
-    scores = torch.nn.functional.normalize(z, dim=-1) @ torch.nn.functional.normalize(E, dim=-1).T           # (n, V) cosines
-    best = scores.topk(c, dim=-1).indices                                                                    # (n, c)
+    blocks = torch.tensor(
+        [r.chain[i : i + c] for r in rows for i in range(0, len(r.chain) - c + 1, c)]
+    )  # (n, c)
+    z = E[blocks].sum(1) / c**0.5
+    scores = (
+        torch.nn.functional.normalize(z, dim=-1) @ torch.nn.functional.normalize(E, dim=-1).T
+    )  # (n, V) cosines
+    best = scores.topk(c, dim=-1).indices  # (n, c)
     return (best[:, :, None] == blocks[:, None]).any(1).float().mean().item()
 
 

@@ -19,23 +19,24 @@ import random
 
 import torch
 import torch.nn.functional as F
-
 from lesson import BLUE, COLAR, GREY, ORANGE, plt, show
-from minilatent import data
+
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.losses import advantages, clipped_surrogate
 from minilatent.methods import CoLaRRL
-from minilatent.setup import load_run
+from minilatent.run import load_run
 
 # %% [markdown]
 # ## Advantages and the clip, by hand
 
+
 # %%
-def my_advantages(rewards):                                           # (G,)
+def my_advantages(rewards):  # (G,)
     return (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
 
 
-def my_surrogate(new, old, A, clip=0.2):                              # log-probabilities
+def my_surrogate(new, old, A, clip=0.2):  # log-probabilities
     rho = math.exp(new - old)
     return min(rho * A, max(min(rho, 1 + clip), 1 - clip) * A)
 
@@ -44,11 +45,13 @@ rewards = torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 1])
 A = my_advantages(rewards)
 print("advantages", A)
 assert torch.allclose(A, advantages(rewards[None])[0])
-assert advantages(torch.ones(1, 8)).abs().max() == 0                  # all right: nothing to learn from this group
+assert advantages(torch.ones(1, 8)).abs().max() == 0  # all right: nothing to learn from this group
 cases = [(0.0, 1.0), (0.5, 1.0), (0.5, -1.0), (-0.5, 1.0), (-0.5, -1.0)]
 for log_rho, a in cases:
     theirs, took_over = clipped_surrogate(torch.tensor([log_rho]), torch.zeros(1), torch.tensor([a]), 0.2)
-    print(f"ρ = {math.exp(log_rho):.2f}, A = {a:+.0f}: {my_surrogate(log_rho, 0, a):+.2f}{'   clipped: no gradient' if took_over else ''}")
+    print(
+        f"ρ = {math.exp(log_rho):.2f}, A = {a:+.0f}: {my_surrogate(log_rho, 0, a):+.2f}{'   clipped: no gradient' if took_over else ''}"
+    )
     assert abs(my_surrogate(log_rho, 0, a) - theirs.item()) < 1e-6
 
 # %% [markdown]
@@ -70,14 +73,14 @@ for log_rho, a in cases:
 
 # %%
 C, n = 64, 40_000
-u = torch.ones(C) / C**0.5                                            # the direction that pays, length 1
+u = torch.ones(C) / C**0.5  # the direction that pays, length 1
 reward = lambda z: (z @ u > 1).float()
 normal_cdf = lambda x: 0.5 * (1 + math.erf(x / 2**0.5))
-success = lambda mu: 1 - normal_cdf(1 - float(mu @ u))                # exactly, for N(mu, 1)
+success = lambda mu: 1 - normal_cdf(1 - float(mu @ u))  # exactly, for N(mu, 1)
 
 
 def log_density(z, mu, how):
-    terms = torch.distributions.Normal(mu, 1.0).log_prob(z)           # (n, C)
+    terms = torch.distributions.Normal(mu, 1.0).log_prob(z)  # (n, C)
     return terms.sum(-1) if how == "sum" else terms.mean(-1)
 
 
@@ -88,7 +91,9 @@ estimate = {}
 for how in ("sum", "mean"):
     rho = (log_density(z, new, how) - log_density(z, old, how)).exp()
     estimate[how] = float((rho * reward(z)).mean())
-    print(f"{how:5s} E_old[ρ r] = {estimate[how]:.3f}    E_old[ρ] = {rho.mean():.3f}    ρ from {rho.min():.2f} to {rho.max():.2f}")
+    print(
+        f"{how:5s} E_old[ρ r] = {estimate[how]:.3f}    E_old[ρ] = {rho.mean():.3f}    ρ from {rho.min():.2f} to {rho.max():.2f}"
+    )
 print(f"truth E_new[r] = {success(new):.3f}    before the shift {success(old):.3f}")
 assert abs(estimate["sum"] - success(new)) < 0.02 and abs(estimate["mean"] - success(old)) < 0.02
 
@@ -110,8 +115,17 @@ for how, ax, colour in (("sum", axes[0], BLUE), ("mean", axes[1], ORANGE)):
         x = torch.randn(4000, width, generator=g)
         log_rho = log_density(x, shift, how) - log_density(x, torch.zeros(width), how)
         outside[how, width] = float(((log_rho.exp() - 1).abs() > 0.2).float().mean())
-        ax.hist(log_rho.numpy(), bins=80, range=(-6, 4), density=True, histtype="step", linestyle=style, color=colour, linewidth=1.5,
-                label=f"C = {width}: {outside[how, width]:.0%} clipped")
+        ax.hist(
+            log_rho.numpy(),
+            bins=80,
+            range=(-6, 4),
+            density=True,
+            histtype="step",
+            linestyle=style,
+            color=colour,
+            linewidth=1.5,
+            label=f"C = {width}: {outside[how, width]:.0%} clipped",
+        )
     ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
     ax.set(xlabel="log ρ", yscale="log", title=f"{how} over the width")
     ax.minorticks_off()
@@ -135,6 +149,7 @@ assert outside["sum", 2048] > 0.8 and outside["mean", 2048] == 0
 # What does that do to learning? The policy is N(μ, 1) with μ to be learnt; each batch of 64 samples is used for ten updates, so that old and new differ. We watch three things: the true success, how far μ
 # went *sideways* (across u: what was learnt from the samples' accidents), and how many samples the clip silenced.
 
+
 # %%
 def train(how, seed, batches=25, inner=10, lr=0.02, clip=0.2):
     generator = torch.Generator().manual_seed(seed)
@@ -153,12 +168,14 @@ def train(how, seed, batches=25, inner=10, lr=0.02, clip=0.2):
             optimizer.step()
         m = mu.detach()
         history.append([success(m), float((m - (m @ u) * u).norm()), float(torch.stack(silenced).mean())])
-    return torch.tensor(history)                                      # (batches, 3)
+    return torch.tensor(history)  # (batches, 3)
 
 
 runs = {how: torch.stack([train(how, seed) for seed in range(5)]) for how in ("sum", "mean")}
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
-for column, (ax, title) in enumerate(zip(axes, ("success", "sideways drift of μ (in σ)", "silenced by the clip"))):
+for column, (ax, title) in enumerate(
+    zip(axes, ("success", "sideways drift of μ (in σ)", "silenced by the clip"))
+):
     for how, colour in (("sum", BLUE), ("mean", ORANGE)):
         ax.plot(runs[how][:, :, column].T, color=colour, alpha=0.2)
         ax.plot(runs[how][:, :, column].mean(0), color=colour, linewidth=2, label=how)
@@ -167,8 +184,14 @@ axes[0].legend()
 show(figure, "11-bandit")
 end = {how: runs[how][:, -1].mean(0) for how in runs}
 for how in runs:
-    print(f"{how:5s} success {end[how][0]:.2f}   sideways {end[how][1]:.2f}   silenced {runs[how][:, :, 2].mean():.2f}")
-assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01 and end["mean"][1] > end["sum"][1]
+    print(
+        f"{how:5s} success {end[how][0]:.2f}   sideways {end[how][1]:.2f}   silenced {runs[how][:, :, 2].mean():.2f}"
+    )
+assert (
+    runs["sum"][:, :, 2].mean() > 0.1
+    and runs["mean"][:, :, 2].mean() < 0.01
+    and end["mean"][1] > end["sum"][1]
+)
 
 # %% [markdown]
 # After 25 batches the sum succeeds in 100 %<!-- float(end["sum"][0]):.0% ± 5 --> of cases with a drift of 1.9<!-- float(end["sum"][1]):.1f ± 0.3 -->, the mean in 100 %<!-- float(end["mean"][0]):.0% ± 5 --> with a drift of
@@ -181,11 +204,23 @@ assert runs["sum"][:, :, 2].mean() > 0.1 and runs["mean"][:, :, 2].mean() < 0.01
 # deviation in every dimension. Four chains each for sixteen questions are drawn, at speed 5, where some of them go wrong (at speed 2 the four of a question agree: no advantage, nothing moves). Then one small step of
 # Adam is made, as RL would make it, all in float32: rounding to 16 bits alone would move a sum of 128 terms about as far. How far does the step move ρ of the latents?
 
+
 # %%
 def rl_model(how):
     run = load_run(COLAR, torch.device("cpu"))
-    rl = CoLaRRL(dataclasses.replace(run.config, method="colar_rl", latent_loss="nll", log_density=how, speed="5", group=4,
-                                      dtype="float32"), run.tok, run.model)
+    rl = CoLaRRL(
+        dataclasses.replace(
+            run.config,
+            method="colar_rl",
+            latent_loss="nll",
+            log_density=how,
+            speed="5",
+            group=4,
+            dtype="float32",
+        ),
+        run.tok,
+        run.model,
+    )
     rl.latent_head.load_state_dict(run.latent_head.state_dict())
     rl.scale.copy_(run.scale)
     torch.nn.init.zeros_(rl.latent_head.log_sigma.weight)
@@ -196,13 +231,13 @@ def rl_model(how):
 moved = {}
 for how in ("sum", "mean"):
     rl = rl_model(how)
-    rows, _ = encode(data.load("mini", "train", limit=16), rl.tok, 512)
-    batch = rl.rollout(rows, random.Random(0))                        # the same samples for both
+    rows, _ = encode(tasks.load("mini", "train", limit=16), rl.tok, 512)
+    batch = rl.rollout(rows, random.Random(0))  # the same samples for both
     hidden = torch.randn(3, rl.model.config.width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():                                             # the density by hand, and the package's
+    with torch.no_grad():  # the density by hand, and the package's
         mu, log_sigma = rl.latent_head(hidden)
         x = (batch["z"][:3] / rl.scale - mu) / log_sigma.exp()
-        terms = -0.5 * x ** 2 - log_sigma - 0.5 * math.log(2 * math.pi)               # (3, C)
+        terms = -0.5 * x**2 - log_sigma - 0.5 * math.log(2 * math.pi)  # (3, C)
         theirs, _ = rl.latent_log_prob({"z": batch["z"][:3]}, hidden)
     assert torch.allclose(terms.sum(-1) if how == "sum" else terms.mean(-1), theirs, rtol=1e-4)
     loss, told = rl.loss(batch, None, 0.0)
@@ -211,15 +246,29 @@ for how in ("sum", "mean"):
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        moved[how] = rl.log_probs(rl.heard(batch))[0]["latents"][0] - batch["old_latents"]    # (n,) log ρ
+        moved[how] = rl.log_probs(rl.heard(batch))[0]["latents"][0] - batch["old_latents"]  # (n,) log ρ
     outside[how] = float(((moved[how].exp() - 1).abs() > 0.2).float().mean())
-    print(f"{how:5s} {told['accuracy']:.0%} of the samples right; after one step ρ of {len(moved[how])} latents: median distance of log ρ from 0 "
-          f"{moved[how].abs().median():.3f}, outside 1 ± 0.2: {outside[how]:.0%}")
+    print(
+        f"{how:5s} {told['accuracy']:.0%} of the samples right; after one step ρ of {len(moved[how])} latents: median distance of log ρ from 0 "
+        f"{moved[how].abs().median():.3f}, outside 1 ± 0.2: {outside[how]:.0%}"
+    )
 figure, ax = plt.subplots(figsize=(7, 3.2))
 for how, colour in (("sum", BLUE), ("mean", ORANGE)):
-    ax.hist(moved[how].clamp(-3, 3).numpy(), bins=61, range=(-3, 3), color=colour, alpha=0.7, label=f"{how}: {outside[how]:.0%} outside")
+    ax.hist(
+        moved[how].clamp(-3, 3).numpy(),
+        bins=61,
+        range=(-3, 3),
+        color=colour,
+        alpha=0.7,
+        label=f"{how}: {outside[how]:.0%} outside",
+    )
 ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
-ax.set(xlabel="log ρ of a latent after one step (beyond ±3: at the edge)", ylabel="latents", yscale="log", title="CoLaR on mini, C = 128")
+ax.set(
+    xlabel="log ρ of a latent after one step (beyond ±3: at the edge)",
+    ylabel="latents",
+    yscale="log",
+    title="CoLaR on mini, C = 128",
+)
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend()
 show(figure, "11-trained")
@@ -240,17 +289,24 @@ assert told["silent"] < 1 and outside["sum"] > 0.2 and outside["mean"] < 0.02
 # The released code of CoLaR counts only the first term. What is lost? Take a policy with one p_end for all steps, and the reward "at most five latents". How fast the success grows with the logit of p_end can be computed exactly:
 # $\frac{d}{d\,\mathrm{logit}}\,(1 - (1-p)^5) = 5\,(1-p)^4\,p\,(1-p)$. And estimated from samples, as RL does, by advantage times the gradient of log p:
 
+
 # %%
 def policy_gradient(p, with_going_on, n=400_000):
-    length = 1 + (torch.rand(n, generator=torch.Generator().manual_seed(0)).log() / math.log(1 - p)).floor()      # drawn from the policy
+    length = (
+        1 + (torch.rand(n, generator=torch.Generator().manual_seed(0)).log() / math.log(1 - p)).floor()
+    )  # drawn from the policy
     r = (length <= 5).float()
-    gradient = (1 - p) - (length - 1) * p if with_going_on else torch.full((n,), 1 - p)       # d log p / d logit = 1 - p,  d log(1 - p) / d logit = -p
+    gradient = (
+        (1 - p) - (length - 1) * p if with_going_on else torch.full((n,), 1 - p)
+    )  # d log p / d logit = 1 - p,  d log(1 - p) / d logit = -p
     return float(((r - r.mean()) * gradient).mean())
 
 
 for p_end in (0.1, 0.3):
     truth = 5 * (1 - p_end) ** 5 * p_end
-    print(f"p_end = {p_end}: truth {truth:+.3f}   all decisions {policy_gradient(p_end, True):+.3f}   the last one only {policy_gradient(p_end, False):+.3f}")
+    print(
+        f"p_end = {p_end}: truth {truth:+.3f}   all decisions {policy_gradient(p_end, True):+.3f}   the last one only {policy_gradient(p_end, False):+.3f}"
+    )
     assert abs(policy_gradient(p_end, True) - truth) < 0.01 and abs(policy_gradient(p_end, False)) < 0.001
 
 # %% [markdown]
@@ -271,11 +327,13 @@ def lengths(shared, seed, updates=250, most=64):
     generator, theta = torch.Generator().manual_seed(seed), torch.tensor(-2.0, requires_grad=True)
     optimizer, history = torch.optim.Adam([theta], lr=0.05), []
     for _ in range(updates):
-        ends = torch.rand(32, 8, most, generator=generator) < theta.sigmoid().detach()                # 32 groups of G = 8
+        ends = torch.rand(32, 8, most, generator=generator) < theta.sigmoid().detach()  # 32 groups of G = 8
         ends[..., -1] = True
-        L = ends.int().argmax(-1) + 1                                 # (32, 8)
+        L = ends.int().argmax(-1) + 1  # (32, 8)
         A = advantages(((L >= 4) & (L <= 12)).float())
-        log_p = (L - 1) * F.logsigmoid(-theta) + torch.where(L < most, F.logsigmoid(theta), 0)        # one that is cut off did not end
+        log_p = (L - 1) * F.logsigmoid(-theta) + torch.where(
+            L < most, F.logsigmoid(theta), 0
+        )  # one that is cut off did not end
         gain = (A * log_p / L).mean() if shared else (A * log_p).sum() / L.sum()
         optimizer.zero_grad()
         (-gain).backward()
@@ -284,13 +342,21 @@ def lengths(shared, seed, updates=250, most=64):
     return torch.tensor(history)
 
 
-grown = {name: torch.stack([lengths(shared, seed) for seed in range(3)]) for name, shared in (("A / L each", True), ("all alike", False))}
+grown = {
+    name: torch.stack([lengths(shared, seed) for seed in range(3)])
+    for name, shared in (("A / L each", True), ("all alike", False))
+}
 figure, ax = plt.subplots(figsize=(7, 3.2))
 for (name, found), colour in zip(grown.items(), (ORANGE, BLUE)):
     ax.plot(found.T, color=colour, alpha=0.25)
     ax.plot(found.mean(0), color=colour, linewidth=2, label=name)
 ax.axhspan(4, 12, color=GREY, alpha=0.2, linewidth=0)
-ax.set(xlabel="update", ylabel="mean length", ylim=(0, 36), title="A policy that learns when to end (grey: the right lengths)")
+ax.set(
+    xlabel="update",
+    ylabel="mean length",
+    ylim=(0, 36),
+    title="A policy that learns when to end (grey: the right lengths)",
+)
 ax.legend(loc="upper right")
 show(figure, "11-lengths")
 last = {name: float(found[:, -50:].mean()) for name, found in grown.items()}

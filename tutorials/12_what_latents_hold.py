@@ -15,18 +15,18 @@
 
 # %%
 import torch
-
 from lesson import BASE, BLUE, GREY, LATENT_SFT, ORANGE, RED, plt, show
-from minilatent import data
-from minilatent.analysis import INTERVENTIONS, intervene
-from minilatent.batch import pad
-from minilatent.evaluate import chains_of, evaluate, frequent_tokens, pad_chains, solve_batches
-from minilatent.metrics import chain_weights, ecr, parallelism
-from minilatent.setup import load_run
+
+from minilatent import tasks
+from minilatent.evaluate import solve_batches
+from minilatent.run import load_run
+from minilatent.study.evaluation import chains_of, evaluate, frequent_tokens, pad_chains
+from minilatent.study.interventions import INTERVENTIONS, intervene
+from minilatent.study.measures import chain_weights, ecr, parallelism
 
 method = load_run(LATENT_SFT, torch.device("cpu"))
 model, tok = method.model, method.tok
-test = data.load("mini", "test", limit=240)
+test = tasks.load("mini", "test", limit=240)
 
 # %% [markdown]
 # ## ECR@K, by hand
@@ -34,14 +34,15 @@ test = data.load("mini", "test", limit=240)
 # The effective compression rate: cut the gold chain into segments, one a latent; count how many of a segment's tokens are among the K likeliest of its
 # latent; average over latents. With r = 2 it can reach 2. A chain in words has 1.
 
+
 # %%
-def my_ecr(probs, chain, K, r=2):                                     # (N, V), list of tokens
+def my_ecr(probs, chain, K, r=2):  # (N, V), list of tokens
     N = len(probs)
-    r = max(r, -(-len(chain) // N))                                   # too few latents: each has to hold more
+    r = max(r, -(-len(chain) // N))  # too few latents: each has to hold more
     found = 0
     for t in range(N):
         offered = set(probs[t].topk(K).indices.tolist())
-        found += sum(token in offered for token in chain[t * r:(t + 1) * r])
+        found += sum(token in offered for token in chain[t * r : (t + 1) * r])
     return found / N
 
 
@@ -49,8 +50,10 @@ chosen, out, _ = next(solve_batches(method, test[:1], keep_probs=True))
 chain = tok.encode(test[0].chain)
 steps = out.lengths
 for K in (1, 2, 5, 10):
-    mine = my_ecr(out.probs[0, :steps[0]], chain, K)
-    theirs = ecr(out.probs.topk(10).indices, steps, torch.tensor([chain]), torch.tensor([len(chain)]), 2, (K,))
+    mine = my_ecr(out.probs[0, : steps[0]], chain, K)
+    theirs = ecr(
+        out.probs.topk(10).indices, steps, torch.tensor([chain]), torch.tensor([len(chain)]), 2, (K,)
+    )
     print(f"ECR@{K} = {mine:.3f}")
     assert abs(mine - theirs.item()) < 1e-5
 
@@ -60,14 +63,27 @@ for K in (1, 2, 5, 10):
 # `evaluate` does it for all questions, and for a blind opponent: the K tokens that are most frequent in *training chains*, offered at every step.
 
 # %%
-frequent = frequent_tokens(tok, data.load("mini", "train", limit=1000))
+frequent = frequent_tokens(tok, tasks.load("mini", "train", limit=1000))
 print("most frequent:", [tok.name(int(i)) for i in frequent[:12]])
 result = evaluate(method, test, "mini", frequent=frequent)
 ks = [k for k in ("1", "2", "5", "10", "20", "50", "100", "200", "300") if k in result["ecr"]]
 figure, ax = plt.subplots(figsize=(7, 3.6))
 ax.plot([int(k) for k in ks], [result["ecr"][k] for k in ks], color=BLUE, marker="o", label="the latents")
-ax.plot([int(k) for k in ks], [result["ecr_control"][k] for k in ks], color=GREY, marker="o", linestyle="--", label="the K most frequent tokens")
-ax.set(xscale="log", xlabel="K", ylabel="ECR@K, tokens a latent", ylim=(0, 2.1), title="What is found among the K likeliest?")
+ax.plot(
+    [int(k) for k in ks],
+    [result["ecr_control"][k] for k in ks],
+    color=GREY,
+    marker="o",
+    linestyle="--",
+    label="the K most frequent tokens",
+)
+ax.set(
+    xscale="log",
+    xlabel="K",
+    ylabel="ECR@K, tokens a latent",
+    ylim=(0, 2.1),
+    title="What is found among the K likeliest?",
+)
 ax.set_xticks([int(k) for k in ks], ks)
 ax.minorticks_off()
 ax.legend(loc="lower right")
@@ -95,22 +111,22 @@ def my_n_eff(probs, chains, r=2):
     for chain in chains:
         width, score = max(r, -(-len(chain) // len(probs))), 0.0
         for t in range(len(probs)):
-            score += sum(float(probs[t, token]) for token in set(chain[t * width:(t + 1) * width]))
+            score += sum(float(probs[t, token]) for token in set(chain[t * width : (t + 1) * width]))
         scores.append(score / len(probs))
     w = [s / sum(scores) for s in scores]
     return 1 / sum(x * x for x in w), w
 
 
 _, out, _ = next(solve_batches(method, [multi], keep_probs=True))
-probs = out.probs[0, :out.lengths[0]]
+probs = out.probs[0, : out.lengths[0]]
 chains = chains_of(tok, multi)
 mine, w = my_n_eff(probs, chains)
 weights = chain_weights(out.probs, out.lengths, *pad_chains([chains], tok.pad), 2)
 assert abs(mine - parallelism(weights)["n_eff"].item()) < 1e-3
 print(f"weights {[round(x, 3) for x in w]}, N_eff {mine:.3f}")
-one = torch.zeros_like(probs)                                         # latents that hold the first chain and nothing else
+one = torch.zeros_like(probs)  # latents that hold the first chain and nothing else
 for t in range(len(probs)):
-    for token in chains[0][2 * t:2 * t + 2]:
+    for token in chains[0][2 * t : 2 * t + 2]:
         one[t, token] = 0.5
 blind, _ = my_n_eff(one, chains)
 print(f"N_eff of latents that hold one chain only: {blind:.3f}")
@@ -123,11 +139,17 @@ print(f"N_eff of latents that hold one chain only: {blind:.3f}")
 # %%
 pairs = [("all tokens", ""), ("tokens that differ", "_distinct")]
 for name, suffix in pairs:
-    print(f"{name:20s} N_eff {result['n_eff' + suffix]:.2f}   one chain only {result['n_eff_one_path' + suffix]:.2f}   "
-          f"another question's chains {result['n_eff_control' + suffix]:.2f}   (of {result['n_chains']:.1f} chains, {result['n_multi']} questions)")
+    print(
+        f"{name:20s} N_eff {result['n_eff' + suffix]:.2f}   one chain only {result['n_eff_one_path' + suffix]:.2f}   "
+        f"another question's chains {result['n_eff_control' + suffix]:.2f}   (of {result['n_chains']:.1f} chains, {result['n_multi']} questions)"
+    )
 figure, ax = plt.subplots(figsize=(7, 3.2))
 x = torch.arange(2)
-for shift, key, colour, name in ((-0.27, "n_eff", BLUE, "the latents"), (0, "n_eff_one_path", ORANGE, "one chain only"), (0.27, "n_eff_control", GREY, "others' chains")):
+for shift, key, colour, name in (
+    (-0.27, "n_eff", BLUE, "the latents"),
+    (0, "n_eff_one_path", ORANGE, "one chain only"),
+    (0.27, "n_eff_control", GREY, "others' chains"),
+):
     ax.bar(x + shift, [result[key + s] for _, s in pairs], 0.25, color=colour, label=name)
 ax.axhline(1.7, color=RED, linestyle=":", linewidth=1)
 ax.text(1.42, 1.72, "“parallel”", color=RED, fontsize=9, ha="right", va="bottom")
@@ -167,17 +189,31 @@ for name, r in explicit.items():
     more = f"   becomes the donor's: {r['follows_donor']:.1%}" if "follows_donor" in r else ""
     print(f"{name:9s} right {r['accuracy']:.1%}   same answer as its own {r['unchanged']:.1%}{more}")
 figure, ax = plt.subplots(figsize=(8, 4.2))
-for shift, who, colour, label in ((-0.2, found, BLUE, "Latent-SFT"), (0.2, explicit, GREY, "words: the positive control")):
+for shift, who, colour, label in (
+    (-0.2, found, BLUE, "Latent-SFT"),
+    (0.2, explicit, GREY, "words: the positive control"),
+):
     y = [i + shift for i in range(len(names))]
     ax.barh(y, [100 * who[n]["accuracy"] for n in names], 0.38, color=colour, label=label)
-    ax.plot(100 * who["swap"]["follows_donor"], y[-1], "D", color=RED, clip_on=False, label=None if shift > 0 else "swap: the donor's answer")
+    ax.plot(
+        100 * who["swap"]["follows_donor"],
+        y[-1],
+        "D",
+        color=RED,
+        clip_on=False,
+        label=None if shift > 0 else "swap: the donor's answer",
+    )
 ax.set_yticks(range(len(names)), names)
 ax.invert_yaxis()
 ax.set(xlabel="right answers (%)", xlim=(0, 102), title="What was thought, replaced")
 ax.legend(loc="center right")
 show(figure, "12-interventions")
 for who in (found, explicit):
-    assert who["keep"]["unchanged"] > 0.99 and who["noise"]["accuracy"] < who["keep"]["accuracy"] / 2 and who["swap"]["follows_donor"] > 0.5
+    assert (
+        who["keep"]["unchanged"] > 0.99
+        and who["noise"]["accuracy"] < who["keep"]["accuracy"] / 2
+        and who["swap"]["follows_donor"] > 0.5
+    )
     assert max(who[n]["accuracy"] for n in ("mean", "zeros", "swap")) < 0.4
 assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < found["keep"]["accuracy"] - 0.2
 

@@ -20,19 +20,19 @@ import tempfile
 from pathlib import Path
 
 import torch
+from lesson import BLUE, GREY, ROOT, plt, show
 from safetensors import safe_open
 
-from lesson import BLUE, GREY, ORANGE, ROOT, plt, show
-from minilatent import data
-from minilatent.benchmark import training_memory
+from minilatent import tasks
+from minilatent.backbones.pretrained import load_pretrained
 from minilatent.config import resolve
-from minilatent.export import export
-from minilatent.mini import load as make_problems
 from minilatent.model import ModelConfig, Transformer
-from minilatent.pretrained import load_pretrained
+from minilatent.tasks.words import load as make_problems
 from minilatent.tokenizer import mini_tokenizer
+from minilatent.tools.benchmark import training_memory
+from minilatent.tools.export import export
 
-folder = tempfile.TemporaryDirectory()                                # all that this lesson writes
+folder = tempfile.TemporaryDirectory()  # all that this lesson writes
 here = Path(folder.name)
 
 # %% [markdown]
@@ -42,13 +42,36 @@ here = Path(folder.name)
 
 # %%
 tok = mini_tokenizer()
-tiny = Transformer(ModelConfig(tok.vocab_size, n_layer=2, n_head=4, n_kv_head=2, width=64, head_dim=16, hidden=128, qkv_bias=True,
-                               rope_theta=1e6, norm_eps=1e-6)).eval()
+tiny = Transformer(
+    ModelConfig(
+        tok.vocab_size,
+        n_layer=2,
+        n_head=4,
+        n_kv_head=2,
+        width=64,
+        head_dim=16,
+        hidden=128,
+        qkv_bias=True,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+    )
+).eval()
 tiny.init_weights(torch.Generator().manual_seed(0))
 export(tiny, tok, here / "qwen2")
 print(sorted(p.name for p in (here / "qwen2").iterdir()))
 settings = json.loads((here / "qwen2" / "config.json").read_text())
-print({k: settings.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")})
+print(
+    {
+        k: settings.get(k)
+        for k in (
+            "model_type",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+        )
+    }
+)
 with safe_open(here / "qwen2" / "model.safetensors", "pt") as f:
     theirs = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
 for name in sorted(theirs)[:8]:
@@ -60,9 +83,20 @@ for name in sorted(theirs)[:8]:
 # Loading weights is a dictionary. Ten lines of it, for this family (`pretrained.py` has all, and refuses a tensor that finds no place: dropping one in silence is the classical bug):
 
 # %%
-OURS = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2", "self_attn.q_proj": "attn.q", "self_attn.k_proj": "attn.k",
-        "self_attn.v_proj": "attn.v", "self_attn.o_proj": "attn.o", "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down",
-        "model.embed_tokens": "embed", "model.norm": "norm", "model.layers": "blocks"}
+OURS = {
+    "input_layernorm": "norm1",
+    "post_attention_layernorm": "norm2",
+    "self_attn.q_proj": "attn.q",
+    "self_attn.k_proj": "attn.k",
+    "self_attn.v_proj": "attn.v",
+    "self_attn.o_proj": "attn.o",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+    "model.embed_tokens": "embed",
+    "model.norm": "norm",
+    "model.layers": "blocks",
+}
 
 
 def my_name(theirs):
@@ -72,7 +106,7 @@ def my_name(theirs):
 
 
 mine = {my_name(name): shape for name, shape in theirs.items()}
-assert mine == {name: tuple(t.shape) for name, t in tiny.state_dict().items()}          # every one finds its place
+assert mine == {name: tuple(t.shape) for name, t in tiny.state_dict().items()}  # every one finds its place
 model, real_tok = load_pretrained(str(here / "qwen2"))
 text = "Ava has 12 apples. How many apples does she have?"
 ids = torch.tensor([real_tok.encode(text)])
@@ -109,7 +143,16 @@ before = model.config.vocab_size
 old_mean = model.embed.weight.detach().mean(0)
 model.resize(before + 5)
 new = model.embed.weight.detach()[before:]
-print("rows", before, "->", model.config.vocab_size, "  norm of the old mean", f"{old_mean.norm():.3f}", " of the new rows", [f"{x:.3f}" for x in new.norm(dim=-1).tolist()])
+print(
+    "rows",
+    before,
+    "->",
+    model.config.vocab_size,
+    "  norm of the old mean",
+    f"{old_mean.norm():.3f}",
+    " of the new rows",
+    [f"{x:.3f}" for x in new.norm(dim=-1).tolist()],
+)
 assert (new - old_mean).norm(dim=-1).max() < 0.2 * model.embed.weight[:before].norm(dim=-1).mean() * 2
 
 # %% [markdown]
@@ -124,19 +167,32 @@ assert (new - old_mean).norm(dim=-1).max() < 0.2 * model.embed.weight[:before].n
 # %%
 lines = []
 for e in make_problems("mini", "train", 40):
-    solution = "\n".join(f"{left} is {right} {mark}" for mark in e.steps for left, right in [mark.strip("<>").split("=")])
+    solution = "\n".join(
+        f"{left} is {right} {mark}" for mark in e.steps for left, right in [mark.strip("<>").split("=")]
+    )
     lines.append(json.dumps({"question": e.question, "answer": f"{solution}\n#### {e.answer}"}))
 (here / "train.jsonl").write_text("\n".join(lines))
 print(lines[0], "\n")
-print(data.load(here / "train.jsonl", "train")[0].chain)
+print(tasks.load(here / "train.jsonl", "train")[0].chain)
 
-from minilatent.setup import load_run, train
+from minilatent.run import load_run, train
 
-given = {"method": "latent_sft", "init": str(here / "qwen2"), "data": str(here / "train.jsonl"), "out": str(here / "run"), "max_steps": 2,
-         "batch_size": 4, "val_size": 4, "max_chain": 8, "max_answer": 4, "device": "cpu", "threads": 1}
-train(given)                                                          # what train.py calls
+given = {
+    "method": "latent_sft",
+    "init": str(here / "qwen2"),
+    "data": str(here / "train.jsonl"),
+    "out": str(here / "run"),
+    "max_steps": 2,
+    "batch_size": 4,
+    "val_size": 4,
+    "max_chain": 8,
+    "max_answer": 4,
+    "device": "cpu",
+    "threads": 1,
+}
+train(given)  # what train.py calls
 run = load_run(here / "run", torch.device("cpu"))
-out = run.solve([e.question for e in data.load(here / "train.jsonl", "val")[:2]])
+out = run.solve([e.question for e in tasks.load(here / "train.jsonl", "val")[:2]])
 print("after two steps it thinks for", out.lengths.tolist(), "latents and says", out.answers)
 assert (here / "run" / "metrics.jsonl").exists()
 
@@ -158,13 +214,17 @@ for preset, shape in SHAPES.items():
     for checkpointing in (False, True):
         config = resolve({"method": "latent_sft", "preset": preset, "grad_checkpoint": checkpointing})
         needs[preset, checkpointing] = training_memory(shape, config, 160, 48)["total"]
-        print(f"{preset:14s} {'with' if checkpointing else 'without':7s} --grad_checkpoint {needs[preset, checkpointing]:6.1f} GB")
+        print(
+            f"{preset:14s} {'with' if checkpointing else 'without':7s} --grad_checkpoint {needs[preset, checkpointing]:6.1f} GB"
+        )
 assert needs["gpt2", True] < needs["gpt2", False] < 24
-table = re.findall(r"^\| .*\|$", (ROOT / "README.md").read_text().split("| `--preset` |")[1].split("\n\n")[0], re.MULTILINE)
+table = re.findall(
+    r"^\| .*\|$", (ROOT / "README.md").read_text().split("| `--preset` |")[1].split("\n\n")[0], re.MULTILINE
+)
 print("README: CoT-SFT / Latent-SFT's first stage, gigabytes", *table, sep="\n")
 said = {row.split("`")[1]: [float(x) for x in re.findall(r"/ ([\d.]+)", row)] for row in table}
 assert abs(said["gpt2"][0] - needs["gpt2", False]) < 0.1 and abs(said["gpt2"][1] - needs["gpt2", True]) < 0.1
-assert abs(said["qwen2.5-0.5b"][0] - needs["qwen2.5-0.5b", True]) < 0.1          # its preset has it on already
+assert abs(said["qwen2.5-0.5b"][0] - needs["qwen2.5-0.5b", True]) < 0.1  # its preset has it on already
 
 # %% [markdown]
 # GPT-2's first stage takes 15<!-- needs["gpt2", False]:.0f --> GB, with `--grad_checkpoint` 7<!-- needs["gpt2", True]:.0f -->: one consumer GPU. (`python -m minilatent.benchmark FOLDER --memory PRESET` prints the parts; a README table has all
@@ -208,7 +268,9 @@ for path in sorted((ROOT / "results" / "smollm2").glob("*.json")):
     for r in found if isinstance(found, list) else []:
         records.setdefault(r["data"], []).append((path.stem, r))
         low, high = r["ci95"]
-        print(f"{path.stem:22s} {r['data']:18s} n = {r['n']:5d}: {r['accuracy']:5.1%} (95 %: {low:5.1%} to {high:5.1%}), #L {r['mean_len']:.1f}")
+        print(
+            f"{path.stem:22s} {r['data']:18s} n = {r['n']:5d}: {r['accuracy']:5.1%} (95 %: {low:5.1%} to {high:5.1%}), #L {r['mean_len']:.1f}"
+        )
 about = (ROOT / "results" / "smollm2" / "README.md").read_text()
 print("\n" + re.sub(r"<!-- .*? -->", "", about.split("\n## ")[0]))
 figure, axes = plt.subplots(1, len(records), figsize=(11, 3.4), sharey=True)
@@ -217,7 +279,12 @@ for ax, (name, runs) in zip(axes, records.items()):
         ax.plot([100 * x for x in r["ci95"]], [y, y], color=GREY, linewidth=3)
         ax.plot(100 * r["accuracy"], y, "o", color=BLUE)
     ax.set_yticks(range(len(runs)), [run for run, _ in runs])
-    ax.set(xlabel="right (%)", xlim=(0, None), ylim=(-0.6, len(runs) - 0.4), title=name.removesuffix("_test.jsonl"))
+    ax.set(
+        xlabel="right (%)",
+        xlim=(0, None),
+        ylim=(-0.6, len(runs) - 0.4),
+        title=name.removesuffix("_test.jsonl"),
+    )
 figure.suptitle("SmolLM2-135M, results/smollm2, as recorded, with 95 % intervals", y=1.06)
 show(figure, "13-recorded")
 assert records

@@ -16,6 +16,7 @@ comes out; with `± t` a number may be t away from it (in the units of the text:
 decimal number or percentage in prose needs `<!-- allow: 0.5, 20 % -->` somewhere in the lesson, unless it stands in a code
 span, a formula or a citation ([1], arXiv, a link's address). So a forgotten mark is found as a wrong number is.
 """
+
 import argparse
 import json
 import linecache
@@ -31,9 +32,9 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-REPOSITORY = "https://github.com/minilatent/minilatent"      # the one place that knows where the repository lives
+REPOSITORY = "https://github.com/minilatent/minilatent"  # the one place that knows where the repository lives
 TUTORIALS = Path(__file__).resolve().parent
-LIMIT = 180                                                  # CPU seconds that a lesson may take
+LIMIT = 180  # CPU seconds that a lesson may take
 
 SETUP = f'''\
 # Finds the repository and goes to its root. On Colab it is fetched and installed first: that takes some minutes.
@@ -48,17 +49,21 @@ sys.path.insert(0, "tutorials")'''
 
 # ------------------------------------------------------------------ numbers in prose
 
-MARK = re.compile(r"(?P<text>`[^`]+`|[-−]?\d[\d,]*(?:\.\d+)?(?:[ \u00a0]?%)?)?[ ]*<!--(?P<inside>.*?)-->", re.DOTALL)
+MARK = re.compile(
+    r"(?P<text>`[^`]+`|[-−]?\d[\d,]*(?:\.\d+)?(?:[ \u00a0]?%)?)?[ ]*<!--(?P<inside>.*?)-->", re.DOTALL
+)
 ASKED = re.compile(r"(?P<expression>.+):(?P<format>[^:±]*?)\s*(?:±\s*(?P<tolerance>[\d.]+))?", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+[ \u00a0]?%?|[ \u00a0]?%)")
 # What a number may stand in without a mark: code, formulas, addresses, citations.
-EXEMPT = re.compile(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<https?:[^>]*>|(?:arXiv:?\s*)\d{4}\.\d{4,5}(?:v\d+)?",
-                    re.DOTALL | re.IGNORECASE)
+EXEMPT = re.compile(
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<https?:[^>]*>|(?:arXiv:?\s*)\d{4}\.\d{4,5}(?:v\d+)?",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 @dataclass
 class Mark:
-    text: str                    # what the prose says
+    text: str  # what the prose says
     expression: str
     format: str
     tolerance: float
@@ -88,7 +93,7 @@ def read_prose(text: str) -> tuple[list[Mark], list[str], list[str], list[str]]:
     def take(m: re.Match) -> str:
         inside = m["inside"].strip()
         if inside.startswith("allow:"):
-            allowed.extend(plain(word) for word in inside[len("allow:"):].split(","))
+            allowed.extend(plain(word) for word in inside[len("allow:") :].split(","))
             return m["text"] or ""
         asked = ASKED.fullmatch(inside)
         if not m["text"] or not asked:
@@ -113,11 +118,16 @@ def prose_faults(cells: list) -> list[str]:
         if cell.cell_type == "markdown":
             _, numbers, more, wrong = read_prose(cell.source)
             found, allowed, faults = found + numbers, allowed + more, faults + wrong
-    faults += [f"a number without a mark: {n} (quote it with <!-- expression:format -->, or allow it)" for n in found if n not in allowed]
+    faults += [
+        f"a number without a mark: {n} (quote it with <!-- expression:format -->, or allow it)"
+        for n in found
+        if n not in allowed
+    ]
     return faults + [f"allowed, but not in the prose: {n}" for n in allowed if n not in found]
 
 
 # ------------------------------------------------------------------ running a lesson
+
 
 def cells_of(path: Path) -> list:
     return jupytext.read(path, fmt="py:percent").cells
@@ -131,7 +141,12 @@ def run_cells(path: Path, report: Path) -> None:
             found += [mark.render(namespace) for mark in read_prose(cell.source)[0]]
         elif cell.cell_type == "code":
             name = f"{path.name}, cell {number}"
-            linecache.cache[name] = len(cell.source), None, cell.source.splitlines(True), name    # for tracebacks
+            linecache.cache[name] = (
+                len(cell.source),
+                None,
+                cell.source.splitlines(True),
+                name,
+            )  # for tracebacks
             exec(compile(cell.source, name, "exec"), namespace)
     report.write_text(json.dumps({"numbers": found, "seconds": time.process_time() - start}))
 
@@ -140,13 +155,21 @@ def run(path: Path) -> tuple[dict | None, str]:
     """What run_cells reports; None and the end of its output if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        done = subprocess.run([sys.executable, __file__, "--cells", str(path), str(report)], capture_output=True, text=True,
-                              cwd=TUTORIALS.parent)
-        return (json.loads(report.read_text()) if report.exists() else None), (done.stdout + done.stderr)[-3000:]
+        done = subprocess.run(
+            [sys.executable, __file__, "--cells", str(path), str(report)],
+            capture_output=True,
+            text=True,
+            cwd=TUTORIALS.parent,
+        )
+        return (json.loads(report.read_text()) if report.exists() else None), (done.stdout + done.stderr)[
+            -3000:
+        ]
 
 
 def marks_of(path: Path) -> list[Mark]:
-    return [mark for cell in cells_of(path) if cell.cell_type == "markdown" for mark in read_prose(cell.source)[0]]
+    return [
+        mark for cell in cells_of(path) if cell.cell_type == "markdown" for mark in read_prose(cell.source)[0]
+    ]
 
 
 def check(path: Path) -> tuple[list[str], float]:
@@ -171,7 +194,11 @@ def update(path: Path) -> list[str]:
     todo, changed = iter(list(zip(marks_of(path), report["numbers"], strict=True))), []
 
     def put(m: re.Match) -> str:
-        if m["inside"].strip().startswith("allow:") or not m["text"] or not ASKED.fullmatch(m["inside"].strip()):
+        if (
+            m["inside"].strip().startswith("allow:")
+            or not m["text"]
+            or not ASKED.fullmatch(m["inside"].strip())
+        ):
             return m[0]
         mark, right = next(todo)
         if mark.text != m["text"]:
@@ -179,7 +206,7 @@ def update(path: Path) -> list[str]:
         if mark.holds(right):
             return m[0]
         changed.append(f"{mark.text} -> {right}")
-        return right + m[0][len(m["text"]):]
+        return right + m[0][len(m["text"]) :]
 
     path.write_text(MARK.sub(put, path.read_text()))
     return changed
@@ -187,14 +214,24 @@ def update(path: Path) -> list[str]:
 
 # ------------------------------------------------------------------ notebooks
 
+
 def notebook_of(path: Path) -> nbformat.NotebookNode:
     """The lesson as a notebook without outputs."""
-    where = f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/tutorials/notebooks/{path.stem}.ipynb"
-    badge = (f"[Open in Colab](https://colab.research.google.com/github/{where}) · this notebook is made from "
-             f"[{path.name}]({REPOSITORY}/blob/main/tutorials/{path.name}): change that file, not this one.")
+    where = (
+        f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/tutorials/notebooks/{path.stem}.ipynb"
+    )
+    badge = (
+        f"[Open in Colab](https://colab.research.google.com/github/{where}) · this notebook is made from "
+        f"[{path.name}]({REPOSITORY}/blob/main/tutorials/{path.name}): change that file, not this one."
+    )
     cells = [nbformat.v4.new_markdown_cell(badge), nbformat.v4.new_code_cell(SETUP), *cells_of(path)]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    )
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}
     return notebook
@@ -221,20 +258,27 @@ def make_notebook(path: Path, bare: bool = False) -> None:
     target.parent.mkdir(exist_ok=True)
     if not bare:
         from nbclient import NotebookClient
-        NotebookClient(notebook, timeout=1800, kernel_name="python3", record_timing=False,
-                       resources={"metadata": {"path": str(target.parent)}}).execute()
+
+        NotebookClient(
+            notebook,
+            timeout=1800,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(target.parent)}},
+        ).execute()
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata = {}
-        if cell.cell_type == "code":             # progress bars and warnings are no part of a lesson
+        if cell.cell_type == "code":  # progress bars and warnings are no part of a lesson
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-            for output in cell.outputs:                      # a temporary folder has another name each time
+            for output in cell.outputs:  # a temporary folder has another name each time
                 if "text" in output:
                     output.text = re.sub(re.escape(tempfile.gettempdir()) + r"/tmp\w+", "FOLDER", output.text)
     nbformat.write(notebook, target)
 
 
 # ------------------------------------------------------------------ the command
+
 
 def lessons(numbers: list[int]) -> list[Path]:
     paths = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
@@ -245,7 +289,9 @@ def lessons(numbers: list[int]) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("numbers", nargs="*", type=int, help="which lessons (default: all)")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--update", action="store_true")
@@ -263,13 +309,20 @@ def main() -> None:
         if args.check:
             faults, seconds = check(path)
             failed, total = failed + bool(faults), total + seconds
-            print(f"{'FAIL' if faults else 'ok  '} {path.stem:32s} {seconds:6.1f} s", *faults, sep="\n     " if faults else "", flush=True)
+            print(
+                f"{'FAIL' if faults else 'ok  '} {path.stem:32s} {seconds:6.1f} s",
+                *faults,
+                sep="\n     " if faults else "",
+                flush=True,
+            )
         elif args.update:
             changed = update(path)
             print(path.stem, *(changed or ["nothing to change"]), sep="\n     ", flush=True)
         else:
             make_notebook(path, args.bare)
-            print(f"{notebook_path(path).name}: {notebook_path(path).stat().st_size / 1e3:.0f} kB", flush=True)
+            print(
+                f"{notebook_path(path).name}: {notebook_path(path).stat().st_size / 1e3:.0f} kB", flush=True
+            )
     if args.check:
         print(f"{failed} lessons fail, {total:.0f} CPU seconds in all")
     raise SystemExit(bool(failed))

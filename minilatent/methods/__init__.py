@@ -1,4 +1,5 @@
 """The methods, by the name that the command line uses. They never import one another."""
+
 from .coconut import Coconut
 from .codi import CODI
 from .colar import CoLaR, CoLaRRL
@@ -11,5 +12,14 @@ from .no_cot import NoCoT
 from .pause import Pause
 
 METHODS: dict[str, type[Method]] = {
-    "cot_sft": CoTSFT, "no_cot": NoCoT, "pause": Pause, "icot": ICoT, "coconut": Coconut, "codi": CODI,
-    "latent_sft": LatentSFT, "latent_rl": LatentRL, "colar": CoLaR, "colar_rl": CoLaRRL}
+    "cot_sft": CoTSFT,
+    "no_cot": NoCoT,
+    "pause": Pause,
+    "icot": ICoT,
+    "coconut": Coconut,
+    "codi": CODI,
+    "latent_sft": LatentSFT,
+    "latent_rl": LatentRL,
+    "colar": CoLaR,
+    "colar_rl": CoLaRRL,
+}

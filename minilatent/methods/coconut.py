@@ -22,8 +22,9 @@ Where we differ:
   - `curriculum` of the steps go, in equal parts, to the stages before the last; the release counts in epochs.
   - The optimizer is reset at a stage change; the release can also do it at every epoch.
 """
+
+from collections.abc import Iterator
 from itertools import count
-from typing import Iterator
 
 import torch
 
@@ -42,8 +43,10 @@ class Coconut(Method):
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
         if config.num_latents % config.latents_a_step:
-            raise UserError(f"--num_latents {config.num_latents} is not a multiple of --latents_a_step {config.latents_a_step}")
-        self.last = config.num_latents // config.latents_a_step + 1                # S + 1
+            raise UserError(
+                f"--num_latents {config.num_latents} is not a multiple of --latents_a_step {config.latents_a_step}"
+            )
+        self.last = config.num_latents // config.latents_a_step + 1  # S + 1
         self.stage = self.last
 
     @property
@@ -59,23 +62,35 @@ class Coconut(Method):
 
     def decoding(self):
         free = super().decoding()
-        return {**free, "min_chain": self.latents, "max_chain": self.latents + (0 if self.stage == self.last else free["max_chain"])}
+        return {
+            **free,
+            "min_chain": self.latents,
+            "max_chain": self.latents + (0 if self.stage == self.last else free["max_chain"]),
+        }
 
     def words(self, row: Row) -> list[int]:
         """What is left of the chain in this stage."""
         if self.stage == 0:
             return row.chain
-        return [] if self.stage >= min(self.last, len(row.ends)) else row.chain[row.ends[self.stage - 1]:]
+        return [] if self.stage >= min(self.last, len(row.ends)) else row.chain[row.ends[self.stage - 1] :]
 
     def collate(self, rows: list[Row], rng=None) -> Batch:
-        prompts = pad([[*row.question, self.tok.think] + [self.tok.latent] * self.latents for row in rows], self.tok.pad, "left")
+        prompts = pad(
+            [[*row.question, self.tok.think] + [self.tok.latent] * self.latents for row in rows],
+            self.tok.pad,
+            "left",
+        )
         tails = pad([[*self.words(row), self.tok.end_think, *row.answer] for row in rows], self.tok.pad)
-        ids = torch.cat([prompts, tails], dim=1)                                   # (B, T)
-        labels = torch.cat([torch.full_like(prompts[:, 1:], IGNORE), tails.masked_fill(tails == self.tok.pad, IGNORE)], dim=1)
-        return {"ids": ids[:, :-1], "labels": labels}                              # (B, T - 1) each
+        ids = torch.cat([prompts, tails], dim=1)  # (B, T)
+        labels = torch.cat(
+            [torch.full_like(prompts[:, 1:], IGNORE), tails.masked_fill(tails == self.tok.pad, IGNORE)], dim=1
+        )
+        return {"ids": ids[:, :-1], "labels": labels}  # (B, T - 1) each
 
     def loss(self, batch: Batch, noise, progress: float):
-        hidden = think_through(self.model, batch["ids"], self.tok.latent, self.tok.pad, lambda h: h)   # (B, T - 1, C)
+        hidden = think_through(
+            self.model, batch["ids"], self.tok.latent, self.tok.pad, lambda h: h
+        )  # (B, T - 1, C)
         counts = batch["labels"] != IGNORE
         return cross_entropy(self.model.logits(hidden[counts]), batch["labels"][counts]), {}
 
@@ -83,19 +98,37 @@ class Coconut(Method):
         """(stage, its optimizer steps)"""
         early = range(min(self.config.first_stage, self.last), self.last)
         share = round(self.config.steps * min(1.0, self.config.curriculum)) if early else 0
-        return [(s, max(1, share // len(early))) for s in early] + [(self.last, max(1, self.config.steps - share))]
+        return [(s, max(1, share // len(early))) for s in early] + [
+            (self.last, max(1, self.config.steps - share))
+        ]
 
     def lengths(self, train: list[Row]) -> list[int]:
         return [len(r.question) + self.latents + len(self.words(r)) + len(r.answer) + 2 for r in train]
 
     def stages(self, train: list[Row], val) -> Iterator[Stage]:
         for self.stage, steps in self.schedule():
-            yield Stage(f"coconut-{self.stage}", train, self.lengths(train), self.collate, self.loss, [self.model],
-                        steps, self.config.lr, lambda: accuracy(self, val))
+            yield Stage(
+                f"coconut-{self.stage}",
+                train,
+                self.lengths(train),
+                self.collate,
+                self.loss,
+                [self.model],
+                steps,
+                self.config.lr,
+                lambda: accuracy(self, val),
+            )
 
     def plan(self, train: list[Row]):
         told = []
         for self.stage, steps in self.schedule():
             about = "and no words" if self.stage == self.last else f"in place of the first {self.stage} steps"
-            told.append((f"coconut-{self.stage}", steps, sum(self.lengths(train)) / len(train), f"{self.latents} latents {about}"))
+            told.append(
+                (
+                    f"coconut-{self.stage}",
+                    steps,
+                    sum(self.lengths(train)) / len(train),
+                    f"{self.latents} latents {about}",
+                )
+            )
         return told

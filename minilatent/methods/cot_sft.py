@@ -14,7 +14,8 @@ or at a *cold stop*: the entropy of the full distribution was low for many steps
 Where we differ: the answer is decoded greedily, as everywhere here; the paper samples it. The default cold stop never comes on
 mini, whose chains are short; a quicker one comes too early, because a model is sure of most tokens of an equation.
 """
-from typing import Iterator
+
+from collections.abc import Iterator
 
 import torch
 
@@ -28,7 +29,7 @@ from .method import Batch, Method, Stage
 
 class CoTSFT(Method):
     ratio = 1
-    soft: SoftThinking | None = None                 # decode with mixtures
+    soft: SoftThinking | None = None  # decode with mixtures
 
     @property
     def explicit(self) -> bool:
@@ -40,7 +41,9 @@ class CoTSFT(Method):
 
     def thinker(self):
         if self.soft:
-            return superposition_thinker(self.model, self.soft.soft_k, self.tok.never, self.soft.soft_temperature)
+            return superposition_thinker(
+                self.model, self.soft.soft_k, self.tok.never, self.soft.soft_temperature
+            )
         return explicit_thinker(self.model)
 
     def decoding(self):
@@ -49,19 +52,30 @@ class CoTSFT(Method):
 
     def collate(self, rows: list[Row], rng=None) -> Batch:
         explicit = [row.explicit(self.tok) for row in rows]
-        ids = pad([tokens for tokens, _ in explicit], self.tok.pad)                # (B, T)
+        ids = pad([tokens for tokens, _ in explicit], self.tok.pad)  # (B, T)
         # The label of a position is the next token; positions of the question have none.
-        labels = pad([[IGNORE] * (start - 1) + tokens[start:] for tokens, start in explicit], IGNORE)   # (B, T - 1)
+        labels = pad(
+            [[IGNORE] * (start - 1) + tokens[start:] for tokens, start in explicit], IGNORE
+        )  # (B, T - 1)
         return {"ids": ids[:, :-1], "labels": labels}
 
     def loss(self, batch: Batch, noise: torch.Generator, progress: float):
-        hidden = self.model(batch["ids"])                                          # (B, T - 1, C)
+        hidden = self.model(batch["ids"])  # (B, T - 1, C)
         counts = batch["labels"] != IGNORE
         return cross_entropy(self.model.logits(hidden[counts]), batch["labels"][counts]), {}
 
     def stages(self, train: list[Row], val) -> Iterator[Stage]:
-        yield Stage("cot", train, [len(r.explicit(self.tok)[0]) for r in train], self.collate, self.loss, [self.model],
-                    self.config.steps, self.config.lr, lambda: accuracy(self, val))
+        yield Stage(
+            "cot",
+            train,
+            [len(r.explicit(self.tok)[0]) for r in train],
+            self.collate,
+            self.loss,
+            [self.model],
+            self.config.steps,
+            self.config.lr,
+            lambda: accuracy(self, val),
+        )
 
     def plan(self, train: list[Row]):
         tokens = sum(len(r.explicit(self.tok)[0]) for r in train) / max(1, len(train))

@@ -28,6 +28,7 @@ Where we differ, and why:
   - Answer tokens are drawn from the whole distribution (the release: T 0.6, top-p 0.95), which is the one that ρ is of.
   - The objective is averaged inside a sample first (--no-average: over all latents and tokens).
 """
+
 import torch
 
 from ..config import UserError
@@ -35,24 +36,28 @@ from ..decode import superposition_thinker
 from ..latent import NOISE_FLOOR, clamped_gumbel, entropy, mix
 from ..losses import advantages, gumbel_log_density
 from ..masks import LATENT
-from ..rl import GRPO
+from .grpo import GRPO
 from .method import Method, Stage
 
 
 class LatentRL(GRPO, Method):
-    needs_chain = False                          # what it learns from is the answer
+    needs_chain = False  # what it learns from is the answer
     mixed = True
     each_latent = ("score", "top")
 
     def adopt(self, tensors, settings) -> None:
         config = self.config
         if settings.get("method") not in ("latent_sft", "latent_rl"):
-            raise UserError("latent_rl starts from a Latent-SFT run: train one with --method latent_sft, then --init its folder")
+            raise UserError(
+                "latent_rl starts from a Latent-SFT run: train one with --method latent_sft, then --init its folder"
+            )
         if settings["latent"] == "hidden":
             raise UserError("latent_rl draws superpositions: its --init was trained with --latent hidden")
         for key in ("k", "ratio", "segmentation"):
             if settings[key] != getattr(config, key):
-                raise UserError(f"--init {config.init} was trained with --{key} {settings[key]}: give latent_rl the same")
+                raise UserError(
+                    f"--init {config.init} was trained with --{key} {settings[key]}: give latent_rl the same"
+                )
         super().adopt(tensors, settings)
 
     def thinker(self):
@@ -67,22 +72,23 @@ class LatentRL(GRPO, Method):
         scale, shift = self.config.gumbel_scale, -NOISE_FLOOR if self.config.one_sided else 0.0
         k = min(self.config.k, self.model.config.vocab_size - len(self.tok.never))
 
-        def think(logits, hidden):                                                 # (b, V), the impossible at -inf
+        def think(logits, hidden):  # (b, V), the impossible at -inf
             noise = clamped_gumbel(logits.shape, generator, scale).to(logits) + shift
-            score, top = (logits.log_softmax(-1) + noise).topk(k)                  # (b, k)
+            score, top = (logits.log_softmax(-1) + noise).topk(k)  # (b, k)
             return mix(score.softmax(-1), top, self.model.embed.weight), score, top
+
         return think
 
     def drawn(self, out, real):
-        score, top = (x[real] for x in out.drawn)                                  # (n, k)
+        score, top = (x[real] for x in out.drawn)  # (n, k)
         return {"score": score, "top": top}
 
     def fed(self, batch):
         return mix(batch["score"].softmax(-1), batch["top"], self.model.embed.weight)
 
     def latent_log_prob(self, batch, hidden):
-        log_p = self.allowed(self.model.logits(hidden)).log_softmax(-1)            # (n, V)
-        given = batch["latent_advantage"]                                          # (n,), None while there is none
+        log_p = self.allowed(self.model.logits(hidden)).log_softmax(-1)  # (n, V)
+        given = batch["latent_advantage"]  # (n,), None while there is none
         mirrored = given[:, None] < 0 if self.config.mirror and given is not None else None
         density = gumbel_log_density(batch["score"], log_p.gather(-1, batch["top"]), mirrored)
         return density, {"entropy": entropy(log_p.exp())}
@@ -90,19 +96,19 @@ class LatentRL(GRPO, Method):
     # ------------------------------------------------------------------ advantages
 
     def judge(self, batch, rewards):
-        whole = batch["whole"].view_as(rewards)                                    # (rows, G)
+        whole = batch["whole"].view_as(rewards)  # (rows, G)
         return {**batch, "rewards": rewards * whole, "advantage": advantages(rewards * whole, whole).view(-1)}
 
     def remember(self, batch):
         batch = super().remember({**batch, "latent_advantage": None})
         part = self.heard(batch)
-        advantage, count = part["advantage"], (part["kind"] == LATENT).sum(1)      # (R',) of the samples heard
-        each = advantage.repeat_interleave(count)                                  # (n',)
+        advantage, count = part["advantage"], (part["kind"] == LATENT).sum(1)  # (R',) of the samples heard
+        each = advantage.repeat_interleave(count)  # (n',)
         if self.config.best_first:
             right = (advantage > 0).view(-1, self.config.group)
             best = batch["likely"].view_as(right).masked_fill(~right, float("-inf")).argmax(1, keepdim=True)
             others = right.any(1, keepdim=True) & (torch.arange(right.shape[1], device=right.device) != best)
-            first = count.cumsum(0) - count                                        # where a sample's latents begin
+            first = count.cumsum(0) - count  # where a sample's latents begin
             each[first[others.view(-1)]] = 0.0
         return {**batch, "latent_advantage": each}
 

@@ -32,8 +32,9 @@ Where we differ, and why:
   - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
   - Everything is batched; the release builds masks and embeddings one sample at a time.
 """
+
 import copy
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -44,19 +45,29 @@ from .. import checkpoint, parallel
 from ..batch import Row, cut_chain, cut_evenly, encode, pad
 from ..decode import decode, hidden_thinker, standardise, superposition_thinker
 from ..evaluate import accuracy
-from ..example import Example, is_correct
 from ..latent import gumbel_noise, mix, superpose
 from ..losses import cross_entropy, cross_entropy_by_block, log_not, mean, sparse_kl
-from ..masks import (LATENT, PAD, PREFIX, TAIL, TEXT, Layout, causal, dual_track_positions, induction_mask,
-                     supervision_mask)
+from ..masks import (
+    LATENT,
+    PAD,
+    PREFIX,
+    TAIL,
+    TEXT,
+    Layout,
+    causal,
+    dual_track_positions,
+    induction_mask,
+    supervision_mask,
+)
+from ..tasks.answers import Example, is_correct
 from .method import Batch, Method, Stage
 
 
 class LatentSFT(Method):
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
-        self.encoder = None                          # exists in stage 1 only
-        self.hidden = config.latent == "hidden"      # the ablation: no projection on the vocabulary
+        self.encoder = None  # exists in stage 1 only
+        self.hidden = config.latent == "hidden"  # the ablation: no projection on the vocabulary
 
     @property
     def mixed(self) -> bool:
@@ -83,15 +94,17 @@ class LatentSFT(Method):
             return rows
         self.eval()
         for at in range(0, len(todo), self.config.eval_batch):
-            batch = todo[at:at + self.config.eval_batch]
-            layouts = [Layout.of((r.question + [self.tok.think], PREFIX, 0), (r.chain, TEXT, 0)) for r in batch]
+            batch = todo[at : at + self.config.eval_batch]
+            layouts = [
+                Layout.of((r.question + [self.tok.think], PREFIX, 0), (r.chain, TEXT, 0)) for r in batch
+            ]
             ids, kind = self.on_device(self.tensors(layouts), "ids", "kind")
-            chain = kind[:, 1:] == TEXT                                            # (B, T - 1)
+            chain = kind[:, 1:] == TEXT  # (B, T - 1)
             with self.autocast():
-                logits = self.model.logits(self.model(ids)[:, :-1][chain]).float() # (n, V)
-            length = chain.sum(1)                                                  # (B,)
+                logits = self.model.logits(self.model(ids)[:, :-1][chain]).float()  # (n, V)
+            length = chain.sum(1)  # (B,)
             surprise = F.cross_entropy(logits, ids[:, 1:][chain], reduction="none")
-            surprise = pad_sequence(surprise.split(length.tolist()), True)         # (B, longest chain)
+            surprise = pad_sequence(surprise.split(length.tolist()), True)  # (B, longest chain)
             real = torch.arange(surprise.shape[1], device=ids.device) < length[:, None]
             average = (surprise.sum(1) / length.clamp(min=1)).clamp(min=1e-9)[:, None]
             weight = (surprise / average + 1) * real
@@ -118,47 +131,60 @@ class LatentSFT(Method):
     def student_layout(self, row: Row, closed_only: bool = False) -> Layout:
         """Q <think> z_1 .. z_N </think> answer <eos>, or only as far as </think>"""
         n = len(self.segments(row))
-        return Layout.of((row.question + [self.tok.think], PREFIX, 0), ([self.tok.latent] * n, LATENT, 0),
-                         ([self.tok.end_think] + ([] if closed_only else row.answer), TAIL, 0))
+        return Layout.of(
+            (row.question + [self.tok.think], PREFIX, 0),
+            ([self.tok.latent] * n, LATENT, 0),
+            ([self.tok.end_think] + ([] if closed_only else row.answer), TAIL, 0),
+        )
 
     # ------------------------------------------------------------------ stage 1
 
     def collate1(self, rows: list[Row], rng=None) -> Batch:
-        return {**self.tensors([self.encoder_layout(r) for r in rows]),
-                **self.tensors([self.decoder_layout(r) for r in rows], "decoder_")}
+        return {
+            **self.tensors([self.encoder_layout(r) for r in rows]),
+            **self.tensors([self.decoder_layout(r) for r in rows], "decoder_"),
+        }
 
     def induce(self, ids: Tensor, kind: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
         """The encoder's latents in reading order: z (n, C), (α, ids) (n, k), and the logits behind them (n, V)."""
         mask = induction_mask(kind) if self.config.ltim else causal(kind)
-        h = self.encoder(ids, mask=mask)[kind == LATENT]                           # (n, C)
+        h = self.encoder(ids, mask=mask)[kind == LATENT]  # (n, C)
         W = self.model.embed.weight.detach()
         if self.hidden:
             return standardise(h, W), None, None
-        logits = (h @ W.T).float()                                                 # (n, V): no head of its own
+        logits = (h @ W.T).float()  # (n, V): no head of its own
         z, probs, top = superpose(logits, W, self.config.k, self.tok.never)
         return z, (probs, top), logits
 
     def loss1(self, batch: Batch, noise: torch.Generator, progress: float):
-        z, _, logits = self.induce(batch["ids"], batch["kind"])                    # (n, C), (n, V)
+        z, _, logits = self.induce(batch["ids"], batch["kind"])  # (n, C), (n, V)
 
-        ids, kind, block = batch["decoder_ids"], batch["decoder_kind"], batch["decoder_block"]   # (B, T)
+        ids, kind, block = batch["decoder_ids"], batch["decoder_kind"], batch["decoder_block"]  # (B, T)
         mask = supervision_mask(kind, block) if self.config.ltsum else causal(kind)
         h = self.model(embeds=self.embed_with(ids, kind, z), mask=mask, positions=dual_track_positions(kind))
         # Labels: the next token, if it is text of the chain or the tail. Z_N says </think>; a segment's last
         # token and <think> are followed by a latent and say nothing.
-        labelled = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)                   # (B, T - 1)
+        labelled = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)  # (B, T - 1)
         # A target block is one S_{i+1}, or the tail (block 0) of one row.
         per_row = int(block.max()) + 1
         target = block[:, 1:] + per_row * torch.arange(len(block), device=block.device)[:, None]
-        loss = cross_entropy_by_block(self.model.logits(h[:, :-1][labelled]), ids[:, 1:][labelled], target[labelled],
-                                      per_row * len(block))                        # L_sup
+        loss = cross_entropy_by_block(
+            self.model.logits(h[:, :-1][labelled]),
+            ids[:, 1:][labelled],
+            target[labelled],
+            per_row * len(block),
+        )  # L_sup
 
         logged = {"sup": loss.item()}
         weight = self.config.pull + (self.config.pull_end - self.config.pull) * progress
-        if weight > 0 and z.requires_grad:                     # not while the encoder is frozen
+        if weight > 0 and z.requires_grad:  # not while the encoder is frozen
             probs, top = self.segment_mixture(batch["ids"], batch["kind"], batch["block"])
             W = self.model.embed.weight.detach()
-            pull = self.squared_error(z, standardise(mix(probs, top, W), W)) if self.hidden else sparse_kl(logits, probs, top)
+            pull = (
+                self.squared_error(z, standardise(mix(probs, top, W), W))
+                if self.hidden
+                else sparse_kl(logits, probs, top)
+            )
             logged["pull"] = pull.item()
             loss = loss + weight * pull
         return loss, logged
@@ -167,9 +193,9 @@ class LatentSFT(Method):
         """The uniform mixture of S_i for every latent: probabilities and ids (n, r), r tokens in the longest segment,
         0 where one is shorter. In the encoder's input the r positions before an L are its segment's, unless they are
         another block's."""
-        row, at = (kind == LATENT).nonzero(as_tuple=True)                          # (n,), (n,)
+        row, at = (kind == LATENT).nonzero(as_tuple=True)  # (n,), (n,)
         longest = int(((block[row] == block[row, at][:, None]) & (kind[row] == TEXT)).sum(1).max())
-        back = at[:, None] - torch.arange(longest, 0, -1, device=ids.device)       # (n, r)
+        back = at[:, None] - torch.arange(longest, 0, -1, device=ids.device)  # (n, r)
         mine = (block[row[:, None], back] == block[row, at][:, None]) & (kind[row[:, None], back] == TEXT)
         return mine / mine.sum(-1, keepdim=True), ids[row[:, None], back]
 
@@ -181,8 +207,10 @@ class LatentSFT(Method):
         rows = rows or self.gold(val)
         right, val, rows = 0, parallel.shard(val), parallel.shard(rows)
         for at in range(0, len(val), self.config.eval_batch):
-            examples, gold = val[at:at + self.config.eval_batch], rows[at:at + self.config.eval_batch]
-            z = self.induce(*self.on_device(self.tensors([self.encoder_layout(r) for r in gold]), "ids", "kind"))[0]
+            examples, gold = val[at : at + self.config.eval_batch], rows[at : at + self.config.eval_batch]
+            z = self.induce(
+                *self.on_device(self.tensors([self.encoder_layout(r) for r in gold]), "ids", "kind")
+            )[0]
             out = self.answer_given(gold, z)
             right += sum(is_correct(a, e.answer) for a, e in zip(out.answers, examples))
         return parallel.average({"compression": right / max(len(val), 1)}, len(val))
@@ -194,8 +222,14 @@ class LatentSFT(Method):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
         layouts = [self.student_layout(r, closed_only=True) for r in rows]
         ids, kind = self.on_device(self.tensors(layouts), "ids", "kind")
-        return decode(self.model, self.tok, self.embed_with(ids, kind, z), (kind != PAD).sum(1), None,
-                      max_answer=self.config.max_answer)
+        return decode(
+            self.model,
+            self.tok,
+            self.embed_with(ids, kind, z),
+            (kind != PAD).sum(1),
+            None,
+            max_answer=self.config.max_answer,
+        )
 
     def on_device(self, batch: Batch, *names: str) -> tuple[Tensor, ...]:
         return tuple(batch[n].to(self.device) for n in names)
@@ -216,17 +250,24 @@ class LatentSFT(Method):
         places = self.places(rows, order)
         model, n, batch = self.model.config, int(places["count"].sum()), self.config.batch_size
         k = min(self.config.k, model.vocab_size - len(self.tok.never))
-        stored = {"states": torch.zeros(n, model.width, dtype=torch.half)} if self.hidden else {
-            "probs": torch.zeros(n, k, dtype=torch.half), "ids": torch.zeros(n, k, dtype=torch.int)}
-        for at in parallel.shard(range(0, len(rows), batch)):      # the other batches are other processes'
-            chosen = order[at:at + batch]
+        stored = (
+            {"states": torch.zeros(n, model.width, dtype=torch.half)}
+            if self.hidden
+            else {"probs": torch.zeros(n, k, dtype=torch.half), "ids": torch.zeros(n, k, dtype=torch.int)}
+        )
+        for at in parallel.shard(range(0, len(rows), batch)):  # the other batches are other processes'
+            chosen = order[at : at + batch]
             layouts = [self.encoder_layout(rows[i]) for i in chosen]
-            with self.autocast():                                  # as the encoder was trained
+            with self.autocast():  # as the encoder was trained
                 z, sparse, _ = self.induce(*self.on_device(self.tensors(layouts), "ids", "kind"))
-            found = {"states": (z / self.model.embed.weight.std()).half()} if self.hidden else {"probs": sparse[0].half(), "ids": sparse[1].int()}
+            found = (
+                {"states": (z / self.model.embed.weight.std()).half()}
+                if self.hidden
+                else {"probs": sparse[0].half(), "ids": sparse[1].int()}
+            )
             start = int(places["start"][chosen[0]])
             for name, tensor in found.items():
-                stored[name][start:start + len(tensor)] = tensor.cpu()
+                stored[name][start : start + len(tensor)] = tensor.cpu()
         stored = {name: parallel.total(tensor) for name, tensor in stored.items()} | places
         if path and parallel.rank() == 0:
             checkpoint.save_tensors(path, stored)
@@ -241,9 +282,13 @@ class LatentSFT(Method):
 
     def uniform_labels(self, rows: list[Row]) -> dict[str, Tensor]:
         """Labels without an encoder (`--labels uniform`): every latent the uniform mixture of its segment's tokens."""
-        ids = pad([s for r in rows for s in self.segments(r)], self.tok.pad)             # (n, r)
+        ids = pad([s for r in rows for s in self.segments(r)], self.tok.pad)  # (n, r)
         real = ids != self.tok.pad
-        return {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int(), **self.places(rows, list(range(len(rows))))}
+        return {
+            "probs": real / real.sum(-1, keepdim=True),
+            "ids": ids.int(),
+            **self.places(rows, list(range(len(rows)))),
+        }
 
     # ------------------------------------------------------------------ stage 2
 
@@ -251,7 +296,7 @@ class LatentSFT(Method):
         rows = [self.train_rows[i] for i in items]
         batch = self.tensors([self.student_layout(r) for r in rows])
         start, count = self.labels["start"][items], self.labels["count"][items]
-        take = torch.cat([torch.arange(s, s + n) for s, n in zip(start, count)])   # (n,) latents of this batch
+        take = torch.cat([torch.arange(s, s + n) for s, n in zip(start, count)])  # (n,) latents of this batch
         batch["chain"] = torch.repeat_interleave(torch.arange(len(items)), count)
         for name in ("probs", "ids", "states"):
             if name in self.labels:
@@ -260,28 +305,39 @@ class LatentSFT(Method):
         return batch
 
     def loss2(self, batch: Batch, noise: torch.Generator, progress: float):
-        config, ids, kind = self.config, batch["ids"], batch["kind"]               # (B, T)
+        config, ids, kind = self.config, batch["ids"], batch["kind"]  # (B, T)
         if self.hidden:
-            std = self.model.embed.weight.detach().std()       # today's, as at inference: stage 2 trains the embeddings
-            z = batch["label_states"] * std                                        # (n, C)
+            std = (
+                self.model.embed.weight.detach().std()
+            )  # today's, as at inference: stage 2 trains the embeddings
+            z = batch["label_states"] * std  # (n, C)
         else:
-            probs, top = batch["label_probs"], batch["label_ids"]                  # (n, k)
+            probs, top = batch["label_probs"], batch["label_ids"]  # (n, k)
             if config.gumbel:
-                probs = gumbel_noise(probs, top, batch["chain"], self.tok.end_think, noise, config.gumbel_scale,
-                                     config.gumbel_tau)
+                probs = gumbel_noise(
+                    probs,
+                    top,
+                    batch["chain"],
+                    self.tok.end_think,
+                    noise,
+                    config.gumbel_scale,
+                    config.gumbel_tau,
+                )
             z = mix(probs, top, self.model.embed.weight)
-        h = self.model(embeds=self.embed_with(ids, kind, z))                       # (B, T, C)
-        before_latent, before_tail = kind[:, 1:] == LATENT, kind[:, 1:] == TAIL    # (B, T - 1)
+        h = self.model(embeds=self.embed_with(ids, kind, z))  # (B, T, C)
+        before_latent, before_tail = kind[:, 1:] == LATENT, kind[:, 1:] == TAIL  # (B, T - 1)
         tail = self.model.logits(h[:, :-1][before_tail])
         ce = cross_entropy(tail, ids[:, 1:][before_tail])
-        ahead = h[:, :-1][before_latent]                                           # (n, C): these predict a latent
-        logits = self.model.logits(ahead)                                          # (n, V)
+        ahead = h[:, :-1][before_latent]  # (n, C): these predict a latent
+        logits = self.model.logits(ahead)  # (n, V)
         if self.hidden:
             # The head learns "not yet".
-            latent = self.squared_error(standardise(ahead, self.model.embed.weight), z) - mean(log_not(logits, self.tok.end_think))
+            latent = self.squared_error(standardise(ahead, self.model.embed.weight), z) - mean(
+                log_not(logits, self.tok.end_think)
+            )
         else:
             latent = sparse_kl(logits, probs, top)
-        loss = config.kl_weight * latent + config.ce_weight * ce                   # L_auto
+        loss = config.kl_weight * latent + config.ce_weight * ce  # L_auto
         return loss, {"kl": latent.item(), "ce": ce.item()}
 
     def squared_error(self, states: Tensor, others: Tensor) -> Tensor:
@@ -297,32 +353,64 @@ class LatentSFT(Method):
         self.train_rows = train
         self.labels = self.soft_labels(train) if self.encoder else self.uniform_labels(train)
         self.encoder = None
-        yield Stage("stage2", range(len(train)), [len(self.student_layout(r).ids) for r in train], self.collate2,
-                    self.loss2, [self.model], self.config.steps, self.config.lr, lambda: accuracy(self, val))
+        yield Stage(
+            "stage2",
+            range(len(train)),
+            [len(self.student_layout(r).ids) for r in train],
+            self.collate2,
+            self.loss2,
+            [self.model],
+            self.config.steps,
+            self.config.lr,
+            lambda: accuracy(self, val),
+        )
 
     def stage1(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
         config = self.config
         steps = [int(s) for s in config.stage1_steps.split(",")]
-        rows = self.gold(val)                                    # cut by the initial model, as the training rows are
+        rows = self.gold(val)  # cut by the initial model, as the training rows are
         self.encoder = copy.deepcopy(self.model)
         tokens = [len(self.decoder_layout(r).ids) for r in train]
         trained = {"encoder": [self.encoder], "decoder": [self.model], "both": [self.encoder, self.model]}
         # AdamW whatever --optimizer says: stage 1 has few steps to adapt a model that can read already, and Muon, which
         # moves a matrix in all its directions at once, first breaks that.
         for i, (phase, modules) in enumerate(trained.items()):
-            def loss(batch, noise, progress, i=i):                 # progress over the whole of stage 1
+
+            def loss(batch, noise, progress, i=i):  # progress over the whole of stage 1
                 return self.loss1(batch, noise, (sum(steps[:i]) + progress * steps[i]) / max(1, sum(steps)))
-            yield Stage(f"stage1-{phase}", train, tokens, self.collate1, loss, modules, steps[i],
-                        config.stage1_lr or config.lr, lambda: self.compression_accuracy(val, rows), optimizer="adamw")
+
+            yield Stage(
+                f"stage1-{phase}",
+                train,
+                tokens,
+                self.collate1,
+                loss,
+                modules,
+                steps[i],
+                config.stage1_lr or config.lr,
+                lambda: self.compression_accuracy(val, rows),
+                optimizer="adamw",
+            )
 
     def plan(self, train: list[Row]):
         self.cut(train[:1000])
         mean = lambda layout: sum(len(layout(r).ids) for r in train[:1000]) / max(1, len(train[:1000]))
         both = mean(self.encoder_layout) + mean(self.decoder_layout)
         names = ("stage1-encoder", "stage1-decoder", "stage1-both")
-        about = ("learns latents that a frozen decoder can continue from", "learns to read the encoder's latents",
-                "encoder and decoder together")
+        about = (
+            "learns latents that a frozen decoder can continue from",
+            "learns to read the encoder's latents",
+            "encoder and decoder together",
+        )
         stage1 = [(n, int(s), both, t) for n, s, t in zip(names, self.config.stage1_steps.split(","), about)]
         if self.config.labels == "uniform":
             stage1 = []
-        return [*stage1, ("stage2", self.config.steps, mean(self.student_layout), "the model learns to produce the chain itself")]
+        return [
+            *stage1,
+            (
+                "stage2",
+                self.config.steps,
+                mean(self.student_layout),
+                "the model learns to produce the chain itself",
+            ),
+        ]

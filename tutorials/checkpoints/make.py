@@ -1,9 +1,10 @@
 """Copy a finished run into this folder, its weights in half precision: what the lessons load. From the repository's root:
 
-    python train.py --method latent_sft && python tutorials/checkpoints/make.py out/latent_sft
-    python train.py --method colar --steps 3000 && python tutorials/checkpoints/make.py out/colar
-    python tutorials/build.py --update          # the numbers that the lessons quote
+python train.py --method latent_sft && python tutorials/checkpoints/make.py out/latent_sft
+python train.py --method colar --steps 3000 && python tutorials/checkpoints/make.py out/colar
+python tutorials/build.py --update          # the numbers that the lessons quote
 """
+
 import json
 import shutil
 import sys

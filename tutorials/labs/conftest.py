@@ -1,4 +1,5 @@
 """So that the tests find labkit.py, wherever pytest is started."""
+
 import sys
 from pathlib import Path
 

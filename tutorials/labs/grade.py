@@ -3,6 +3,7 @@
 FOLDER holds lab1.py .. lab7.py, as they are or in folders like lab1_masks. The tests are those beside this file,
 never the folder's. Offline; the answers run in processes of their own, with limits (runner.py).
 """
+
 import argparse
 import json
 import os
@@ -61,7 +62,7 @@ def answers(folder: Path) -> dict[str, str]:
         name = lab.split("_")[0]
         for path in (folder / lab / f"{name}.py", folder / f"{name}.py"):
             try:
-                if stat.S_ISREG(path.stat().st_mode):      # a pipe would keep us waiting
+                if stat.S_ISREG(path.stat().st_mode):  # a pipe would keep us waiting
                     with open(path, "rb") as file:
                         found[lab] = file.read(1_000_000).decode("utf-8", "replace")
                     break
@@ -75,7 +76,11 @@ def answers(folder: Path) -> dict[str, str]:
 def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
     """{"seed", "points", "of", "labs": {lab: {"points", "of", "problems": {problem: {..}}}}}"""
     sources = answers(folder)
-    jobs = [{"lab": lab, "problem": problem, "source": source} for lab, source in sources.items() for problem in points_of(lab)]
+    jobs = [
+        {"lab": lab, "problem": problem, "source": source}
+        for lab, source in sources.items()
+        for problem in points_of(lab)
+    ]
     results = iter(run_apart(jobs, seed, seconds))
     out = {"seed": seed, "points": 0, "of": 0, "labs": {}}
     for lab in LABS:
@@ -89,7 +94,11 @@ def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
             else:
                 tests, solved, why = [], False, "not handed in"
             problems[problem] = {"points": points if solved else 0, "of": points, "why": why, "tests": tests}
-        out["labs"][lab] = {"points": sum(p["points"] for p in problems.values()), "of": sum(worth.values()), "problems": problems}
+        out["labs"][lab] = {
+            "points": sum(p["points"] for p in problems.values()),
+            "of": sum(worth.values()),
+            "problems": problems,
+        }
     out["points"], out["of"] = (sum(lab[key] for lab in out["labs"].values()) for key in ("points", "of"))
     return out
 
@@ -97,26 +106,48 @@ def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
 def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
     """runner.py in a process that has nothing of our environment but the seed."""
     with tempfile.TemporaryDirectory() as empty:
-        environment = {"PATH": os.defpath, "HOME": empty, "TMPDIR": empty, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
-                       "MINILATENT_LAB_SEED": str(seed), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            "PATH": os.defpath,
+            "HOME": empty,
+            "TMPDIR": empty,
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "MINILATENT_LAB_SEED": str(seed),
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         if "SYSTEMROOT" in os.environ:
             environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
         limit = 120 + 4 * seconds * len(jobs)
         try:
-            done = subprocess.run([sys.executable, str(HERE / "runner.py")], input=json.dumps({"jobs": jobs, "seconds": seconds}),
-                                  capture_output=True, text=True, cwd=empty, env=environment, timeout=limit)
+            done = subprocess.run(
+                [sys.executable, str(HERE / "runner.py")],
+                input=json.dumps({"jobs": jobs, "seconds": seconds}),
+                capture_output=True,
+                text=True,
+                cwd=empty,
+                env=environment,
+                timeout=limit,
+            )
             return json.loads(done.stdout)
         except subprocess.TimeoutExpired:
             return [{"why": "the grader ran out of time", "tests": []}] * len(jobs)
         except ValueError:
-            raise Bad(f"the tests could not be run: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}") from None
+            raise Bad(
+                f"the tests could not be run: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            ) from None
 
 
 def report(result: dict, name: str) -> str:
     """What a student reads."""
     lines = [f"# {name}: {result['points']} of {result['of']} points", "", f"Seed {result['seed']}.", ""]
     for lab, found in result["labs"].items():
-        lines += [f"## {lab}: {found['points']} of {found['of']}", "", "| problem | points | |", "|---|---|---|"]
+        lines += [
+            f"## {lab}: {found['points']} of {found['of']}",
+            "",
+            "| problem | points | |",
+            "|---|---|---|",
+        ]
         for problem, p in found["problems"].items():
             passed = sum(not t["wrong"] for t in p["tests"])
             note = f"all {passed} tests pass" if p["points"] else plain(p["why"])
@@ -130,7 +161,11 @@ def report(result: dict, name: str) -> str:
 
 def plain(text: str | None) -> str:
     """On one line and in one cell, whatever a student's error message says."""
-    return re.sub(r"[^\x20-\x7e°-ÿΑ-ω√≤≥]", "?", " ".join((text or "no result").split())).replace("|", "\\|").replace("<", "&lt;")[:300]
+    return (
+        re.sub(r"[^\x20-\x7e°-ÿΑ-ω√≤≥]", "?", " ".join((text or "no result").split()))
+        .replace("|", "\\|")
+        .replace("<", "&lt;")[:300]
+    )
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -145,22 +180,28 @@ def main_with(given: argparse.Namespace) -> int:
     if given.seconds < 1:
         raise Bad("--seconds: 1 or more")
     result = grade(given.folder, given.seed, given.seconds)
-    for path, text in ((given.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
-                       (given.report, report(result, given.folder.resolve().name))):
+    for path, text in (
+        (given.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
+        (given.report, report(result, given.folder.resolve().name)),
+    ):
         if path:
             try:
                 path.write_text(text, encoding="utf-8")
             except OSError as error:
                 raise Bad(f"{path}: {error.strerror}") from None
     for lab, found in result["labs"].items():
-        print(f"{lab:24} {found['points']:3} of {found['of']:3}   " +
-              ", ".join(f"{name} {p['points']}/{p['of']}" for name, p in found["problems"].items()))
+        print(
+            f"{lab:24} {found['points']:3} of {found['of']:3}   "
+            + ", ".join(f"{name} {p['points']}/{p['of']}" for name, p in found["problems"].items())
+        )
     print(f"{'all':24} {result['points']:3} of {result['of']:3}")
     return 0
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="grade.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="grade.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options(parser)
     return main_with(parser.parse_args(argv))
 

@@ -3,6 +3,7 @@
 MINILATENT_LAB_MODULE   which file is tested: "solution", "skeleton", or a path; default: the student's labN.py
 MINILATENT_LAB_SEED     the one seed of all tests [0]: a teacher grades with another one
 """
+
 import functools
 import importlib.util
 import os
@@ -41,7 +42,7 @@ def load(test_file: str, in_place: tuple[str, ...] = ()) -> "Checked":
     folder = Path(test_file).resolve().parent
     number = re.search(r"\d+", folder.name)[0]
     named = os.environ.get("MINILATENT_LAB_MODULE", f"lab{number}")
-    if named == "none":                                    # the grader puts the module in itself
+    if named == "none":  # the grader puts the module in itself
         return Checked(types.ModuleType("none"), in_place)
     path = Path(named) if named.endswith(".py") else folder / f"{named}.py"
     if not path.is_file():
@@ -71,10 +72,13 @@ class Checked:
             state = torch.get_rng_state()
             out = function(*args, **kwargs)
             if not torch.equal(torch.get_rng_state(), state):
-                raise AssertionError(f"{name} uses the global random numbers; it is given a generator where it needs some")
+                raise AssertionError(
+                    f"{name} uses the global random numbers; it is given a generator where it needs some"
+                )
             if name not in self.in_place and not unchanged(given, before):
                 raise AssertionError(f"{name} changes one of its arguments")
             return out
+
         return call
 
 

@@ -7,8 +7,8 @@ they pass that, somebody has changed them.
 
     python runner.py < JOBS.json > RESULTS.json          grade.py starts it; jobs: [{"lab", "source", "problem"}, ..]
 """
+
 import ast
-import copy
 import ctypes
 import dataclasses
 import importlib
@@ -30,19 +30,83 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
-SECONDS, MEGABYTES, LARGEST = 20, 2000, 200_000     # CPU seconds and memory of a problem; characters of a source
+SECONDS, MEGABYTES, LARGEST = 20, 2000, 200_000  # CPU seconds and memory of a problem; characters of a source
 NO_MEMORY = f"took more memory than it may ({MEGABYTES} MB)"
-ALLOWED = {"torch", "torch.nn", "torch.nn.functional", "torch.nn.utils.rnn", "torch.distributions", "math", "typing",
-           "dataclasses", "functools", "itertools", "collections", "__future__", "toy"}
-FORBIDDEN_NAMES = {"eval", "exec", "compile", "open", "input", "globals", "locals", "vars", "getattr", "setattr", "delattr",
-                   "breakpoint", "exit", "quit", "object", "type"}
-FORBIDDEN_ATTRIBUTES = {"os", "sys", "builtins", "inspect", "importlib", "subprocess", "ctypes", "socket", "shutil", "pathlib",
-                        "testing", "hub", "load", "save", "multiprocessing", "package", "serialization", "library", "overrides",
-                        "modules", "gc", "types", "threading", "warnings", "traceback", "io", "signal", "jit", "classes", "ops",
-                        "compile", "set_default_dtype", "set_default_device", "from_file", "fromfile", "tofile"}
+ALLOWED = {
+    "torch",
+    "torch.nn",
+    "torch.nn.functional",
+    "torch.nn.utils.rnn",
+    "torch.distributions",
+    "math",
+    "typing",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "collections",
+    "__future__",
+    "toy",
+}
+FORBIDDEN_NAMES = {
+    "eval",
+    "exec",
+    "compile",
+    "open",
+    "input",
+    "globals",
+    "locals",
+    "vars",
+    "getattr",
+    "setattr",
+    "delattr",
+    "breakpoint",
+    "exit",
+    "quit",
+    "object",
+    "type",
+}
+FORBIDDEN_ATTRIBUTES = {
+    "os",
+    "sys",
+    "builtins",
+    "inspect",
+    "importlib",
+    "subprocess",
+    "ctypes",
+    "socket",
+    "shutil",
+    "pathlib",
+    "testing",
+    "hub",
+    "load",
+    "save",
+    "multiprocessing",
+    "package",
+    "serialization",
+    "library",
+    "overrides",
+    "modules",
+    "gc",
+    "types",
+    "threading",
+    "warnings",
+    "traceback",
+    "io",
+    "signal",
+    "jit",
+    "classes",
+    "ops",
+    "compile",
+    "set_default_dtype",
+    "set_default_device",
+    "from_file",
+    "fromfile",
+    "tofile",
+}
 
 
 # ---------------------------------------------------------------- what a source may say
+
 
 def objection(source: str) -> str | None:
     """Why this source is not run, with its line; None if there is no reason."""
@@ -69,12 +133,15 @@ def objection(source: str) -> str | None:
         elif isinstance(node, ast.Attribute):
             if node.attr in FORBIDDEN_ATTRIBUTES or node.attr.startswith("_") and node.attr != "__init__":
                 return f"{line}.{node.attr} is not allowed in what is graded"
-            if not isinstance(node.ctx, ast.Load) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            if not isinstance(node.ctx, ast.Load) and not (
+                isinstance(node.value, ast.Name) and node.value.id == "self"
+            ):
                 return f"{line}setting .{node.attr} of something is not allowed in what is graded"
     return None
 
 
 # ---------------------------------------------------------------- tests
+
 
 def tests_of(lab: str):
     """A lab's test module, and its tests: {problem: [(name, function), ..]}, one for each set of parameters."""
@@ -88,7 +155,7 @@ def tests_of(lab: str):
     for problem in module.POINTS:
         cls = getattr(module, f"Test_{problem}")
         found[problem] = []
-        for name, method in vars(cls).items():             # in the file's order: cases worked out by hand stand first
+        for name, method in vars(cls).items():  # in the file's order: cases worked out by hand stand first
             if name.startswith("test_"):
                 marks = [m for m in getattr(method, "pytestmark", []) if m.name == "parametrize"]
                 for values in itertools.product(*(m.args[1] for m in marks)):
@@ -96,14 +163,18 @@ def tests_of(lab: str):
                     for mark, value in zip(marks, values):
                         names = [n.strip() for n in mark.args[0].split(",")]
                         given |= dict(zip(names, value if len(names) > 1 else [value]))
-                    found[problem].append((name + (f"{tuple(given.values())}" if given else ""),
-                                           lambda cls=cls, method=method, given=given: method(cls(), **given)))
+                    found[problem].append(
+                        (
+                            name + (f"{tuple(given.values())}" if given else ""),
+                            lambda cls=cls, method=method, given=given: method(cls(), **given),
+                        )
+                    )
     return module, found
 
 
 def module_from(source: str, name: str) -> types.ModuleType:
     module = types.ModuleType(name)
-    sys.modules[name] = module                             # dataclasses look there
+    sys.modules[name] = module  # dataclasses look there
     exec(compile(source, f"{name}.py", "exec"), module.__dict__)
     return module
 
@@ -118,7 +189,11 @@ def run_test(function) -> str | None:
             return "not written yet"
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             return NO_MEMORY
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name.startswith(("test_", "lab"))]
+        frames = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if Path(f.filename).name.startswith(("test_", "lab"))
+        ]
         where = f" [{frames[-1].line}]" if frames else ""
         text = " ".join(str(error).split())
         return f"{type(error).__name__}: {text}{where}"[:400]
@@ -126,12 +201,15 @@ def run_test(function) -> str | None:
 
 # ---------------------------------------------------------------- wrong answers that fit every problem
 
+
 def altered(x, how):
     """The tensors and numbers in what a function returns, each changed by `how`."""
     if isinstance(x, Tensor) or isinstance(x, (bool, int, float)):
         return how(x)
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        return dataclasses.replace(x, **{f.name: altered(getattr(x, f.name), how) for f in dataclasses.fields(x)})
+        return dataclasses.replace(
+            x, **{f.name: altered(getattr(x, f.name), how) for f in dataclasses.fields(x)}
+        )
     if isinstance(x, tuple):
         return tuple(altered(y, how) for y in x)
     if isinstance(x, list):
@@ -146,25 +224,34 @@ def on_tensors(change, numbers=lambda x: x):
 floating = lambda change: on_tensors(lambda x: change(x) if x.is_floating_point() else x)
 GENERIC = {
     "zeros": on_tensors(lambda x: x & False if x.dtype == torch.bool else x * 0, lambda x: type(x)(0)),
-    "the sign is wrong": on_tensors(lambda x: ~x if x.dtype == torch.bool else -x, lambda x: not x if isinstance(x, bool) else -x),
+    "the sign is wrong": on_tensors(
+        lambda x: ~x if x.dtype == torch.bool else -x, lambda x: not x if isinstance(x, bool) else -x
+    ),
     "moved by one in its first dimension": on_tensors(lambda x: x.roll(1, 0) if x.dim() else x),
     "moved by one in its last dimension": on_tensors(lambda x: x.roll(1, -1) if x.dim() else x),
     "a tenth of a per cent too large": floating(lambda x: x * 1.001),
     "no gradient flows": on_tensors(lambda x: x.detach()),
     "single precision": on_tensors(lambda x: x.float() if x.dtype == torch.float64 else x),
-    "every row is the first": on_tensors(lambda x: x[:1].expand_as(x).clone() if x.dim() and len(x) > 1 else x),
+    "every row is the first": on_tensors(
+        lambda x: x[:1].expand_as(x).clone() if x.dim() and len(x) > 1 else x
+    ),
     "an argument is changed": None,
 }
 
 
 def same(x, y) -> bool:
     if isinstance(x, Tensor):
-        return x.dtype == y.dtype and x.requires_grad == y.requires_grad and torch.equal(x.nan_to_num(), y.nan_to_num())
+        return (
+            x.dtype == y.dtype
+            and x.requires_grad == y.requires_grad
+            and torch.equal(x.nan_to_num(), y.nan_to_num())
+        )
     return x == y if isinstance(x, (bool, int, float)) else True
 
 
 def generic(function, name: str, changed: list):
     """`function` with a mistake that would be one anywhere. `changed` grows when the mistake showed."""
+
     def wrong(*args, **kwargs):
         if GENERIC[name] is None:
             out = function(*args, **kwargs)
@@ -174,27 +261,35 @@ def generic(function, name: str, changed: list):
                     changed.append(True)
                     break
             return out
+
         def how(x):
             y = GENERIC[name](x)
             if not same(x, y):
                 changed.append(True)
             return y
+
         return altered(function(*args, **kwargs), how)
+
     return wrong
 
 
 # ---------------------------------------------------------------- a problem in a process of its own
 
+
 def restrain(seconds: int) -> None:
     os.setsid()
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if Path("/proc/self/statm").exists() else None
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if Path("/proc/self/statm").exists()
+        else None
+    )
     if used:
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2 ** 20,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:                                                   # a network of its own, without a way out (Linux)
+    try:  # a network of its own, without a way out (Linux)
         ctypes.CDLL(None).unshare(0x40000000 | 0x10000000)
     except (OSError, AttributeError):
         pass
@@ -202,6 +297,7 @@ def restrain(seconds: int) -> None:
 
     def refuse(*_, **__):
         raise OSError("no network in a lab")
+
     socket.socket = socket.create_connection = socket.getaddrinfo = refuse
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -213,9 +309,32 @@ def intact() -> list:
     import builtins
 
     import labkit
-    return [torch.testing.assert_close, torch.equal, torch.allclose, torch.get_rng_state, Tensor.__eq__, Tensor.tolist, Tensor.item,
-            Tensor.all, Tensor.any, labkit.close, labkit.randn, labkit.Checked.__getattr__, run_test, json.dumps, os.write,
-            builtins.all, builtins.any, builtins.abs, builtins.len, builtins.zip, builtins.range, builtins.isinstance, math.isclose]
+
+    return [
+        torch.testing.assert_close,
+        torch.equal,
+        torch.allclose,
+        torch.get_rng_state,
+        Tensor.__eq__,
+        Tensor.tolist,
+        Tensor.item,
+        Tensor.all,
+        Tensor.any,
+        labkit.close,
+        labkit.randn,
+        labkit.Checked.__getattr__,
+        run_test,
+        json.dumps,
+        os.write,
+        builtins.all,
+        builtins.any,
+        builtins.abs,
+        builtins.len,
+        builtins.zip,
+        builtins.range,
+        builtins.isinstance,
+        math.isclose,
+    ]
 
 
 def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | None, trusted: bool) -> dict:
@@ -238,8 +357,10 @@ def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | 
         results.append((name, run_test(test)))
         if first_only and results[-1][1]:
             break
-        if results[-1][1] == NO_MEMORY:                    # filling it again for each test would only take the time, too
-            results += [(name, "not tried: the memory was full") for name, _ in found[problem][len(results):]]
+        if results[-1][1] == NO_MEMORY:  # filling it again for each test would only take the time, too
+            results += [
+                (name, "not tried: the memory was full") for name, _ in found[problem][len(results) :]
+            ]
             break
     out = {"tests": results, "changed": bool(changed)}
     if not trusted and not any(wrong for _, wrong in results):
@@ -248,17 +369,26 @@ def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | 
             checked.module = types.SimpleNamespace(**{**module.__dict__, problem: canary})
             in_place = problem in checked.in_place and canary.__name__ == "wrong"
             if not in_place and not any(run_test(test) for _, test in found[problem]):
-                return {"why": "the tests no longer see a wrong answer: the file has changed them", "tests": []}
+                return {
+                    "why": "the tests no longer see a wrong answer: the file has changed them",
+                    "tests": [],
+                }
         if any(a is not b for a, b in zip(tools, intact())):
             return {"why": "the file has changed what the tests use", "tests": []}
     return out
 
 
-def run(jobs: list[dict], workers: int = 1, first_only: bool = False, trusted: bool = False, seconds: int = SECONDS) -> list[dict]:
+def run(
+    jobs: list[dict],
+    workers: int = 1,
+    first_only: bool = False,
+    trusted: bool = False,
+    seconds: int = SECONDS,
+) -> list[dict]:
     """The result of each job {"lab", "problem", "source"[, "mistake"]}, in order."""
     for lab in {job["lab"] for job in jobs}:
-        tests_of(lab)                                      # imported once, before the forks
-    torch.testing.assert_close(torch.ones(1), torch.ones(1))       # its own imports take half a second
+        tests_of(lab)  # imported once, before the forks
+    torch.testing.assert_close(torch.ones(1), torch.ones(1))  # its own imports take half a second
     results, waiting, active = [None] * len(jobs), list(enumerate(jobs)), {}
     selector = selectors.DefaultSelector()
     while waiting or active:
@@ -271,10 +401,12 @@ def run(jobs: list[dict], workers: int = 1, first_only: bool = False, trusted: b
                 try:
                     os.close(read)
                     restrain(seconds)
-                    told = judge(job["lab"], job["problem"], job["source"], first_only, job.get("mistake"), trusted)
+                    told = judge(
+                        job["lab"], job["problem"], job["source"], first_only, job.get("mistake"), trusted
+                    )
                     message = json.dumps({"word": word, **told}).encode()
                     while message:
-                        message = message[os.write(write, message):]
+                        message = message[os.write(write, message) :]
                 finally:
                     os._exit(0)
             os.close(write)
@@ -282,7 +414,7 @@ def run(jobs: list[dict], workers: int = 1, first_only: bool = False, trusted: b
             active[read] = (index, pid, word, time.monotonic() + 3 * seconds, bytearray())
         for key, _ in selector.select(timeout=0.5):
             data = os.read(key.fd, 65536)
-            active[key.fd][4].extend(data[:10_000_000 - len(active[key.fd][4])])
+            active[key.fd][4].extend(data[: 10_000_000 - len(active[key.fd][4])])
             if not data:
                 index = active[key.fd][0]
                 results[index] = finish(key.fd, selector, active)
@@ -297,7 +429,7 @@ def finish(fd: int, selector, active: dict) -> dict:
     selector.unregister(fd)
     os.close(fd)
     late = time.monotonic() > deadline
-    if not late:                                           # the pipe is closed: it is over, or wants to look so
+    if not late:  # the pipe is closed: it is over, or wants to look so
         for _ in range(20):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
@@ -316,8 +448,13 @@ def finish(fd: int, selector, active: dict) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    why = "took too long: an endless loop?" if late or killed in (signal.SIGXCPU, signal.SIGKILL) else f"was ended by signal {killed}" if killed else \
-        "the process ended before its tests did"
+    why = (
+        "took too long: an endless loop?"
+        if late or killed in (signal.SIGXCPU, signal.SIGKILL)
+        else f"was ended by signal {killed}"
+        if killed
+        else "the process ended before its tests did"
+    )
     return {"why": why, "tests": []}
 
 

@@ -1,13 +1,13 @@
 """The teacher's tool for the labs.
 
-    python tutorials/labs/tool.py skeletons [--check]      make every skeleton.py from its solution.py, or see that it is current
-    python tutorials/labs/tool.py gate [LAB ..]            skeletons fail, solutions pass, every mutant is caught
-    python tutorials/labs/tool.py bundle OUT.zip           what students get
-    python tutorials/labs/tool.py grade FOLDER [--json FILE] [--report FILE] [--seed N]
+python tutorials/labs/tool.py skeletons [--check]      make every skeleton.py from its solution.py, or see that it is current
+python tutorials/labs/tool.py gate [LAB ..]            skeletons fail, solutions pass, every mutant is caught
+python tutorials/labs/tool.py bundle OUT.zip           what students get
+python tutorials/labs/tool.py grade FOLDER [--json FILE] [--report FILE] [--seed N]
 """
+
 import argparse
 import io
-import json
 import os
 import sys
 import time
@@ -18,13 +18,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.dont_write_bytecode = True
 
-import grade as grader                                     # noqa: E402
-from grade import LABS, Bad                                # noqa: E402
+import grade as grader  # noqa: E402
+from grade import LABS, Bad  # noqa: E402
 
 BEGIN, INSTEAD, END = "# BEGIN SOLUTION", "# INSTEAD", "# END SOLUTION"
 
 
 # ---------------------------------------------------------------- skeletons
+
 
 def strip(source: str) -> str:
     """A solution without what stands between its marks. In place of it: the lines after INSTEAD, which begin with
@@ -35,7 +36,7 @@ def strip(source: str) -> str:
         if mark == BEGIN:
             if inside:
                 raise Bad(f"line {number}: {BEGIN} inside a solution")
-            inside, instead, indent = True, None, line[:len(line) - len(line.lstrip())]
+            inside, instead, indent = True, None, line[: len(line) - len(line.lstrip())]
         elif mark == END:
             if not inside:
                 raise Bad(f"line {number}: {END} without {BEGIN}")
@@ -47,7 +48,7 @@ def strip(source: str) -> str:
             if not mark.startswith("#:"):
                 raise Bad(f"line {number}: a line after {INSTEAD} begins with #:")
             at = line.index("#:")
-            instead.append((line[:at] + line[at + 2:].removeprefix(" ")).rstrip())
+            instead.append((line[:at] + line[at + 2 :].removeprefix(" ")).rstrip())
         elif not inside:
             out.append(line)
     if inside:
@@ -64,7 +65,10 @@ def skeletons(check: bool) -> int:
             if not check:
                 path.write_text(made)
     if check and stale:
-        print(f"error: skeleton.py is not what solution.py says in {', '.join(stale)}: python tutorials/labs/tool.py skeletons", file=sys.stderr)
+        print(
+            f"error: skeleton.py is not what solution.py says in {', '.join(stale)}: python tutorials/labs/tool.py skeletons",
+            file=sys.stderr,
+        )
         return 1
     print("every skeleton is current" if check or not stale else f"made: {', '.join(stale)}")
     return 0
@@ -72,13 +76,15 @@ def skeletons(check: bool) -> int:
 
 # ---------------------------------------------------------------- the gate
 
+
 def function_span(source: str, problem: str) -> tuple[int, int]:
     """Where a function's text begins and ends."""
     import ast
+
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == problem:
             lines = source.splitlines(keepends=True)
-            return sum(map(len, lines[:node.lineno - 1])), sum(map(len, lines[:node.end_lineno]))
+            return sum(map(len, lines[: node.lineno - 1])), sum(map(len, lines[: node.end_lineno]))
     raise Bad(f"the solution has no {problem}")
 
 
@@ -108,6 +114,7 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
     import importlib.util
 
     import runner
+
     bad, total, started = 0, 0, time.monotonic()
     for lab in labs:
         began = time.monotonic()
@@ -119,11 +126,19 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
         problems = list(runner.tests_of(lab)[0].POINTS)
         jobs = []
         for problem in problems:
-            jobs += [{"what": "solution", "problem": problem, "name": "", "source": source},
-                     {"what": "skeleton", "problem": problem, "name": "", "source": skeleton}]
+            jobs += [
+                {"what": "solution", "problem": problem, "name": "", "source": source},
+                {"what": "skeleton", "problem": problem, "name": "", "source": skeleton},
+            ]
             own = [m for m in mutants.MUTANTS if m[0] == problem]
-            jobs += [{"what": "mutant", "problem": problem, "name": m[1], "source": mutate(source, *m)} for m in own]
-            jobs += [{"what": "generic", "problem": problem, "name": name, "source": source, "mistake": name} for name in runner.GENERIC]
+            jobs += [
+                {"what": "mutant", "problem": problem, "name": m[1], "source": mutate(source, *m)}
+                for m in own
+            ]
+            jobs += [
+                {"what": "generic", "problem": problem, "name": name, "source": source, "mistake": name}
+                for name in runner.GENERIC
+            ]
         if unknown := {m[0] for m in mutants.MUTANTS} - set(problems):
             raise Bad(f"{lab}/mutants.py: no such problem: {', '.join(unknown)}")
         # The solution is tried by all tests, the others until one fails.
@@ -133,7 +148,9 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
                 raise Bad(f"{lab}, {job['what']} '{job['name']}': {reason}")
         solved = [j for j in jobs if j["what"] == "solution"]
         wrong = [j for j in jobs if j["what"] != "solution"]
-        results = list(zip(solved, runner.run(solved, workers))) + list(zip(wrong, runner.run(wrong, workers, first_only=True, trusted=True)))
+        results = list(zip(solved, runner.run(solved, workers))) + list(
+            zip(wrong, runner.run(wrong, workers, first_only=True, trusted=True))
+        )
         tried = caught = others = 0
         for problem in problems:
             if not quiet:
@@ -144,24 +161,38 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
                 line = failed[0][0] if failed else why
                 if job["what"] == "solution":
                     ok = not failed and not why and bool(result["tests"])
-                    line = f"passes {len(result['tests'])} tests" if ok else f"FAILS: {failed[0] if failed else why}"
+                    line = (
+                        f"passes {len(result['tests'])} tests"
+                        if ok
+                        else f"FAILS: {failed[0] if failed else why}"
+                    )
                 elif job["what"] == "generic" and not failed and not why and not result.get("changed"):
-                    continue                                # a mistake that this function cannot make
+                    continue  # a mistake that this function cannot make
                 else:
                     ok = bool(failed or why)
                     line = line if ok else "PASSES: no test sees it"
-                    tried, caught = tried + (job["what"] == "mutant"), caught + (ok and job["what"] == "mutant")
+                    tried, caught = (
+                        tried + (job["what"] == "mutant"),
+                        caught + (ok and job["what"] == "mutant"),
+                    )
                     others += job["what"] == "generic"
                 bad += not ok
                 if not quiet or not ok:
                     name = f"{job['what']}: {job['name']}".rstrip(": ")
-                    print(f"  {'ok ' if ok else 'BAD'}  {name:62}  {line}" + ("" if ok or not quiet else f"  ({lab} · {problem})"))
+                    print(
+                        f"  {'ok ' if ok else 'BAD'}  {name:62}  {line}"
+                        + ("" if ok or not quiet else f"  ({lab} · {problem})")
+                    )
         few = "" if tried >= 5 * len(problems) else "   fewer than 5 a problem"
         bad += bool(few)
         total += tried
-        print(f"{lab}: {len(problems)} problems, {caught} of {tried} mutants caught, {others} generic mistakes, "
-              f"{time.monotonic() - began:.0f} s{few}")
-    print(f"{'the gate is shut: ' + str(bad) + ' to mend' if bad else 'all is well'}; {total} mutants, {time.monotonic() - started:.0f} s")
+        print(
+            f"{lab}: {len(problems)} problems, {caught} of {tried} mutants caught, {others} generic mistakes, "
+            f"{time.monotonic() - began:.0f} s{few}"
+        )
+    print(
+        f"{'the gate is shut: ' + str(bad) + ' to mend' if bad else 'all is well'}; {total} mutants, {time.monotonic() - started:.0f} s"
+    )
     return 1 if bad else 0
 
 
@@ -176,8 +207,13 @@ def contents() -> dict[str, bytes]:
     files = {name: (HERE / name).read_bytes() for name in SHARED}
     for lab in LABS:
         for path in sorted((HERE / lab).iterdir()):
-            own = path.name == f"{lab.split('_')[0]}.py"           # somebody's own work in the repository
-            if path.is_file() and path.name not in KEPT_BACK and not own and path.suffix in (".py", ".md", ".json"):
+            own = path.name == f"{lab.split('_')[0]}.py"  # somebody's own work in the repository
+            if (
+                path.is_file()
+                and path.name not in KEPT_BACK
+                and not own
+                and path.suffix in (".py", ".md", ".json")
+            ):
                 files[f"{lab}/{path.name}"] = path.read_bytes()
         files[f"{lab}/{lab.split('_')[0]}.py"] = strip((HERE / lab / "solution.py").read_text()).encode()
     return files
@@ -189,7 +225,11 @@ def bundle(out: Path) -> int:
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(contents().items()):
             entry = zipfile.ZipInfo(f"labs/{name}", (2026, 1, 1, 0, 0, 0))
-            entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+            entry.compress_type, entry.external_attr, entry.create_system = (
+                zipfile.ZIP_DEFLATED,
+                0o644 << 16,
+                3,
+            )
             archive.writestr(entry, data)
     try:
         out.write_bytes(memory.getvalue())
@@ -200,7 +240,9 @@ def bundle(out: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    parser = grader.Parser(prog="tool.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = grader.Parser(
+        prog="tool.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=grader.Parser)
     commands.add_parser("skeletons").add_argument("--check", action="store_true")
     gate_ = commands.add_parser("gate")

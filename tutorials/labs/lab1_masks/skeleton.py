@@ -3,10 +3,10 @@
 A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
 belongs to. B rows, T positions; rows shorter than T are padded on the right.
 """
-import torch
+
 from torch import Tensor
 
-PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
 
 
 def decoder_layout(prefix: int, chain: int, ratio: int, tail: int, width: int) -> tuple[list[int], list[int]]:

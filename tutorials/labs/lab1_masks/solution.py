@@ -3,10 +3,11 @@
 A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
 belongs to. B rows, T positions; rows shorter than T are padded on the right.
 """
+
 import torch
 from torch import Tensor
 
-PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # PREFIX: question, <think>. TAIL: </think>, answer, <eos>
 
 
 def decoder_layout(prefix: int, chain: int, ratio: int, tail: int, width: int) -> tuple[list[int], list[int]]:
@@ -39,7 +40,7 @@ def causal(kind: Tensor) -> Tensor:
     T = kind.shape[1]
     i = torch.arange(T, device=kind.device)
     real = kind != PAD
-    before = i[:, None] >= i                                                       # (T, T)
+    before = i[:, None] >= i  # (T, T)
     return before & real[:, :, None] & real[:, None, :] | (i[:, None] == i)
     # END SOLUTION
 
@@ -70,8 +71,8 @@ def dual_track_positions(kind: Tensor) -> Tensor:
     # BEGIN SOLUTION
     index = torch.arange(kind.shape[1], device=kind.device).expand_as(kind)
     main = kind != TEXT
-    track = main.long().cumsum(1) - 1                                              # place on the main track
-    left = torch.where(main, index, 0).cummax(1).values                            # where the track was left
+    track = main.long().cumsum(1) - 1  # place on the main track
+    left = torch.where(main, index, 0).cummax(1).values  # where the track was left
     return track + index - left
     # END SOLUTION
 
@@ -80,6 +81,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(q kᵀ / √D) v over the keys that each row of the mask lets through.
     q (B, T, D), k (B, S, D), v (B, S, E), mask bool (B, T, S) -> (B, T, E). Every row of the mask has a True."""
     # BEGIN SOLUTION
-    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5                            # (B, T, S)
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5  # (B, T, S)
     return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
     # END SOLUTION

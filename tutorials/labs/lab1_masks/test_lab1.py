@@ -1,13 +1,20 @@
 """Tests of lab 1, against loops over pairs of positions and sequences worked out by hand."""
+
 import math
 
 import pytest
 import torch
-
 from labkit import close, generator, load, randn
 
 lab = load(__file__)
-POINTS = {"decoder_layout": 3, "causal": 3, "induction_mask": 3, "supervision_mask": 5, "dual_track_positions": 4, "attend": 2}
+POINTS = {
+    "decoder_layout": 3,
+    "causal": 3,
+    "induction_mask": 3,
+    "supervision_mask": 5,
+    "dual_track_positions": 4,
+    "attend": 2,
+}
 PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3
 
 # prefix, lengths of the segments S_1 .. S_N, tail. N = 0, one-token segments, a last one that is shorter.
@@ -44,7 +51,7 @@ def random_rows(make, rows, salt):
 
 def tensors(rows, extra=0):
     width = max(map(len, rows)) + extra
-    padded = torch.tensor([row + [(PAD, PAD)] * (width - len(row)) for row in rows])     # (B, T, 2)
+    padded = torch.tensor([row + [(PAD, PAD)] * (width - len(row)) for row in rows])  # (B, T, 2)
     return padded[:, :, 0].contiguous(), padded[:, :, 1].contiguous()
 
 
@@ -68,7 +75,7 @@ class Test_decoder_layout:
         assert block == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 0, 0, 0]
 
     def test_a_last_segment_may_be_shorter_and_keeps_its_latent(self):
-        kind, block = lab.decoder_layout(2, 7, 3, 2, 11)               # S_1 3 tokens, S_2 3, S_3 1
+        kind, block = lab.decoder_layout(2, 7, 3, 2, 11)  # S_1 3 tokens, S_2 3, S_3 1
         assert kind == [0, 0, 1, 2, 2, 2, 1, 2, 1, 3, 3]
         assert block == [0, 0, 1, 1, 1, 1, 2, 2, 3, 0, 0]
 
@@ -84,7 +91,7 @@ class Test_decoder_layout:
     @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5])
     @pytest.mark.parametrize("chain", [1, 4, 5, 9])
     def test_every_length_and_ratio_against_pieces(self, ratio, chain):
-        segments = [len(range(chain)[at:at + ratio]) for at in range(0, chain, ratio)]
+        segments = [len(range(chain)[at : at + ratio]) for at in range(0, chain, ratio)]
         row = decoder_row(2, segments, 3)
         kind, block = lab.decoder_layout(2, chain, ratio, 3, len(row) + 2)
         assert list(zip(kind, block)) == row + [(PAD, PAD)] * 2
@@ -102,15 +109,19 @@ class Test_causal:
 
     def test_padding_on_the_left_is_not_seen_either(self):
         kind = torch.tensor([[PAD, PAD, PREFIX, TAIL], [PAD, PREFIX, LATENT, PAD]])
-        assert lab.causal(kind).int().tolist() == [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]],
-                                                   [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]]
+        assert lab.causal(kind).int().tolist() == [
+            [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]],
+            [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]],
+        ]
 
     def test_one_row_of_one_position(self):
         assert lab.causal(torch.tensor([[PREFIX]])).tolist() == [[[True]]]
 
     def test_a_row_of_nothing_but_padding_still_has_a_key_for_every_query(self):
         """A softmax over nothing is NaN, and one NaN reaches every weight."""
-        assert torch.equal(lab.causal(torch.full((2, 3), PAD)), torch.eye(3, dtype=torch.bool).expand(2, 3, 3))
+        assert torch.equal(
+            lab.causal(torch.full((2, 3), PAD)), torch.eye(3, dtype=torch.bool).expand(2, 3, 3)
+        )
 
     def test_random_rows(self):
         rows = random_rows(decoder_row, 6, salt=1)
@@ -121,34 +132,42 @@ class Test_induction_mask:
     def test_the_picture_of_the_handout(self):
         kind = torch.tensor([[PREFIX, PREFIX, TEXT, TEXT, LATENT, TEXT, TEXT, LATENT, TAIL]])
         drawn = ["".join("x" if x else "." for x in row) for row in lab.induction_mask(kind)[0].tolist()]
-        assert drawn == ["x........",
-                         "xx.......",
-                         "xxx......",
-                         "xxxx.....",
-                         "xxxxx....",      # L1 sees the text of S_1 and itself
-                         "xxxx.x...",
-                         "xxxx.xx..",
-                         "xxxx.xxx.",      # L2: S_1 and S_2 and itself, not L1
-                         "xxxx.xx.x"]
+        assert drawn == [
+            "x........",
+            "xx.......",
+            "xxx......",
+            "xxxx.....",
+            "xxxxx....",  # L1 sees the text of S_1 and itself
+            "xxxx.x...",
+            "xxxx.xx..",
+            "xxxx.xxx.",  # L2: S_1 and S_2 and itself, not L1
+            "xxxx.xx.x",
+        ]
 
     @pytest.mark.parametrize("extra", [0, 2])
     def test_no_position_sees_an_earlier_latent(self, extra):
         rows = [encoder_row(*s) for s in SHAPES]
-        check_mask(lab.induction_mask(tensors(rows, extra)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT)
+        check_mask(
+            lab.induction_mask(tensors(rows, extra)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT
+        )
 
     def test_one_row(self):
         rows = [encoder_row(1, [1], 1)]
-        check_mask(lab.induction_mask(tensors(rows)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT)
+        check_mask(
+            lab.induction_mask(tensors(rows)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT
+        )
 
     def test_random_rows(self):
         rows = random_rows(encoder_row, 6, salt=2)
-        check_mask(lab.induction_mask(tensors(rows, 1)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT)
+        check_mask(
+            lab.induction_mask(tensors(rows, 1)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT
+        )
 
     def test_rows_of_a_batch_have_nothing_to_do_with_one_another(self):
         kind = tensors(random_rows(encoder_row, 5, salt=3))[0]
         together = lab.induction_mask(kind)
         for b in range(5):
-            assert torch.equal(together[b], lab.induction_mask(kind[b:b + 1])[0])
+            assert torch.equal(together[b], lab.induction_mask(kind[b : b + 1])[0])
 
 
 def supervision_rule(row, i, j):
@@ -166,20 +185,24 @@ def supervision_rule(row, i, j):
 class Test_supervision_mask:
     def test_the_picture_of_the_handout(self):
         kind, block = tensors([decoder_row(3, [2, 2, 2], 3)])
-        drawn = ["".join("x" if x else "." for x in row) for row in lab.supervision_mask(kind, block)[0].tolist()]
-        assert drawn == ["x............",
-                         "xx...........",
-                         "xxx..........",
-                         "xxxx.........",      # Z1
-                         "...xx........",      # s3: its latent and itself
-                         "...xxx.......",
-                         "xxxx..x......",      # Z2: no text of the chain
-                         "......xx.....",
-                         "......xxx....",
-                         "xxxx..x..x...",
-                         "xxxx..x..xx..",      # </think>: the question and the latents
-                         "xxxx..x..xxx.",
-                         "xxxx..x..xxxx"]
+        drawn = [
+            "".join("x" if x else "." for x in row) for row in lab.supervision_mask(kind, block)[0].tolist()
+        ]
+        assert drawn == [
+            "x............",
+            "xx...........",
+            "xxx..........",
+            "xxxx.........",  # Z1
+            "...xx........",  # s3: its latent and itself
+            "...xxx.......",
+            "xxxx..x......",  # Z2: no text of the chain
+            "......xx.....",
+            "......xxx....",
+            "xxxx..x..x...",
+            "xxxx..x..xx..",  # </think>: the question and the latents
+            "xxxx..x..xxx.",
+            "xxxx..x..xxxx",
+        ]
 
     @pytest.mark.parametrize("extra", [0, 2])
     def test_the_table_of_the_handout_for_every_pair(self, extra):
@@ -240,7 +263,9 @@ class Test_dual_track_positions:
         kind, _ = tensors(rows)
         together = lab.dual_track_positions(kind)
         for b, row in enumerate(rows):
-            assert torch.equal(together[b, :len(row)], lab.dual_track_positions(kind[b:b + 1, :len(row)])[0])
+            assert torch.equal(
+                together[b, : len(row)], lab.dual_track_positions(kind[b : b + 1, : len(row)])[0]
+            )
 
 
 def attend_by_loops(q, k, v, mask):
@@ -249,7 +274,10 @@ def attend_by_loops(q, k, v, mask):
     for b in range(B):
         for i in range(T):
             seen = [j for j in range(k.shape[1]) if mask[b, i, j]]
-            weight = [math.exp(sum(float(q[b, i, d]) * float(k[b, j, d]) for d in range(D)) / math.sqrt(D)) for j in seen]
+            weight = [
+                math.exp(sum(float(q[b, i, d]) * float(k[b, j, d]) for d in range(D)) / math.sqrt(D))
+                for j in seen
+            ]
             out[b, i] = sum(w / sum(weight) * v[b, j] for w, j in zip(weight, seen))
     return out
 
@@ -271,7 +299,7 @@ class Test_attend:
 
     def test_a_hidden_value_however_large_and_its_gradient_do_not_get_through(self):
         q, k = randn(1, 3, 4, salt=14), randn(1, 3, 4, salt=15)
-        k[:, 2] = 1e6 * q[:, 0]                            # a key that would take all the weight, were it only 10 000 lower
+        k[:, 2] = 1e6 * q[:, 0]  # a key that would take all the weight, were it only 10 000 lower
         v = randn(1, 3, 2, salt=16)
         v[:, 2] = 1e12
         q, k, v = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
@@ -287,7 +315,10 @@ class Test_attend:
         q = torch.full((1, 1, 4), 200.0, dtype=torch.float64)
         k = torch.full((1, 2, 4), 200.0, dtype=torch.float64)
         v = torch.tensor([[[1.0], [3.0]]], dtype=torch.float64)
-        close(lab.attend(q, k, v, torch.ones(1, 1, 2, dtype=torch.bool)), torch.tensor([[[2.0]]], dtype=torch.float64))
+        close(
+            lab.attend(q, k, v, torch.ones(1, 1, 2, dtype=torch.bool)),
+            torch.tensor([[[2.0]]], dtype=torch.float64),
+        )
 
     def test_the_dtype_is_kept(self):
         q = randn(1, 2, 4, salt=17, dtype=torch.float32)

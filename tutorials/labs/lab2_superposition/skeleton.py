@@ -2,10 +2,11 @@
 
 B rows, T positions, V vocabulary, C width, k entries kept, n positions that count.
 """
+
 import torch
 from torch import Tensor
 
-PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # what a position holds: see lab 1
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # what a position holds: see lab 1
 
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
@@ -43,8 +44,15 @@ def segment_cross_entropy(logits: Tensor, ids: Tensor, kind: Tensor, block: Tens
     raise NotImplementedError
 
 
-def autonomous_loss(logits: Tensor, ids: Tensor, kind: Tensor, probs: Tensor, top: Tensor,
-                    kl_weight: float = 1.0, ce_weight: float = 1.0) -> Tensor:
+def autonomous_loss(
+    logits: Tensor,
+    ids: Tensor,
+    kind: Tensor,
+    probs: Tensor,
+    top: Tensor,
+    kl_weight: float = 1.0,
+    ce_weight: float = 1.0,
+) -> Tensor:
     """Stage 2's L_auto, of `Q <think> z_1 .. z_N </think> answer <eos>`, ordinary causal input:
     kl_weight · mean over latents of KL(α_t ‖ q) + ce_weight · mean over TAIL ids of -log q[id], each q read at the
     position *before*. probs, top (n, k): the labels α of all latents of the batch, in reading order.

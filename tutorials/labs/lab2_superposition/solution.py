@@ -2,10 +2,11 @@
 
 B rows, T positions, V vocabulary, C width, k entries kept, n positions that count.
 """
+
 import torch
 from torch import Tensor
 
-PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3     # what a position holds: see lab 1
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # what a position holds: see lab 1
 
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
@@ -45,7 +46,7 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     probabilities `probs` at `ids` (0..V-1) and 0 elsewhere. An entry with α_j = 0 counts nothing, whatever its id.
     logits (n, V), probs, ids (n, k) -> ()."""
     # BEGIN SOLUTION
-    log_q = logits.log_softmax(-1).gather(-1, ids)                                 # (n, k)
+    log_q = logits.log_softmax(-1).gather(-1, ids)  # (n, k)
     return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean()
     # END SOLUTION
 
@@ -58,19 +59,26 @@ def segment_cross_entropy(logits: Tensor, ids: Tensor, kind: Tensor, block: Tens
     # BEGIN SOLUTION
     B, T, V = logits.shape
     following = kind[:, 1:]
-    told = (following == TEXT) | (following == TAIL)                               # (B, T-1)
+    told = (following == TEXT) | (following == TAIL)  # (B, T-1)
     groups = int(block.max()) + 1
-    group = (block[:, 1:] + groups * torch.arange(B)[:, None])[told]               # (n,)
-    log_q = logits[:, :-1][told].log_softmax(-1)                                   # (n, V)
-    nll = -log_q.gather(-1, ids[:, 1:][told][:, None])[:, 0]                       # (n,)
+    group = (block[:, 1:] + groups * torch.arange(B)[:, None])[told]  # (n,)
+    log_q = logits[:, :-1][told].log_softmax(-1)  # (n, V)
+    nll = -log_q.gather(-1, ids[:, 1:][told][:, None])[:, 0]  # (n,)
     total = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, nll)
     count = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, torch.ones_like(nll))
     return (total / count.clamp(min=1)).sum() / (count > 0).sum()
     # END SOLUTION
 
 
-def autonomous_loss(logits: Tensor, ids: Tensor, kind: Tensor, probs: Tensor, top: Tensor,
-                    kl_weight: float = 1.0, ce_weight: float = 1.0) -> Tensor:
+def autonomous_loss(
+    logits: Tensor,
+    ids: Tensor,
+    kind: Tensor,
+    probs: Tensor,
+    top: Tensor,
+    kl_weight: float = 1.0,
+    ce_weight: float = 1.0,
+) -> Tensor:
     """Stage 2's L_auto, of `Q <think> z_1 .. z_N </think> answer <eos>`, ordinary causal input:
     kl_weight · mean over latents of KL(α_t ‖ q) + ce_weight · mean over TAIL ids of -log q[id], each q read at the
     position *before*. probs, top (n, k): the labels α of all latents of the batch, in reading order.
@@ -78,7 +86,7 @@ def autonomous_loss(logits: Tensor, ids: Tensor, kind: Tensor, probs: Tensor, to
     # BEGIN SOLUTION
     before, following = logits[:, :-1], kind[:, 1:]
     kl = sparse_kl(before[following == LATENT], probs, top)
-    log_q = before[following == TAIL].log_softmax(-1)                              # (m, V)
+    log_q = before[following == TAIL].log_softmax(-1)  # (m, V)
     labels = ids[:, 1:][following == TAIL]
     return kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).mean()
     # END SOLUTION

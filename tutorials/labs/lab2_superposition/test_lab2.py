@@ -1,11 +1,11 @@
 """Tests of lab 2, against plain loops, closed forms and torch.distributions."""
+
 import math
 
 import pytest
 import torch
-from torch.distributions import Categorical, kl_divergence
-
 from labkit import close, generator, load, randn
+from torch.distributions import Categorical, kl_divergence
 
 lab = load(__file__)
 POINTS = {"top_k": 3, "mix": 3, "gumbel": 4, "sparse_kl": 4, "segment_cross_entropy": 6, "autonomous_loss": 4}
@@ -81,7 +81,10 @@ class Test_mix:
 
     def test_all_on_one_entry_is_that_embedding(self):
         table = randn(9, 4, salt=9)
-        close(lab.mix(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[5, 2]]), table), table[5:6])
+        close(
+            lab.mix(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[5, 2]]), table),
+            table[5:6],
+        )
 
     def test_weights_are_taken_as_they_are(self):
         """Not normalised anew: half the weight is half the vector."""
@@ -90,21 +93,34 @@ class Test_mix:
         close(lab.mix(probs / 2, ids, table), lab.mix(probs, ids, table) / 2)
 
     def test_the_gradient_reaches_the_weights_and_never_the_table(self):
-        table, probs = randn(9, 4, salt=11).requires_grad_(), randn(3, 2, salt=12).softmax(-1).requires_grad_()
+        table, probs = (
+            randn(9, 4, salt=11).requires_grad_(),
+            randn(3, 2, salt=12).softmax(-1).requires_grad_(),
+        )
         ids, direction = randint(9, (3, 2), 13), randn(3, 4, salt=14)
         (lab.mix(probs, ids, table) * direction).sum().backward()
         assert table.grad is None or not table.grad.any()
-        close(probs.grad, torch.stack([(table.detach()[ids[:, j]] * direction).sum(-1) for j in range(2)], dim=1))
+        close(
+            probs.grad,
+            torch.stack([(table.detach()[ids[:, j]] * direction).sum(-1) for j in range(2)], dim=1),
+        )
 
     def test_the_dtype_is_kept(self):
-        assert lab.mix(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.long), torch.ones(3, 4)).dtype == torch.float32
+        assert (
+            lab.mix(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.long), torch.ones(3, 4)).dtype
+            == torch.float32
+        )
 
 
 def gumbel_by_hand(probs, g, scale, tau):
     """Entry by entry, from a generator in the same state."""
     u = torch.rand(probs.shape, generator=g, dtype=probs.dtype)
     out = torch.zeros_like(probs)
-    flat, noise, result = probs.reshape(-1, probs.shape[-1]), u.reshape(-1, probs.shape[-1]), out.view(-1, probs.shape[-1])
+    flat, noise, result = (
+        probs.reshape(-1, probs.shape[-1]),
+        u.reshape(-1, probs.shape[-1]),
+        out.view(-1, probs.shape[-1]),
+    )
     for row in range(len(flat)):
         weight = []
         for a, x in zip(flat[row].tolist(), noise[row].tolist()):
@@ -115,8 +131,16 @@ def gumbel_by_hand(probs, g, scale, tau):
 
 
 class Test_gumbel:
-    @pytest.mark.parametrize("shape, scale, tau", [((4,), 1.0, 1.0), ((1, 1), 1.0, 1.0), ((30, 5), 1.0, 1.0), ((30, 5), 2.0, 0.5),
-                                                   ((2, 3, 4), 0.5, 2.0)])
+    @pytest.mark.parametrize(
+        "shape, scale, tau",
+        [
+            ((4,), 1.0, 1.0),
+            ((1, 1), 1.0, 1.0),
+            ((30, 5), 1.0, 1.0),
+            ((30, 5), 2.0, 0.5),
+            ((2, 3, 4), 0.5, 2.0),
+        ],
+    )
     def test_against_loops_from_a_generator_in_the_same_state(self, shape, scale, tau):
         probs = randn(*shape, salt=15).softmax(-1)
         close(lab.gumbel(probs, generator(16), scale, tau), gumbel_by_hand(probs, generator(16), scale, tau))
@@ -149,7 +173,9 @@ class Test_gumbel:
     def test_no_noise_and_no_temperature_is_no_change(self):
         probs = randn(6, 4, salt=23).softmax(-1)
         close(lab.gumbel(probs, generator(24), scale=0.0), probs)
-        close(lab.gumbel(probs, generator(24), scale=0.0, tau=0.5), probs ** 2 / (probs ** 2).sum(-1, keepdim=True))
+        close(
+            lab.gumbel(probs, generator(24), scale=0.0, tau=0.5), probs**2 / (probs**2).sum(-1, keepdim=True)
+        )
 
     def test_a_zero_stays_zero_without_nan(self):
         out = lab.gumbel(torch.tensor([[0.7, 0.3, 0.0]], dtype=torch.float64), generator(25))
@@ -174,12 +200,21 @@ class Test_sparse_kl:
     def test_with_every_entry_it_is_the_kl_of_torch_distributions(self):
         teacher, logits = Categorical(logits=randn(5, 7, salt=30)), randn(5, 7, salt=31)
         ids = torch.arange(7).expand(5, 7)
-        close(lab.sparse_kl(logits, teacher.probs, ids), kl_divergence(teacher, Categorical(logits=logits)).mean())
+        close(
+            lab.sparse_kl(logits, teacher.probs, ids),
+            kl_divergence(teacher, Categorical(logits=logits)).mean(),
+        )
 
     def test_numbers_by_hand(self):
         """α = (½, ½) against a uniform q over four: log 4 - log 2."""
-        close(lab.sparse_kl(torch.zeros(1, 4, dtype=torch.float64), torch.tensor([[0.5, 0.5]], dtype=torch.float64),
-                            torch.tensor([[3, 1]])), math.log(2))
+        close(
+            lab.sparse_kl(
+                torch.zeros(1, 4, dtype=torch.float64),
+                torch.tensor([[0.5, 0.5]], dtype=torch.float64),
+                torch.tensor([[3, 1]]),
+            ),
+            math.log(2),
+        )
 
     def test_mass_outside_the_teachers_entries_costs(self):
         probs, ids = torch.tensor([[0.5, 0.5]], dtype=torch.float64), torch.tensor([[0, 1]])
@@ -188,14 +223,22 @@ class Test_sparse_kl:
 
     def test_an_entry_of_probability_zero_counts_nothing_and_makes_no_nan(self):
         logits = randn(3, 8, salt=32).requires_grad_()
-        with_zero = lab.sparse_kl(logits, torch.tensor([[0.7, 0.3, 0.0]] * 3, dtype=torch.float64), torch.tensor([[1, 2, 5]] * 3))
-        without = lab.sparse_kl(logits, torch.tensor([[0.7, 0.3]] * 3, dtype=torch.float64), torch.tensor([[1, 2]] * 3))
+        with_zero = lab.sparse_kl(
+            logits, torch.tensor([[0.7, 0.3, 0.0]] * 3, dtype=torch.float64), torch.tensor([[1, 2, 5]] * 3)
+        )
+        without = lab.sparse_kl(
+            logits, torch.tensor([[0.7, 0.3]] * 3, dtype=torch.float64), torch.tensor([[1, 2]] * 3)
+        )
         close(with_zero, without)
         with_zero.backward()
         assert logits.grad.isfinite().all()
 
     def test_the_gradient_is_q_minus_alpha_over_n(self):
-        logits, ids, probs = randn(4, 6, salt=33).requires_grad_(), distinct_ids(4, 6, 3, 34), randn(4, 3, salt=35).softmax(-1)
+        logits, ids, probs = (
+            randn(4, 6, salt=33).requires_grad_(),
+            distinct_ids(4, 6, 3, 34),
+            randn(4, 3, salt=35).softmax(-1),
+        )
         lab.sparse_kl(logits, probs, ids).backward()
         dense = torch.zeros(4, 6, dtype=torch.float64).scatter(1, ids, probs)
         close(logits.grad, (logits.detach().softmax(-1) - dense) / 4)
@@ -226,7 +269,9 @@ def segment_loops(logits, ids, kind, block):
     for b in range(len(ids)):
         for t in range(1, ids.shape[1]):
             if kind[b, t] in (TEXT, TAIL):
-                groups.setdefault((b, int(kind[b, t]), int(block[b, t])), []).append(-log_q[b, t - 1, ids[b, t]])
+                groups.setdefault((b, int(kind[b, t]), int(block[b, t])), []).append(
+                    -log_q[b, t - 1, ids[b, t]]
+                )
     return sum(sum(g) / len(g) for g in groups.values()) / len(groups), groups
 
 
@@ -241,7 +286,7 @@ class Test_segment_cross_entropy:
     def test_a_model_that_knows_the_next_token_pays_nothing_and_one_that_knows_the_same_pays(self):
         kind, block = decoder_rows(ROWS, 0)
         ids = randint(11, kind.shape, 38)
-        ids[:, 1::2] = (ids[:, 0::2][:, :ids[:, 1::2].shape[1]] + 5) % 11          # neighbours differ
+        ids[:, 1::2] = (ids[:, 0::2][:, : ids[:, 1::2].shape[1]] + 5) % 11  # neighbours differ
         right = torch.zeros(*kind.shape, 11, dtype=torch.float64)
         right[:, :-1].scatter_(2, ids[:, 1:, None], 100.0)
         assert lab.segment_cross_entropy(right, ids, kind, block) < 1e-9
@@ -250,15 +295,22 @@ class Test_segment_cross_entropy:
 
     def test_uniform_logits_cost_log_v(self):
         kind, block = decoder_rows(ROWS)
-        close(lab.segment_cross_entropy(torch.zeros(*kind.shape, 11, dtype=torch.float64), randint(11, kind.shape, 39), kind, block),
-              math.log(11))
+        close(
+            lab.segment_cross_entropy(
+                torch.zeros(*kind.shape, 11, dtype=torch.float64), randint(11, kind.shape, 39), kind, block
+            ),
+            math.log(11),
+        )
 
     def test_what_stands_at_padding_and_latents_counts_nothing(self):
         kind, block = decoder_rows(ROWS, 2)
         ids, logits = randint(11, kind.shape, 40), randn(*kind.shape, 11, salt=41)
         silent = (kind == PAD) | (kind == LATENT) | (kind == PREFIX)
         other = torch.where(silent, (ids + 3) % 11, ids)
-        close(lab.segment_cross_entropy(logits, other, kind, block), lab.segment_cross_entropy(logits, ids, kind, block))
+        close(
+            lab.segment_cross_entropy(logits, other, kind, block),
+            lab.segment_cross_entropy(logits, ids, kind, block),
+        )
 
     def test_the_gradient_is_there_at_the_positions_that_tell_and_nowhere_else(self):
         kind, block = decoder_rows(ROWS, 2)
@@ -270,11 +322,16 @@ class Test_segment_cross_entropy:
 
     def test_a_token_of_a_long_segment_weighs_less_than_one_of_a_short_segment(self):
         kind, block = decoder_rows([(1, [4, 1, 0], 2)], 0)
-        ids, logits = randint(5, kind.shape, 44), torch.zeros(*kind.shape, 5, dtype=torch.float64).requires_grad_()
+        ids, logits = (
+            randint(5, kind.shape, 44),
+            torch.zeros(*kind.shape, 5, dtype=torch.float64).requires_grad_(),
+        )
         lab.segment_cross_entropy(logits, ids, kind, block).backward()
         weight = -logits.grad[0, :-1].gather(-1, ids[0, 1:, None])[:, 0] / (1 - 1 / 5)
         told = (kind[0, 1:] == TEXT) | (kind[0, 1:] == TAIL)
-        close(weight[told], torch.tensor([1 / 12] * 4 + [1 / 3] + [1 / 6] * 2, dtype=torch.float64))      # 3 blocks
+        close(
+            weight[told], torch.tensor([1 / 12] * 4 + [1 / 3] + [1 / 6] * 2, dtype=torch.float64)
+        )  # 3 blocks
 
     def test_large_logits_do_not_overflow_and_the_dtype_is_kept(self):
         kind, block = decoder_rows(ROWS[:1], 0)
@@ -309,8 +366,13 @@ class Test_autonomous_loss:
     def inputs(self, rows, k=3, V=11):
         kind = student_rows(rows)
         n = int((kind == LATENT).sum())
-        return (2 * randn(*kind.shape, V, salt=47), randint(V, kind.shape, 48), kind, randn(n, k, salt=49).softmax(-1),
-                distinct_ids(n, V, k, 50))
+        return (
+            2 * randn(*kind.shape, V, salt=47),
+            randint(V, kind.shape, 48),
+            kind,
+            randn(n, k, salt=49).softmax(-1),
+            distinct_ids(n, V, k, 50),
+        )
 
     @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.3, 2.0), (0.0, 1.0), (1.0, 0.0)])
     @pytest.mark.parametrize("rows", [STUDENTS, STUDENTS[:1], STUDENTS[1:2]], ids=str)
@@ -328,7 +390,10 @@ class Test_autonomous_loss:
     def test_the_ids_in_latent_slots_prefix_and_padding_count_nothing(self):
         logits, ids, kind, probs, top = self.inputs(STUDENTS)
         other = torch.where(kind == TAIL, ids, (ids + 4) % 11)
-        close(lab.autonomous_loss(logits, other, kind, probs, top), lab.autonomous_loss(logits, ids, kind, probs, top))
+        close(
+            lab.autonomous_loss(logits, other, kind, probs, top),
+            lab.autonomous_loss(logits, ids, kind, probs, top),
+        )
 
     def test_the_gradient_is_there_before_every_latent_and_tail_token_and_nowhere_else(self):
         logits, ids, kind, probs, top = self.inputs(STUDENTS)

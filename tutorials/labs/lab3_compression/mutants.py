@@ -1,49 +1,175 @@
 """Plausible wrong answers to lab 3: (problem, what is wrong, the solution's text, what stands there instead)."""
+
 MUTANTS = [
-    ("to_blocks", "the last, short block is dropped", "range(0, len(chain), c)]", "range(0, len(chain) - c + 1, c)]"),
-    ("to_blocks", "padded on the left", "block + [pad] * (c - len(block))", "[pad] * (c - len(block)) + block"),
+    (
+        "to_blocks",
+        "the last, short block is dropped",
+        "range(0, len(chain), c)]",
+        "range(0, len(chain) - c + 1, c)]",
+    ),
+    (
+        "to_blocks",
+        "padded on the left",
+        "block + [pad] * (c - len(block))",
+        "[pad] * (c - len(block)) + block",
+    ),
     ("to_blocks", "padding is always 0", "[pad]", "[0]"),
     ("to_blocks", "blocks overlap", "range(0, len(chain), c)]", "range(0, len(chain))]"),
-    ("to_blocks", "an empty chain has a block of padding", "[len(chain) for chain in blocks]", "[len(chain) or 1 for chain in blocks]"),
-    ("to_blocks", "counts tokens, not blocks", "[len(chain) for chain in blocks]", "[len(chain) for chain in chains]"),
-    ("to_blocks", "blocks go over the ends of the chains", "for chain in chains]", "for chain in [sum(chains, [])]]"),
-    ("to_blocks", "floor instead of ceiling", "range(0, len(chain), c)]", "range(0, len(chain) // c * c, c)]"),
+    (
+        "to_blocks",
+        "an empty chain has a block of padding",
+        "[len(chain) for chain in blocks]",
+        "[len(chain) or 1 for chain in blocks]",
+    ),
+    (
+        "to_blocks",
+        "counts tokens, not blocks",
+        "[len(chain) for chain in blocks]",
+        "[len(chain) for chain in chains]",
+    ),
+    (
+        "to_blocks",
+        "blocks go over the ends of the chains",
+        "for chain in chains]",
+        "for chain in [sum(chains, [])]]",
+    ),
+    (
+        "to_blocks",
+        "floor instead of ceiling",
+        "range(0, len(chain), c)]",
+        "range(0, len(chain) // c * c, c)]",
+    ),
     ("compress", "mean instead of sum / √c", "count.to(embeds.dtype).sqrt()", "count.to(embeds.dtype)"),
     ("compress", "plain sum", " / count.to(embeds.dtype).sqrt()", ""),
-    ("compress", "√ of the block's size, not of its real tokens", "count = real.sum(1, keepdim=True)", "count = torch.full((len(real), 1), real.shape[1])"),
+    (
+        "compress",
+        "√ of the block's size, not of its real tokens",
+        "count = real.sum(1, keepdim=True)",
+        "count = torch.full((len(real), 1), real.shape[1])",
+    ),
     ("compress", "padding is summed", "torch.where(real[:, :, None], embeds, 0)", "embeds"),
-    ("compress", "padding times 0, which lets NaN through", "torch.where(real[:, :, None], embeds, 0)", "(embeds * real[:, :, None])"),
-    ("compress", "the gradient is cut", "torch.where(real[:, :, None], embeds, 0)", "torch.where(real[:, :, None], embeds, 0).detach()"),
-    ("compress", "√ of the batch's mean count", "count = real.sum(1, keepdim=True)", "count = real.sum(1, keepdim=True).double().mean().expand(len(real), 1)"),
+    (
+        "compress",
+        "padding times 0, which lets NaN through",
+        "torch.where(real[:, :, None], embeds, 0)",
+        "(embeds * real[:, :, None])",
+    ),
+    (
+        "compress",
+        "the gradient is cut",
+        "torch.where(real[:, :, None], embeds, 0)",
+        "torch.where(real[:, :, None], embeds, 0).detach()",
+    ),
+    (
+        "compress",
+        "√ of the batch's mean count",
+        "count = real.sum(1, keepdim=True)",
+        "count = real.sum(1, keepdim=True).double().mean().expand(len(real), 1)",
+    ),
     ("compress", "c² instead of √c", ".sqrt()", ".square()"),
     ("compress", "√(c + 1)", "count = real.sum(1, keepdim=True)", "count = real.sum(1, keepdim=True) + 1"),
-    ("compress", "divided by the vectors' own length", "return total / count.to(embeds.dtype).sqrt()", "return total / (total.norm(dim=-1, keepdim=True) + 1e-9)"),
-    ("compress", "the last token only", ".sum(1)                        #", "[:, 0]                        #"),
+    (
+        "compress",
+        "divided by the vectors' own length",
+        "return total / count.to(embeds.dtype).sqrt()",
+        "return total / (total.norm(dim=-1, keepdim=True) + 1e-9)",
+    ),
+    (
+        "compress",
+        "the last token only",
+        ".sum(1)                        #",
+        "[:, 0]                        #",
+    ),
     ("compress", "an ε in the divisor", ".sqrt()", ".sqrt().add(1e-6)"),
     ("random_labels", "the global generator", "generator=generator, ", ""),
-    ("random_labels", "a generator of its own", "generator=generator", "generator=torch.Generator().manual_seed(0)"),
-    ("random_labels", "always the first", "(torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()", "torch.zeros(len(blocks), dtype=torch.long)"),
-    ("random_labels", "always the last real one", "(torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()", "count - 1"),
-    ("random_labels", "padding can be drawn", "count = real.sum(1)", "count = torch.full((len(real),), real.shape[1])"),
-    ("random_labels", "the last real one is never drawn", "count = real.sum(1)", "count = (real.sum(1) - 1).clamp(min=1)"),
+    (
+        "random_labels",
+        "a generator of its own",
+        "generator=generator",
+        "generator=torch.Generator().manual_seed(0)",
+    ),
+    (
+        "random_labels",
+        "always the first",
+        "(torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()",
+        "torch.zeros(len(blocks), dtype=torch.long)",
+    ),
+    (
+        "random_labels",
+        "always the last real one",
+        "(torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()",
+        "count - 1",
+    ),
+    (
+        "random_labels",
+        "padding can be drawn",
+        "count = real.sum(1)",
+        "count = torch.full((len(real),), real.shape[1])",
+    ),
+    (
+        "random_labels",
+        "the last real one is never drawn",
+        "count = real.sum(1)",
+        "count = (real.sum(1) - 1).clamp(min=1)",
+    ),
     ("random_labels", "rounded instead of cut", ").long()", ").round().long().clamp(max=count - 1)"),
     ("random_labels", "one draw for all blocks", "torch.rand(len(blocks), ", "torch.rand(1, "),
-    ("random_labels", "the place, not the token", "return blocks.gather(1, drawn[:, None])[:, 0]", "return drawn"),
-    ("random_labels", "of the block before", "return blocks.gather(1, drawn[:, None])[:, 0]", "return blocks.roll(1, 0).gather(1, drawn[:, None])[:, 0]"),
+    (
+        "random_labels",
+        "the place, not the token",
+        "return blocks.gather(1, drawn[:, None])[:, 0]",
+        "return drawn",
+    ),
+    (
+        "random_labels",
+        "of the block before",
+        "return blocks.gather(1, drawn[:, None])[:, 0]",
+        "return blocks.roll(1, 0).gather(1, drawn[:, None])[:, 0]",
+    ),
     ("next_targets", "not detached", ").detach()", ")"),
     ("next_targets", "not divided by std", " / std", ""),
     ("next_targets", "times std", "/ std", "* std"),
     ("next_targets", "no end", "torch.cat([row, end[None]])", "row"),
     ("next_targets", "the end comes first", "torch.cat([row, end[None]])", "torch.cat([end[None], row])"),
-    ("next_targets", "one end for the whole batch", "BODY", "return (torch.cat([z, end[None]]) / std).detach()"),
-    ("next_targets", "the same block, not the next", "torch.cat([row, end[None]])", "torch.cat([row[:1], row])"),
-    ("next_targets", "two blocks ahead", "torch.cat([row, end[None]])", "torch.cat([row[1:], end[None], end[None]])"),
-    ("next_targets", "the end is not divided", "BODY", """\
+    (
+        "next_targets",
+        "one end for the whole batch",
+        "BODY",
+        "return (torch.cat([z, end[None]]) / std).detach()",
+    ),
+    (
+        "next_targets",
+        "the same block, not the next",
+        "torch.cat([row, end[None]])",
+        "torch.cat([row[:1], row])",
+    ),
+    (
+        "next_targets",
+        "two blocks ahead",
+        "torch.cat([row, end[None]])",
+        "torch.cat([row[1:], end[None], end[None]])",
+    ),
+    (
+        "next_targets",
+        "the end is not divided",
+        "BODY",
+        """\
 rows = [torch.cat([row / std, end[None]]) for row in z.split(counts)]
-return torch.cat(rows).detach()"""),
-    ("next_targets", "only the end is detached", "(torch.cat(rows) / std).detach()", "(torch.cat(rows) / std)"),
+return torch.cat(rows).detach()""",
+    ),
+    (
+        "next_targets",
+        "only the end is detached",
+        "(torch.cat(rows) / std).detach()",
+        "(torch.cat(rows) / std)",
+    ),
     ("next_targets", "standardised", "/ std).detach()", "/ std - torch.cat(rows).mean()).detach()"),
-    ("next_targets", "the first block is not foretold", "torch.cat([row, end[None]])", "torch.cat([row[1:], end[None]])"),
+    (
+        "next_targets",
+        "the first block is not foretold",
+        "torch.cat([row, end[None]])",
+        "torch.cat([row[1:], end[None]])",
+    ),
     ("gaussian_nll", "no ½", "(2 * (2 * log_sigma).exp())", "(2 * log_sigma).exp()"),
     ("gaussian_nll", "σ instead of σ²", "(2 * log_sigma).exp()", "log_sigma.exp()"),
     ("gaussian_nll", "minus log σ", ".exp()) + log_sigma", ".exp()) - log_sigma"),
@@ -55,7 +181,12 @@ return torch.cat(rows).detach()"""),
     ("gaussian_nll", "sum", ".mean()", ".sum()"),
     ("gaussian_nll", "the absolute error", ".square()", ".abs()"),
     ("gaussian_nll", "an ε beside σ²", "(2 * (2 * log_sigma).exp())", "(2 * (2 * log_sigma).exp() + 1e-8)"),
-    ("gaussian_nll", "σ does not learn", "(2 * (2 * log_sigma).exp())", "(2 * (2 * log_sigma.detach()).exp())"),
+    (
+        "gaussian_nll",
+        "σ does not learn",
+        "(2 * (2 * log_sigma).exp())",
+        "(2 * (2 * log_sigma.detach()).exp())",
+    ),
     ("gaussian_nll", "μ does not learn", "target - mu", "target - mu.detach()"),
     ("gaussian_nll", "log σ is taken for σ", "(2 * (2 * log_sigma).exp())", "(2 * log_sigma.square())"),
     ("soft_mse", "σ instead of σ²", "(2 * log_sigma).exp()", "log_sigma.exp()"),
@@ -63,20 +194,34 @@ return torch.cat(rows).detach()"""),
     ("soft_mse", "minus σ²", "+ (2 * log_sigma).exp()", "- (2 * log_sigma).exp()"),
     ("soft_mse", "plus the entropy", "squared - alpha", "squared + alpha"),
     ("soft_mse", "the entropy of log σ twice", "math.e) + log_sigma", "math.e) + 2 * log_sigma"),
-    ("soft_mse", "the entropy without its constant", "0.5 * math.log(2 * math.pi * math.e) + log_sigma", "log_sigma"),
+    (
+        "soft_mse",
+        "the entropy without its constant",
+        "0.5 * math.log(2 * math.pi * math.e) + log_sigma",
+        "log_sigma",
+    ),
     ("soft_mse", "the entropy without e", "math.pi * math.e", "math.pi"),
     ("soft_mse", "α is ignored", "if alpha:", "if False:"),
-    ("soft_mse", "one draw instead of the closed form", "(target - mu).square() + (2 * log_sigma).exp()",
-     "(mu + log_sigma.exp() * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0), dtype=mu.dtype) - target).square()"),
+    (
+        "soft_mse",
+        "one draw instead of the closed form",
+        "(target - mu).square() + (2 * log_sigma).exp()",
+        "(mu + log_sigma.exp() * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0), dtype=mu.dtype) - target).square()",
+    ),
     ("soft_mse", "sum", "squared.mean()", "squared.sum()"),
     ("soft_mse", "NaN for σ = 0", "if alpha:", "if True:"),
     ("soft_mse", "σ does not learn", "(2 * log_sigma).exp()", "(2 * log_sigma.detach()).exp()"),
     ("soft_mse", "half the squared error", "(target - mu).square()", "0.5 * (target - mu).square()"),
     ("next_input", "std is forgotten", "mu * std", "mu"),
     ("next_input", "divided by std", "mu * std", "mu / std"),
-    ("next_input", "the noise is not scaled back", "BODY", """\
+    (
+        "next_input",
+        "the noise is not scaled back",
+        "BODY",
+        """\
 noise = temperature * log_sigma.exp() * torch.randn(mu.shape, generator=generator, dtype=mu.dtype) if temperature > 0 else 0
-return mu * std + noise"""),
+return mu * std + noise""",
+    ),
     ("next_input", "log σ is taken for σ", "log_sigma.exp()", "log_sigma"),
     ("next_input", "the temperature is ignored", "temperature * log_sigma", "log_sigma"),
     ("next_input", "uniform noise", "torch.randn", "torch.rand"),
@@ -85,36 +230,83 @@ return mu * std + noise"""),
     ("next_input", "NaN when cold", "if temperature > 0:", "if True:"),
     ("next_input", "the mean always", "if temperature > 0:", "if False:"),
     ("next_input", "√temperature", "temperature * log_sigma", "temperature ** 0.5 * log_sigma"),
-    ("compress", "mean times the root of the block's size", "total / count.to(embeds.dtype).sqrt()",
-     "total / count.to(embeds.dtype) * real.shape[1] ** 0.5"),
-    ("random_labels", "a draw from c, modulo the count", "BODY", """\
+    (
+        "compress",
+        "mean times the root of the block's size",
+        "total / count.to(embeds.dtype).sqrt()",
+        "total / count.to(embeds.dtype) * real.shape[1] ** 0.5",
+    ),
+    (
+        "random_labels",
+        "a draw from c, modulo the count",
+        "BODY",
+        """\
 count = real.sum(1)
 drawn = torch.randint(0, real.shape[1], (len(blocks),), generator=generator) % count
-return blocks.gather(1, drawn[:, None])[:, 0]"""),
-    ("random_labels", "the shortest block's count for all", "count = real.sum(1)", "count = real.sum(1).min().expand(len(real))"),
-    ("next_targets", "rows without latents have no end", "rows = [torch.cat([row, end[None]]) for row in z.split(counts)]",
-     "rows = [torch.cat([row, end[None]]) for row in z.split(counts) if len(row)] or [end[None][:0]]"),
-    ("gaussian_nll", "log σ is cut off at -5", "BODY", """\
+return blocks.gather(1, drawn[:, None])[:, 0]""",
+    ),
+    (
+        "random_labels",
+        "the shortest block's count for all",
+        "count = real.sum(1)",
+        "count = real.sum(1).min().expand(len(real))",
+    ),
+    (
+        "next_targets",
+        "rows without latents have no end",
+        "rows = [torch.cat([row, end[None]]) for row in z.split(counts)]",
+        "rows = [torch.cat([row, end[None]]) for row in z.split(counts) if len(row)] or [end[None][:0]]",
+    ),
+    (
+        "gaussian_nll",
+        "log σ is cut off at -5",
+        "BODY",
+        """\
 log_sigma = log_sigma.clamp(min=-5)
-return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()"""),
-    ("gaussian_nll", "log σ is cut off at 2", "BODY", """\
+return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()""",
+    ),
+    (
+        "gaussian_nll",
+        "log σ is cut off at 2",
+        "BODY",
+        """\
 log_sigma = log_sigma.clamp(max=2)
-return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()"""),
-    ("gaussian_nll", "PyTorch's loss with its ε", "BODY", """\
-return torch.nn.functional.gaussian_nll_loss(mu, target, (2 * log_sigma).exp())"""),
-    ("soft_mse", "log σ is cut off at 2", "BODY", """\
+return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()""",
+    ),
+    (
+        "gaussian_nll",
+        "PyTorch's loss with its ε",
+        "BODY",
+        """\
+return torch.nn.functional.gaussian_nll_loss(mu, target, (2 * log_sigma).exp())""",
+    ),
+    (
+        "soft_mse",
+        "log σ is cut off at 2",
+        "BODY",
+        """\
 log_sigma = log_sigma.clamp(max=2)
 squared = (target - mu).square() + (2 * log_sigma).exp()
 if alpha:
     squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
-return squared.mean()"""),
-    ("soft_mse", "log σ is cut off at -5", "BODY", """\
+return squared.mean()""",
+    ),
+    (
+        "soft_mse",
+        "log σ is cut off at -5",
+        "BODY",
+        """\
 log_sigma = log_sigma.clamp(min=-5)
 squared = (target - mu).square() + (2 * log_sigma).exp()
 if alpha:
     squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
-return squared.mean()"""),
+return squared.mean()""",
+    ),
     ("next_input", "a large σ is cut off", "log_sigma.exp()", "log_sigma.clamp(max=1).exp()"),
-    ("soft_mse", "large errors count linearly", "(target - mu).square()",
-     "2 * torch.nn.functional.huber_loss(mu, target, reduction='none', delta=5.0)"),
+    (
+        "soft_mse",
+        "large errors count linearly",
+        "(target - mu).square()",
+        "2 * torch.nn.functional.huber_loss(mu, target, reduction='none', delta=5.0)",
+    ),
 ]

@@ -2,7 +2,7 @@
 
 B rows, C width, c compression factor, n blocks: those of all rows of a batch, in reading order.
 """
-import math
+
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) 
     raise NotImplementedError
 
 
-def next_input(mu: Tensor, log_sigma: Tensor, std: float, temperature: float, generator: torch.Generator) -> Tensor:
+def next_input(
+    mu: Tensor, log_sigma: Tensor, std: float, temperature: float, generator: torch.Generator
+) -> Tensor:
     """What is fed back at inference: (μ + temperature · σ · ε) · std, ε one torch.randn of μ's shape and dtype from
     `generator`. With temperature 0 it is μ · std, and σ may be anything.
     mu, log_sigma (b, C) -> (b, C)."""

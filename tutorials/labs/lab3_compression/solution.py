@@ -2,6 +2,7 @@
 
 B rows, C width, c compression factor, n blocks: those of all rows of a batch, in reading order.
 """
+
 import math
 
 import torch
@@ -13,7 +14,7 @@ def to_blocks(chains: list[list[int]], c: int, pad: int) -> tuple[Tensor, list[i
     with `pad`. An empty chain has no block.
     -> int64 (n, c), and how many blocks each chain has."""
     # BEGIN SOLUTION
-    blocks = [[chain[at:at + c] for at in range(0, len(chain), c)] for chain in chains]
+    blocks = [[chain[at : at + c] for at in range(0, len(chain), c)] for chain in chains]
     rows = [block + [pad] * (c - len(block)) for chain in blocks for block in chain]
     return torch.tensor(rows, dtype=torch.long).view(-1, c), [len(chain) for chain in blocks]
     # END SOLUTION
@@ -23,8 +24,8 @@ def compress(embeds: Tensor, real: Tensor) -> Tensor:
     """One latent a block: the sum of its tokens' embeddings / √(how many are real). The gradient reaches the embeddings.
     embeds (n, c, C), real (n, c) True = a token, at least one a row -> (n, C)."""
     # BEGIN SOLUTION
-    count = real.sum(1, keepdim=True)                                              # (n, 1)
-    total = torch.where(real[:, :, None], embeds, 0).sum(1)                        # (n, C)
+    count = real.sum(1, keepdim=True)  # (n, 1)
+    total = torch.where(real[:, :, None], embeds, 0).sum(1)  # (n, C)
     return total / count.to(embeds.dtype).sqrt()
     # END SOLUTION
 
@@ -33,7 +34,7 @@ def random_labels(blocks: Tensor, real: Tensor, generator: torch.Generator) -> T
     """One of each block's real tokens, every one equally likely, drawn from `generator`.
     blocks (n, c), real (n, c): True for the first one to c places of a row -> (n,)."""
     # BEGIN SOLUTION
-    count = real.sum(1)                                                            # (n,)
+    count = real.sum(1)  # (n,)
     drawn = (torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()
     return blocks.gather(1, drawn[:, None])[:, 0]
     # END SOLUTION
@@ -68,7 +69,9 @@ def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) 
     # END SOLUTION
 
 
-def next_input(mu: Tensor, log_sigma: Tensor, std: float, temperature: float, generator: torch.Generator) -> Tensor:
+def next_input(
+    mu: Tensor, log_sigma: Tensor, std: float, temperature: float, generator: torch.Generator
+) -> Tensor:
     """What is fed back at inference: (μ + temperature · σ · ε) · std, ε one torch.randn of μ's shape and dtype from
     `generator`. With temperature 0 it is μ · std, and σ may be anything.
     mu, log_sigma (b, C) -> (b, C)."""

@@ -1,14 +1,22 @@
 """Tests of lab 3, against loops, torch.distributions and numbers worked out by hand."""
+
 import math
 
 import pytest
 import torch
+from labkit import close, generator, load, randn
 from torch.distributions import Normal
 
-from labkit import close, generator, load, randn
-
 lab = load(__file__)
-POINTS = {"to_blocks": 2, "compress": 4, "random_labels": 3, "next_targets": 4, "gaussian_nll": 3, "soft_mse": 3, "next_input": 2}
+POINTS = {
+    "to_blocks": 2,
+    "compress": 4,
+    "random_labels": 3,
+    "next_targets": 4,
+    "gaussian_nll": 3,
+    "soft_mse": 3,
+    "next_input": 2,
+}
 
 
 class Test_to_blocks:
@@ -59,10 +67,18 @@ class Test_compress:
             close(z[i], sum(tokens) / math.sqrt(len(tokens)))
 
     def test_numbers_by_hand(self):
-        embeds = torch.tensor([[[1.0, 0.0], [2.0, 2.0], [3.0, 4.0], [2.0, 2.0]], [[1.0, 0.0], [2.0, 2.0], [9.0, 9.0], [9.0, 9.0]]],
-                              dtype=torch.float64)
+        embeds = torch.tensor(
+            [
+                [[1.0, 0.0], [2.0, 2.0], [3.0, 4.0], [2.0, 2.0]],
+                [[1.0, 0.0], [2.0, 2.0], [9.0, 9.0], [9.0, 9.0]],
+            ],
+            dtype=torch.float64,
+        )
         real = torch.tensor([[True] * 4, [True, True, False, False]])
-        close(lab.compress(embeds, real), torch.tensor([[4.0, 4.0], [3 / 2 ** 0.5, 2 / 2 ** 0.5]], dtype=torch.float64))
+        close(
+            lab.compress(embeds, real),
+            torch.tensor([[4.0, 4.0], [3 / 2**0.5, 2 / 2**0.5]], dtype=torch.float64),
+        )
 
     def test_a_block_of_one_token_is_its_embedding(self):
         embeds = randn(3, 4, 5, salt=5)
@@ -85,11 +101,19 @@ class Test_compress:
         (lab.compress(embeds, real) * direction).sum().backward()
         for i in range(5):
             for j in range(3):
-                close(embeds.grad[i, j], direction[i] / math.sqrt(real[i].sum()) if real[i, j] else torch.zeros(4, dtype=torch.float64))
+                close(
+                    embeds.grad[i, j],
+                    direction[i] / math.sqrt(real[i].sum())
+                    if real[i, j]
+                    else torch.zeros(4, dtype=torch.float64),
+                )
 
     def test_the_dtype_is_kept(self):
         for dtype in (torch.float32, torch.bfloat16):
-            assert lab.compress(torch.ones(2, 3, 4, dtype=dtype), torch.ones(2, 3, dtype=torch.bool)).dtype == dtype
+            assert (
+                lab.compress(torch.ones(2, 3, 4, dtype=dtype), torch.ones(2, 3, dtype=torch.bool)).dtype
+                == dtype
+            )
 
 
 class Test_random_labels:
@@ -103,10 +127,13 @@ class Test_random_labels:
     @pytest.mark.parametrize("count", [1, 2, 3, 5])
     def test_every_real_token_is_equally_likely(self, count):
         n = 6000
-        blocks, real = torch.arange(5).expand(n, 5).contiguous(), (torch.arange(5) < count).expand(n, 5).contiguous()
+        blocks, real = (
+            torch.arange(5).expand(n, 5).contiguous(),
+            (torch.arange(5) < count).expand(n, 5).contiguous(),
+        )
         share = torch.bincount(lab.random_labels(blocks, real, generator(14 + count)), minlength=5) / n
         expected = torch.where(torch.arange(5) < count, 1 / count, 0.0)
-        assert (share - expected).abs().max() < 0.03                               # 4.5 standard deviations at least
+        assert (share - expected).abs().max() < 0.03  # 4.5 standard deviations at least
 
     def test_short_and_long_blocks_side_by_side_are_each_drawn_from_evenly(self):
         n, count = 12_000, torch.tensor([2, 5]).repeat(6000)
@@ -126,7 +153,9 @@ class Test_random_labels:
         g = generator(21)
         first, second = lab.random_labels(blocks, real, g), lab.random_labels(blocks, real, g)
         assert torch.equal(first, lab.random_labels(blocks, real, generator(21)))
-        assert not torch.equal(first, second) and not torch.equal(first, lab.random_labels(blocks, real, generator(22)))
+        assert not torch.equal(first, second) and not torch.equal(
+            first, lab.random_labels(blocks, real, generator(22))
+        )
 
     def test_one_block_of_one_token(self):
         assert lab.random_labels(torch.tensor([[7]]), torch.tensor([[True]]), generator(23)).tolist() == [7]
@@ -136,7 +165,10 @@ class Test_next_targets:
     def test_two_rows_by_hand(self):
         z = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
         end = torch.tensor([8.0], dtype=torch.float64)
-        close(lab.next_targets(z, [2, 1], end, 2.0), torch.tensor([[0.5], [1.0], [4.0], [1.5], [4.0]], dtype=torch.float64))
+        close(
+            lab.next_targets(z, [2, 1], end, 2.0),
+            torch.tensor([[0.5], [1.0], [4.0], [1.5], [4.0]], dtype=torch.float64),
+        )
 
     @pytest.mark.parametrize("counts", [[1], [3], [2, 5, 1], [0, 2, 0], [0]], ids=str)
     def test_against_loops(self, counts):
@@ -165,15 +197,19 @@ class Test_gaussian_nll:
 
     def test_numbers_by_hand(self):
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
-        close(lab.gaussian_nll(one(1.0), one(0.0), one(3.0)), 2.0)                 # (3 - 1)² / 2
+        close(lab.gaussian_nll(one(1.0), one(0.0), one(3.0)), 2.0)  # (3 - 1)² / 2
         close(lab.gaussian_nll(one(1.0), one(math.log(2)), one(3.0)), 0.5 + math.log(2))
 
     def test_its_gradients_are_those_of_the_formula(self):
-        mu, log_sigma, target = randn(3, 4, salt=31).requires_grad_(), randn(3, 4, salt=32).requires_grad_(), randn(3, 4, salt=33)
+        mu, log_sigma, target = (
+            randn(3, 4, salt=31).requires_grad_(),
+            randn(3, 4, salt=32).requires_grad_(),
+            randn(3, 4, salt=33),
+        )
         lab.gaussian_nll(mu, log_sigma, target).backward()
         z = (target - mu.detach()) / log_sigma.detach().exp()
         close(mu.grad, -z / log_sigma.detach().exp() / 12)
-        close(log_sigma.grad, (1 - z ** 2) / 12)
+        close(log_sigma.grad, (1 - z**2) / 12)
 
     def test_a_small_sigma_is_not_rounded_up_by_an_epsilon(self):
         """σ = 1e-5, and the target two σ away."""
@@ -195,7 +231,11 @@ class Test_soft_mse:
         mu, log_sigma, target = randn(4, 3, salt=34), 0.5 * randn(4, 3, salt=35), randn(4, 3, salt=36)
         total = 0.0
         for m, s, e in zip(mu.flatten().tolist(), log_sigma.flatten().tolist(), target.flatten().tolist()):
-            entropy = Normal(torch.tensor(m, dtype=torch.float64), torch.tensor(math.exp(s), dtype=torch.float64)).entropy().item()
+            entropy = (
+                Normal(torch.tensor(m, dtype=torch.float64), torch.tensor(math.exp(s), dtype=torch.float64))
+                .entropy()
+                .item()
+            )
             total += (m - e) ** 2 + math.exp(s) ** 2 - alpha * entropy
         close(lab.soft_mse(mu, log_sigma, target, alpha), total / 12)
 
@@ -207,21 +247,31 @@ class Test_soft_mse:
 
     def test_numbers_by_hand(self):
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
-        close(lab.soft_mse(one(1.0), one(math.log(2)), one(4.0)), 13.0)            # 3² + 2²
+        close(lab.soft_mse(one(1.0), one(math.log(2)), one(4.0)), 13.0)  # 3² + 2²
         close(lab.soft_mse(one(1.0), one(0.0), one(1.0), 2.0), 1 - math.log(2 * math.pi * math.e))
         close(lab.soft_mse(one(1.0), one(0.0), one(101.0)), 10_001.0)
 
     def test_no_sigma_is_too_wide_or_too_narrow(self):
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
-        close(lab.soft_mse(one(1.0), one(12.0), one(1.0), 1.0), math.exp(24) - 0.5 * math.log(2 * math.pi * math.e) - 12)
-        close(lab.soft_mse(one(1.0), one(-12.0), one(1.0), 1.0), math.exp(-24) - 0.5 * math.log(2 * math.pi * math.e) + 12)
+        close(
+            lab.soft_mse(one(1.0), one(12.0), one(1.0), 1.0),
+            math.exp(24) - 0.5 * math.log(2 * math.pi * math.e) - 12,
+        )
+        close(
+            lab.soft_mse(one(1.0), one(-12.0), one(1.0), 1.0),
+            math.exp(-24) - 0.5 * math.log(2 * math.pi * math.e) + 12,
+        )
 
     def test_a_deterministic_head_has_the_plain_squared_error(self):
         mu, target = randn(3, 4, salt=41), randn(3, 4, salt=42)
         close(lab.soft_mse(mu, torch.full_like(mu, float("-inf")), target), (mu - target).square().mean())
 
     def test_its_gradients_are_those_of_the_formula(self):
-        mu, log_sigma, target = randn(3, 4, salt=43).requires_grad_(), (0.5 * randn(3, 4, salt=44)).requires_grad_(), randn(3, 4, salt=45)
+        mu, log_sigma, target = (
+            randn(3, 4, salt=43).requires_grad_(),
+            (0.5 * randn(3, 4, salt=44)).requires_grad_(),
+            randn(3, 4, salt=45),
+        )
         lab.soft_mse(mu, log_sigma, target, 0.7).backward()
         close(mu.grad, 2 * (mu.detach() - target) / 12)
         close(log_sigma.grad, (2 * (2 * log_sigma.detach()).exp() - 0.7) / 12)
@@ -235,8 +285,13 @@ class Test_next_input:
     def test_against_a_generator_in_the_same_state(self, shape, temperature):
         mu, log_sigma = randn(*shape, salt=46), 0.5 * randn(*shape, salt=47)
         noise = torch.randn(shape, generator=generator(48), dtype=torch.float64)
-        expected = torch.tensor([[(m + temperature * math.exp(s) * e) * 0.02 for m, s, e in zip(*rows)]
-                                 for rows in zip(mu.tolist(), log_sigma.tolist(), noise.tolist())], dtype=torch.float64)
+        expected = torch.tensor(
+            [
+                [(m + temperature * math.exp(s) * e) * 0.02 for m, s, e in zip(*rows)]
+                for rows in zip(mu.tolist(), log_sigma.tolist(), noise.tolist())
+            ],
+            dtype=torch.float64,
+        )
         close(lab.next_input(mu, log_sigma, 0.02, temperature, generator(48)) / 0.02, expected / 0.02)
 
     def test_cold_it_is_the_mean_times_the_std_whatever_sigma(self):
@@ -252,7 +307,12 @@ class Test_next_input:
     def test_every_call_draws_anew(self):
         mu, g = torch.zeros(2, 3, dtype=torch.float64), generator(51)
         first = lab.next_input(mu, mu, 1.0, 1.0, g)
-        assert not torch.equal(first, lab.next_input(mu, mu, 1.0, 1.0, g)) and not torch.equal(first[0], first[1])
+        assert not torch.equal(first, lab.next_input(mu, mu, 1.0, 1.0, g)) and not torch.equal(
+            first[0], first[1]
+        )
 
     def test_the_dtype_is_kept(self):
-        assert lab.next_input(torch.zeros(2, 3), torch.zeros(2, 3), 0.5, 1.0, generator(52)).dtype == torch.float32
+        assert (
+            lab.next_input(torch.zeros(2, 3), torch.zeros(2, 3), 0.5, 1.0, generator(52)).dtype
+            == torch.float32
+        )

@@ -2,10 +2,10 @@
 
 B rows, T new positions, S places in the cache, C width, V vocabulary.
 """
+
 import torch
 from torch import Tensor
-
-from toy import Toy, superpose
+from toy import Toy
 
 
 def write(cache: Tensor, new: Tensor, lengths: Tensor) -> None:
@@ -27,8 +27,9 @@ def decide(token: Tensor, thinking: Tensor, steps: Tensor, end: int, max_chain: 
     raise NotImplementedError
 
 
-def next_input(logits: Tensor, collapse: Tensor, goes_on: Tensor, table: Tensor, k: int, end: int,
-               never: list[int]) -> tuple[Tensor, Tensor]:
+def next_input(
+    logits: Tensor, collapse: Tensor, goes_on: Tensor, table: Tensor, k: int, end: int, never: list[int]
+) -> tuple[Tensor, Tensor]:
     """What is fed next, (B, C), and the token that stands for it, (B,). A row that goes on is fed the superposition of
     its k likeliest tokens, and its token is the likeliest; a row that collapses is fed `end`; any other is fed its
     likeliest token. No token of `never` is likeliest or mixed in.
@@ -37,8 +38,18 @@ def next_input(logits: Tensor, collapse: Tensor, goes_on: Tensor, table: Tensor,
 
 
 @torch.no_grad()
-def decode(model: Toy, prefix: Tensor, lengths: Tensor, k: int, end: int, eos: int, pad: int, never: list[int],
-           max_chain: int, max_answer: int) -> tuple[Tensor, Tensor, Tensor]:
+def decode(
+    model: Toy,
+    prefix: Tensor,
+    lengths: Tensor,
+    k: int,
+    end: int,
+    eos: int,
+    pad: int,
+    never: list[int],
+    max_chain: int,
+    max_answer: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Every row thinks in latents until it collapses, is fed `end`, and says its answer until `eos` or until it has said
     max_answer tokens. Rows do this side by side, each at its own pace, and equal `naive_decode` of each alone. The
     prefix goes through the model once; then every pass is over one new position a row.

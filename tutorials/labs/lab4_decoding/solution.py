@@ -2,9 +2,9 @@
 
 B rows, T new positions, S places in the cache, C width, V vocabulary.
 """
+
 import torch
 from torch import Tensor
-
 from toy import Toy, superpose
 
 
@@ -12,7 +12,7 @@ def write(cache: Tensor, new: Tensor, lengths: Tensor) -> None:
     """Put the T new vectors of row b at places lengths[b] .. lengths[b] + T - 1 of its cache, in place; nothing else
     changes. cache (B, S, C), new (B, T, C), lengths (B,)."""
     # BEGIN SOLUTION
-    slots = lengths[:, None] + torch.arange(new.shape[1])                          # (B, T)
+    slots = lengths[:, None] + torch.arange(new.shape[1])  # (B, T)
     cache.scatter_(1, slots[:, :, None].expand_as(new), new)
     # END SOLUTION
 
@@ -21,7 +21,7 @@ def cache_mask(lengths: Tensor, T: int, S: int) -> Tensor:
     """What T new positions, written behind the lengths[b] that row b holds, may attend to: the row's own places up to
     and with themselves. lengths (B,) -> bool (B, T, S)."""
     # BEGIN SOLUTION
-    slots = lengths[:, None] + torch.arange(T)                                     # (B, T)
+    slots = lengths[:, None] + torch.arange(T)  # (B, T)
     return torch.arange(S) <= slots[:, :, None]
     # END SOLUTION
 
@@ -36,23 +36,34 @@ def decide(token: Tensor, thinking: Tensor, steps: Tensor, end: int, max_chain: 
     # END SOLUTION
 
 
-def next_input(logits: Tensor, collapse: Tensor, goes_on: Tensor, table: Tensor, k: int, end: int,
-               never: list[int]) -> tuple[Tensor, Tensor]:
+def next_input(
+    logits: Tensor, collapse: Tensor, goes_on: Tensor, table: Tensor, k: int, end: int, never: list[int]
+) -> tuple[Tensor, Tensor]:
     """What is fed next, (B, C), and the token that stands for it, (B,). A row that goes on is fed the superposition of
     its k likeliest tokens, and its token is the likeliest; a row that collapses is fed `end`; any other is fed its
     likeliest token. No token of `never` is likeliest or mixed in.
     logits (B, V), collapse, goes_on bool (B,), table (V, C)."""
     # BEGIN SOLUTION
     likeliest = logits.index_fill(-1, torch.tensor(never, dtype=torch.long), float("-inf")).argmax(-1)
-    token = torch.where(collapse, end, likeliest)                                  # (B,)
-    mixed = superpose(logits, table, k, never)                                     # (B, C)
+    token = torch.where(collapse, end, likeliest)  # (B,)
+    mixed = superpose(logits, table, k, never)  # (B, C)
     return torch.where(goes_on[:, None], mixed, table[token]), token
     # END SOLUTION
 
 
 @torch.no_grad()
-def decode(model: Toy, prefix: Tensor, lengths: Tensor, k: int, end: int, eos: int, pad: int, never: list[int],
-           max_chain: int, max_answer: int) -> tuple[Tensor, Tensor, Tensor]:
+def decode(
+    model: Toy,
+    prefix: Tensor,
+    lengths: Tensor,
+    k: int,
+    end: int,
+    eos: int,
+    pad: int,
+    never: list[int],
+    max_chain: int,
+    max_answer: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Every row thinks in latents until it collapses, is fed `end`, and says its answer until `eos` or until it has said
     max_answer tokens. Rows do this side by side, each at its own pace, and equal `naive_decode` of each alone. The
     prefix goes through the model once; then every pass is over one new position a row.
@@ -72,7 +83,8 @@ def decode(model: Toy, prefix: Tensor, lengths: Tensor, k: int, end: int, eos: i
             write(keys[layer], k, filled)
             write(values[layer], v, filled)
             return keys[layer], values[layer]
-        positions = filled[:, None] + torch.arange(x.shape[1])                     # (B, T)
+
+        positions = filled[:, None] + torch.arange(x.shape[1])  # (B, T)
         return model(x, positions, cache_mask(filled, x.shape[1], S), store)
 
     # What padding leaves in the cache lies behind a row's length: no mask shows it before it is written over.
@@ -95,5 +107,5 @@ def decode(model: Toy, prefix: Tensor, lengths: Tensor, k: int, end: int, eos: i
         if not alive.any():
             return steps, answers, latents
         hidden = run(fed[:, None], lengths)[:, 0]
-        lengths = lengths + alive                                                  # finished rows stand still
+        lengths = lengths + alive  # finished rows stand still
     # END SOLUTION

@@ -1,13 +1,13 @@
 """Tests of lab 4, against loops and against decoding one question at a time without a cache."""
+
 import pytest
 import torch
-
 from labkit import SEED, close, generator, load, randn
 from toy import Toy, naive_decode, superpose
 
 lab = load(__file__, in_place=("write",))
 POINTS = {"write": 3, "cache_mask": 3, "decide": 3, "next_input": 3, "decode": 8}
-PAD, LATENT, END, EOS = 0, 1, 2, 3                          # tokens; the others are words
+PAD, LATENT, END, EOS = 0, 1, 2, 3  # tokens; the others are words
 NEVER = [PAD, LATENT]
 
 
@@ -54,13 +54,20 @@ class Test_cache_mask:
                 assert mask[b, t].tolist() == [s <= int(lengths[b]) + t for s in range(S)]
 
     def test_an_empty_cache_gives_the_causal_mask(self):
-        assert torch.equal(lab.cache_mask(torch.tensor([0]), 3, 3)[0], torch.ones(3, 3, dtype=torch.bool).tril())
+        assert torch.equal(
+            lab.cache_mask(torch.tensor([0]), 3, 3)[0], torch.ones(3, 3, dtype=torch.bool).tril()
+        )
 
 
 class Test_decide:
     def test_each_row_by_its_own_token_state_and_count(self):
         """Every combination, against the rule said in words."""
-        cases = [(token, thinking, steps) for token in (END, 5) for thinking in (True, False) for steps in (0, 3, 4)]
+        cases = [
+            (token, thinking, steps)
+            for token in (END, 5)
+            for thinking in (True, False)
+            for steps in (0, 3, 4)
+        ]
         token, thinking, steps = (torch.tensor(x) for x in zip(*cases))
         collapse, goes_on = lab.decide(token, thinking, steps, END, 4)
         assert collapse.dtype == goes_on.dtype == torch.bool
@@ -69,11 +76,15 @@ class Test_decide:
             assert bool(goes_on[i]) == (on and t != END and n < 4), cases[i]
 
     def test_one_row_that_ends_does_not_end_the_others(self):
-        collapse, goes_on = lab.decide(torch.tensor([END, 5, 6]), torch.tensor([True] * 3), torch.tensor([1, 1, 1]), END, 9)
+        collapse, goes_on = lab.decide(
+            torch.tensor([END, 5, 6]), torch.tensor([True] * 3), torch.tensor([1, 1, 1]), END, 9
+        )
         assert collapse.tolist() == [True, False, False] and goes_on.tolist() == [False, True, True]
 
     def test_the_number_of_the_end_token_is_taken_from_the_argument(self):
-        collapse, _ = lab.decide(torch.tensor([7, END]), torch.tensor([True, True]), torch.tensor([0, 0]), 7, 3)
+        collapse, _ = lab.decide(
+            torch.tensor([7, END]), torch.tensor([True, True]), torch.tensor([0, 0]), 7, 3
+        )
         assert collapse.tolist() == [True, False]
 
     def test_a_longest_chain_of_nothing_collapses_at_once(self):
@@ -84,7 +95,7 @@ class Test_decide:
 class Test_next_input:
     def inputs(self, B, V=9, C=5):
         logits, table = 3 * randn(B, V, salt=5), randn(V, C, salt=6)
-        logits[:, LATENT], logits[:, PAD] = 50.0, 40.0      # would win if they could
+        logits[:, LATENT], logits[:, PAD] = 50.0, 40.0  # would win if they could
         state = torch.randint(0, 3, (B,), generator=generator(7))
         return logits, state == 0, state == 1, table
 
@@ -114,7 +125,10 @@ class Test_next_input:
 def rows_of(model, lengths, salt):
     """Prefixes (B, T, C) of random words; what stands at padding is large and random."""
     ids = torch.randint(4, len(model.table), (len(lengths), max(lengths)), generator=generator(salt))
-    prefix, garbage = model.table[ids], 100 * randn(len(lengths), max(lengths), model.table.shape[1], salt=salt + 1)
+    prefix, garbage = (
+        model.table[ids],
+        100 * randn(len(lengths), max(lengths), model.table.shape[1], salt=salt + 1),
+    )
     real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return torch.where(real[:, :, None], prefix, garbage)
 
@@ -122,7 +136,9 @@ def rows_of(model, lengths, salt):
 def compare(model, lengths, salt, k, max_chain, max_answer, words=(END, EOS), pad=PAD):
     end, eos = words
     prefix = rows_of(model, lengths, salt)
-    steps, answers, latents = lab.decode(model, prefix, torch.tensor(lengths), k, end, eos, pad, NEVER, max_chain, max_answer)
+    steps, answers, latents = lab.decode(
+        model, prefix, torch.tensor(lengths), k, end, eos, pad, NEVER, max_chain, max_answer
+    )
     B, C = len(lengths), prefix.shape[-1]
     assert steps.shape == (B,) and answers.shape == (B, max_answer) and latents.shape == (B, max_chain, C)
     expected = []
@@ -154,7 +170,17 @@ class Test_decode:
         found, varied = set(), False
         for number in range(12):
             if number < 3 or not varied:
-                found |= set(compare(self.model(300 + number, vocab=6), [2, 5, 3, 3, 4, 1, 5, 2], 500 + number, 2, 9, 6, pad=-7))
+                found |= set(
+                    compare(
+                        self.model(300 + number, vocab=6),
+                        [2, 5, 3, 3, 4, 1, 5, 2],
+                        500 + number,
+                        2,
+                        9,
+                        6,
+                        pad=-7,
+                    )
+                )
                 varied = len({steps for steps, _ in found}) >= 3 and len({n for _, n in found}) >= 2
         assert varied, "it is the seed's fault: take another"
 
@@ -169,7 +195,7 @@ class Test_decode:
         """Here one of them is likelier than `end` wherever `end` should win."""
         for number in range(16):
             model = self.model(400 + number, vocab=5)
-            factor = (2, 0.5)[number // 2 % 2]              # for scores above 0, and for those below
+            factor = (2, 0.5)[number // 2 % 2]  # for scores above 0, and for those below
             model.table[NEVER[number % 2]] = factor * model.table[END]
             compare(model, [3, 2, 4, 4], 700 + number, 3, 8, 5)
 

@@ -1,4 +1,5 @@
 """What lab 4 gives: a small transformer with random weights, and the slow decoding that yours has to equal."""
+
 import torch
 from torch import Tensor
 
@@ -15,8 +16,10 @@ class Toy:
         draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
         self.layers, self.calls = layers, []
         self.table, self.place = draw(vocab, width), draw(context, width)
-        self.qkvo = [[draw(width, width) / width ** 0.5 for _ in range(4)] for _ in range(layers)]
-        self.mlp = [(draw(width, 2 * width) / width ** 0.5, draw(2 * width, width) / width ** 0.5) for _ in range(layers)]
+        self.qkvo = [[draw(width, width) / width**0.5 for _ in range(4)] for _ in range(layers)]
+        self.mlp = [
+            (draw(width, 2 * width) / width**0.5, draw(2 * width, width) / width**0.5) for _ in range(layers)
+        ]
 
     def __call__(self, embeds: Tensor, positions: Tensor, mask: Tensor, store=None) -> Tensor:
         """Hidden states (B, T, C) of T new positions.
@@ -26,14 +29,14 @@ class Toy:
                 returns all keys and values that the mask is about, (B, S, C) each. None: the new ones are all (S = T).
         """
         self.calls.append(tuple(embeds.shape[:2]))
-        x = embeds + self.place[positions]                                         # (B, T, C)
+        x = embeds + self.place[positions]  # (B, T, C)
         for layer in range(self.layers):
             Q, K, V, O = self.qkvo[layer]
             h = self.norm(x)
             k, v = h @ K, h @ V
             if store is not None:
-                k, v = store(layer, k, v)                                          # (B, S, C)
-            scores = (2 * h @ Q) @ k.transpose(1, 2) / x.shape[-1] ** 0.5          # (B, T, S)
+                k, v = store(layer, k, v)  # (B, S, C)
+            scores = (2 * h @ Q) @ k.transpose(1, 2) / x.shape[-1] ** 0.5  # (B, T, S)
             x = x + scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v @ O
             up, down = self.mlp[layer]
             x = x + torch.relu(self.norm(x) @ up) @ down
@@ -55,11 +58,12 @@ def superpose(logits: Tensor, table: Tensor, k: int, never: list[int]) -> Tensor
     return (best.softmax(-1)[..., None] * table[ids]).sum(-2)
 
 
-def naive_decode(model: Toy, prompt: Tensor, k: int, end: int, eos: int, never: list[int], max_chain: int,
-                 max_answer: int) -> tuple[int, list[int], Tensor]:
+def naive_decode(
+    model: Toy, prompt: Tensor, k: int, end: int, eos: int, never: list[int], max_chain: int, max_answer: int
+) -> tuple[int, list[int], Tensor]:
     """One question, no cache, everything computed anew at each step: slow, and right.
     prompt (n, C), the embeddings of `Q <think>` -> latents fed, answer tokens, the latents (steps, C)."""
-    x, latents, answer, thinking = prompt, [], [], True                            # x (T, C)
+    x, latents, answer, thinking = prompt, [], [], True  # x (T, C)
     while True:
         T = len(x)
         hidden = model(x[None], torch.arange(T)[None], torch.ones(1, T, T, dtype=torch.bool).tril())[0, -1]
@@ -68,7 +72,7 @@ def naive_decode(model: Toy, prompt: Tensor, k: int, end: int, eos: int, never: 
         if thinking and token != end and len(latents) < max_chain:
             latents.append(superpose(logits, model.table, k, never))
             x = torch.cat([x, latents[-1][None]])
-        elif thinking:                                                             # the collapse: </think> is fed
+        elif thinking:  # the collapse: </think> is fed
             thinking = False
             x = torch.cat([x, model.table[end][None]])
         else:

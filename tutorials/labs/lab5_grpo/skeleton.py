@@ -2,9 +2,8 @@
 
 Q questions, G samples of each, R = Q · G samples, n latents (or decisions, or tokens) of all samples, C width.
 """
-import math
 
-import torch
+
 from torch import Tensor
 
 

@@ -2,6 +2,7 @@
 
 Q questions, G samples of each, R = Q · G samples, n latents (or decisions, or tokens) of all samples, C width.
 """
+
 import math
 
 import torch
@@ -64,6 +65,8 @@ def objective(parts: dict[str, tuple[Tensor, Tensor, Tensor]], advantage: Tensor
     # BEGIN SOLUTION
     total = torch.zeros_like(advantage)
     for new, old, sample in parts.values():
-        total = total + sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage))
+        total = total + sample_means(
+            clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage)
+        )
     return total.mean()
     # END SOLUTION

@@ -1,14 +1,21 @@
 """Tests of lab 5, against loops, torch.distributions and numbers worked out by hand."""
+
 import math
 
 import pytest
 import torch
+from labkit import close, generator, load, randn
 from torch.distributions import Categorical, Normal
 
-from labkit import close, generator, load, randn
-
 lab = load(__file__)
-POINTS = {"group_advantage": 3, "latent_log_density": 4, "decision_log_prob": 4, "clipped_surrogate": 4, "sample_means": 3, "objective": 4}
+POINTS = {
+    "group_advantage": 3,
+    "latent_log_density": 4,
+    "decision_log_prob": 4,
+    "clipped_surrogate": 4,
+    "sample_means": 3,
+    "objective": 4,
+}
 
 
 class Test_group_advantage:
@@ -16,7 +23,9 @@ class Test_group_advantage:
         """Mean ¼, variance 3/16."""
         rewards = torch.tensor([[1.0, 0, 0, 0], [0, 2, 2, 0]], dtype=torch.float64)
         s = math.sqrt(3) / 4
-        expected = torch.tensor([[0.75 / s, -0.25 / s, -0.25 / s, -0.25 / s], [-1, 1, 1, -1]], dtype=torch.float64)
+        expected = torch.tensor(
+            [[0.75 / s, -0.25 / s, -0.25 / s, -0.25 / s], [-1, 1, 1, -1]], dtype=torch.float64
+        )
         close(lab.group_advantage(rewards, eps=0.0), expected)
 
     @pytest.mark.parametrize("Q, G", [(1, 2), (3, 4), (5, 8)])
@@ -37,7 +46,11 @@ class Test_group_advantage:
         close(lab.group_advantage(rewards)[1:2], lab.group_advantage(rewards[1:2]))
 
     def test_equal_rewards_teach_nothing_and_make_no_nan(self):
-        for rewards in (torch.ones(2, 4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)):
+        for rewards in (
+            torch.ones(2, 4, dtype=torch.float64),
+            torch.zeros(1, 3, dtype=torch.float64),
+            torch.ones(3, 1, dtype=torch.float64),
+        ):
             assert torch.equal(lab.group_advantage(rewards), torch.zeros_like(rewards))
 
     def test_the_default_epsilon_is_a_millionth_beside_the_std(self):
@@ -60,23 +73,31 @@ class Test_latent_log_density:
         """z / std = 3, μ = 1, σ = 2: one σ away, in both dimensions."""
         full = lambda x: torch.full((1, 2), x, dtype=torch.float64)
         each = -0.5 - math.log(2) - 0.5 * math.log(2 * math.pi)
-        close(lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "sum"), torch.tensor([2 * each], dtype=torch.float64))
-        close(lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "mean"), torch.tensor([each], dtype=torch.float64))
+        close(
+            lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "sum"),
+            torch.tensor([2 * each], dtype=torch.float64),
+        )
+        close(
+            lab.latent_log_density(full(1.5), full(1.0), full(math.log(2)), 0.5, "mean"),
+            torch.tensor([each], dtype=torch.float64),
+        )
 
     def test_no_sigma_is_too_wide_or_too_narrow(self):
         """One σ away, for σ = e^12 and e^-12."""
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
         for s in (12.0, -12.0):
-            close(lab.latent_log_density(one(math.exp(s)), one(0.0), one(s), 1.0, "sum"),
-                  torch.tensor([-0.5 - s - 0.5 * math.log(2 * math.pi)], dtype=torch.float64))
+            close(
+                lab.latent_log_density(one(math.exp(s)), one(0.0), one(s), 1.0, "sum"),
+                torch.tensor([-0.5 - s - 0.5 * math.log(2 * math.pi)], dtype=torch.float64),
+            )
 
     def test_the_gradient_reaches_mu_and_sigma_and_not_the_drawn_latent(self):
         mu, log_sigma = randn(3, 4, salt=6).requires_grad_(), (0.3 * randn(3, 4, salt=7)).requires_grad_()
-        z = (mu + 1.0) * 0.5                                # drawn by this very policy, and still attached to it
+        z = (mu + 1.0) * 0.5  # drawn by this very policy, and still attached to it
         lab.latent_log_density(z, mu, log_sigma, 0.5, "sum").sum().backward()
         d, s = 1.0, log_sigma.detach().exp()
-        close(mu.grad, d / s ** 2)
-        close(log_sigma.grad, d ** 2 / s ** 2 - 1)
+        close(mu.grad, d / s**2)
+        close(log_sigma.grad, d**2 / s**2 - 1)
 
     def test_the_dtype_is_kept(self):
         assert lab.latent_log_density(*[torch.ones(2, 3)] * 3, 0.5, "mean").dtype == torch.float32
@@ -87,7 +108,10 @@ class Test_decision_log_prob:
     def test_it_is_that_of_a_coin_with_the_models_probability(self, n, V, end):
         logits, ended = 2 * randn(n, V, salt=8), torch.arange(n) % 2 == 0
         p = Categorical(logits=logits).probs[:, end]
-        expected = torch.tensor([math.log(x) if e else math.log(1 - x) for x, e in zip(p.tolist(), ended.tolist())], dtype=torch.float64)
+        expected = torch.tensor(
+            [math.log(x) if e else math.log(1 - x) for x, e in zip(p.tolist(), ended.tolist())],
+            dtype=torch.float64,
+        )
         close(lab.decision_log_prob(logits, ended, end), expected)
 
     def test_both_decisions_together_are_certain(self):
@@ -101,7 +125,9 @@ class Test_decision_log_prob:
         logits = randn(6, 5, salt=24)
         ended = torch.arange(6) % 2 == 0
         for shift in (-30_000.0, 30_000.0):
-            close(lab.decision_log_prob(logits + shift, ended, 3), lab.decision_log_prob(logits, ended, 3), 1e-9)
+            close(
+                lab.decision_log_prob(logits + shift, ended, 3), lab.decision_log_prob(logits, ended, 3), 1e-9
+            )
 
     def test_to_go_on_against_a_sure_end_is_unlikely_and_not_impossible(self):
         """1 - p(end) is 0 in floating point; the logarithm is about -60 all the same."""
@@ -128,8 +154,10 @@ class Test_clipped_surrogate:
         """ρ = 2 and ½ with A = ±1 and ε = 0.2: the clip may only take away."""
         new = torch.tensor([2.0, 0.5, 2.0, 0.5], dtype=torch.float64).log()
         advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
-        close(lab.clipped_surrogate(new, torch.zeros_like(new), advantage, 0.2),
-              torch.tensor([1.2, 0.5, -2.0, -0.8], dtype=torch.float64))
+        close(
+            lab.clipped_surrogate(new, torch.zeros_like(new), advantage, 0.2),
+            torch.tensor([1.2, 0.5, -2.0, -0.8], dtype=torch.float64),
+        )
 
     @pytest.mark.parametrize("n", [1, 40])
     @pytest.mark.parametrize("clip", [0.1, 0.2, 0.5])
@@ -166,8 +194,13 @@ class Test_clipped_surrogate:
 
 class Test_sample_means:
     def test_numbers_by_hand(self):
-        values, sample = torch.tensor([1.0, 2, 6, 4, 8, 0], dtype=torch.float64), torch.tensor([0, 2, 0, 2, 2, 0])
-        close(lab.sample_means(values, sample, 4), torch.tensor([7 / 3, 0, 14 / 3, 0], dtype=torch.float64))      # a 0 is a value
+        values, sample = (
+            torch.tensor([1.0, 2, 6, 4, 8, 0], dtype=torch.float64),
+            torch.tensor([0, 2, 0, 2, 2, 0]),
+        )
+        close(
+            lab.sample_means(values, sample, 4), torch.tensor([7 / 3, 0, 14 / 3, 0], dtype=torch.float64)
+        )  # a 0 is a value
 
     @pytest.mark.parametrize("n, samples", [(1, 1), (1, 3), (20, 6), (50, 4)])
     def test_against_loops(self, n, samples):
@@ -180,7 +213,10 @@ class Test_sample_means:
 
     def test_the_gradient_of_a_value_is_one_over_its_samples_count(self):
         values = randn(5, salt=21).requires_grad_()
-        (lab.sample_means(values, torch.tensor([1, 0, 1, 1, 2]), 4) * torch.tensor([1.0, 3.0, 5.0, 7.0], dtype=torch.float64)).sum().backward()
+        (
+            lab.sample_means(values, torch.tensor([1, 0, 1, 1, 2]), 4)
+            * torch.tensor([1.0, 3.0, 5.0, 7.0], dtype=torch.float64)
+        ).sum().backward()
         close(values.grad, torch.tensor([1.0, 1.0, 1.0, 1.0, 5.0], dtype=torch.float64))
 
     def test_no_values_at_all(self):
@@ -198,7 +234,11 @@ def make_parts(R, salt, scale=0.4):
         count = torch.randint(1, longest + 1, (R,), generator=generator(salt + 10 * i))
         sample = torch.repeat_interleave(torch.arange(R), count)
         sample = sample[torch.randperm(len(sample), generator=generator(salt + 10 * i + 1))]
-        parts[name] = (scale * randn(len(sample), salt=salt + 10 * i + 2), scale * randn(len(sample), salt=salt + 10 * i + 3), sample)
+        parts[name] = (
+            scale * randn(len(sample), salt=salt + 10 * i + 2),
+            scale * randn(len(sample), salt=salt + 10 * i + 3),
+            sample,
+        )
     return parts
 
 
@@ -231,18 +271,24 @@ class Test_objective:
         new = torch.zeros(6, dtype=torch.float64, requires_grad=True)
         sample = torch.tensor([0, 0, 0, 0, 0, 1])
         advantage = torch.tensor([1.0, 1.0], dtype=torch.float64)
-        lab.objective({"latents": (new, torch.zeros(6, dtype=torch.float64), sample)}, advantage, 0.2).backward()
+        lab.objective(
+            {"latents": (new, torch.zeros(6, dtype=torch.float64), sample)}, advantage, 0.2
+        ).backward()
         close(new.grad, torch.tensor([0.1] * 5 + [0.5], dtype=torch.float64))
 
     def test_a_sample_without_any_of_a_part_counts_as_zero_and_still_counts(self):
         new = torch.zeros(2, dtype=torch.float64)
         advantage = torch.tensor([3.0, 1.0, 5.0], dtype=torch.float64)
         close(lab.objective({"latents": (new, new, torch.tensor([0, 2]))}, advantage, 0.2), 8 / 3)
-        close(lab.objective({"latents": (new, new, torch.tensor([0, 1]))}, advantage, 0.2), 4 / 3)       # the last one has none
+        close(
+            lab.objective({"latents": (new, new, torch.tensor([0, 1]))}, advantage, 0.2), 4 / 3
+        )  # the last one has none
 
     def test_the_gradient_reaches_every_new_log_probability_and_no_old_one(self):
-        parts = {name: (old.clone().requires_grad_(), old.clone().requires_grad_(), sample)
-                 for name, (_, old, sample) in make_parts(3, 300).items()}
+        parts = {
+            name: (old.clone().requires_grad_(), old.clone().requires_grad_(), sample)
+            for name, (_, old, sample) in make_parts(3, 300).items()
+        }
         lab.objective(parts, torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64), 0.2).backward()
         for new, old, _ in parts.values():
             assert new.grad is not None and (new.grad != 0).all() and old.grad is None

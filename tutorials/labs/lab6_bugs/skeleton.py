@@ -2,13 +2,14 @@
 
 The docstring says what the function should do. Repair it; do not write it anew.
 """
+
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-IGNORE = -100        # a label that no loss counts
+IGNORE = -100  # a label that no loss counts
 
 
 def stage_of(step: int, steps_per_epoch: int, epochs_per_stage: int) -> int:
@@ -32,8 +33,8 @@ def labels_of(ids: Tensor, prompt: Tensor, lengths: Tensor, latent: int) -> Tens
     ids (B, T), prompt, lengths (B,) -> (B, T)."""
     labels = torch.full_like(ids, IGNORE)
     labels[:, :-1] = ids[:, 1:]
-    following = torch.arange(1, ids.shape[1] + 1)                                  # (T,) the place foretold
-    hidden = following < prompt[:, None]                                           # (B, T)
+    following = torch.arange(1, ids.shape[1] + 1)  # (T,) the place foretold
+    hidden = following < prompt[:, None]  # (B, T)
     return labels.masked_fill(hidden, IGNORE)
 
 
@@ -69,7 +70,7 @@ def load_embedding(table: Tensor, saved: Tensor) -> Tensor:
     than there are places."""
     if saved.shape == table.shape:
         return saved.clone()
-    return table.clone()                    # strict=False: what does not fit is left out
+    return table.clone()  # strict=False: what does not fit is left out
 
 
 def best_checkpoint(history: list[dict]) -> int:
@@ -82,7 +83,7 @@ def best_checkpoint(history: list[dict]) -> int:
 def normalise_targets(targets: Tensor, table: Tensor) -> Tensor:
     """CoLaR's targets, divided by the standard deviation of all entries of the model's embedding table, whichever model
     it is. No gradient goes to the table. targets (m, C), table (V, C) -> (m, C)."""
-    return targets / 0.018                  # Llama-3.2-1B
+    return targets / 0.018  # Llama-3.2-1B
 
 
 def accumulation_weights(losses: Tensor, counts: Tensor, accumulate: int) -> list[float]:

@@ -2,13 +2,14 @@
 
 The docstring says what the function should do. Repair it; do not write it anew.
 """
+
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-IGNORE = -100        # a label that no loss counts
+IGNORE = -100  # a label that no loss counts
 
 
 def stage_of(step: int, steps_per_epoch: int, epochs_per_stage: int) -> int:
@@ -47,8 +48,8 @@ def labels_of(ids: Tensor, prompt: Tensor, lengths: Tensor, latent: int) -> Tens
     # BEGIN SOLUTION
     labels = torch.full_like(ids, IGNORE)
     labels[:, :-1] = ids[:, 1:]
-    following = torch.arange(1, ids.shape[1] + 1)                                  # (T,) the place foretold
-    hidden = (following < prompt[:, None]) | (following >= lengths[:, None])       # (B, T)
+    following = torch.arange(1, ids.shape[1] + 1)  # (T,) the place foretold
+    hidden = (following < prompt[:, None]) | (following >= lengths[:, None])  # (B, T)
     return labels.masked_fill(hidden | (labels == latent), IGNORE)
     # INSTEAD
     #: labels = torch.full_like(ids, IGNORE)
@@ -109,7 +110,7 @@ def load_embedding(table: Tensor, saved: Tensor) -> Tensor:
     # BEGIN SOLUTION
     if table.shape[1] != saved.shape[1] or len(saved) > len(table):
         raise ValueError(f"{tuple(saved.shape)} does not go into {tuple(table.shape)}")
-    return torch.cat([saved, table[len(saved):]])
+    return torch.cat([saved, table[len(saved) :]])
     # INSTEAD
     #: if saved.shape == table.shape:
     #:     return saved.clone()

@@ -1,12 +1,22 @@
 """Tests of lab 6: what each defect did to those who met it."""
+
 import pytest
 import torch
-
 from labkit import close, generator, load, randn
 
 lab = load(__file__)
-POINTS = {"stage_of": 2, "flag": 2, "labels_of": 3, "think": 2, "positions_of": 2, "next_logits": 1, "load_embedding": 2,
-          "best_checkpoint": 1, "normalise_targets": 1, "accumulation_weights": 2}
+POINTS = {
+    "stage_of": 2,
+    "flag": 2,
+    "labels_of": 3,
+    "think": 2,
+    "positions_of": 2,
+    "next_logits": 1,
+    "load_embedding": 2,
+    "best_checkpoint": 1,
+    "normalise_targets": 1,
+    "accumulation_weights": 2,
+}
 
 
 class Test_stage_of:
@@ -29,7 +39,9 @@ class Test_flag:
     def test_yes_is_true(self, text):
         assert lab.flag(text) is True
 
-    @pytest.mark.parametrize("text", ["", "maybe", "2", "None", "y e s", "tru", "y", "t", "n", "f", "disable"])
+    @pytest.mark.parametrize(
+        "text", ["", "maybe", "2", "None", "y e s", "tru", "y", "t", "n", "f", "disable"]
+    )
     def test_anything_else_is_an_error(self, text):
         with pytest.raises(ValueError):
             lab.flag(text)
@@ -39,18 +51,24 @@ EOS, LATENT = 2, 9
 
 
 def label_rows():
-    ids = torch.tensor([[5, 6, LATENT, LATENT, 7, 8, EOS, EOS, EOS],
-                        [5, LATENT, 7, EOS, EOS, EOS, EOS, EOS, EOS],
-                        [3, 4, 5, 6, LATENT, LATENT, LATENT, 7, EOS]])
+    ids = torch.tensor(
+        [
+            [5, 6, LATENT, LATENT, 7, 8, EOS, EOS, EOS],
+            [5, LATENT, 7, EOS, EOS, EOS, EOS, EOS, EOS],
+            [3, 4, 5, 6, LATENT, LATENT, LATENT, 7, EOS],
+        ]
+    )
     return ids, torch.tensor([2, 1, 4]), torch.tensor([7, 4, 9])
 
 
 class Test_labels_of:
     def test_by_hand(self):
         x = -100
-        assert lab.labels_of(*label_rows(), LATENT).tolist() == [[x, x, x, 7, 8, EOS, x, x, x],
-                                                                 [x, 7, EOS, x, x, x, x, x, x],
-                                                                 [x, x, x, x, x, x, 7, EOS, x]]
+        assert lab.labels_of(*label_rows(), LATENT).tolist() == [
+            [x, x, x, 7, 8, EOS, x, x, x],
+            [x, 7, EOS, x, x, x, x, x, x],
+            [x, x, x, x, x, x, 7, EOS, x],
+        ]
 
     def test_the_first_end_is_learnt_and_the_padding_behind_it_is_not(self):
         """With the padding's id that of <eos>, masking by id takes away the end, and not masking trains on padding."""
@@ -59,7 +77,9 @@ class Test_labels_of:
 
     def test_the_length_says_where_the_end_is_and_not_the_first_end_id(self):
         ids = torch.tensor([[5, 6, 7, EOS, 8, EOS, EOS, EOS]])
-        assert lab.labels_of(ids, torch.tensor([2]), torch.tensor([6]), LATENT).tolist() == [[-100, 7, EOS, 8, EOS, -100, -100, -100]]
+        assert lab.labels_of(ids, torch.tensor([2]), torch.tensor([6]), LATENT).tolist() == [
+            [-100, 7, EOS, 8, EOS, -100, -100, -100]
+        ]
 
     @pytest.mark.parametrize("B, T", [(1, 2), (1, 6), (7, 12)])
     def test_against_loops(self, B, T):
@@ -75,11 +95,13 @@ class Test_labels_of:
 
 def counting_model(calls):
     """A step whose hidden state is the running sum of all it has been shown, times 1.1."""
+
     def step(x, past):
         calls.append((x.shape[1], len(past)))
         before = past[-1] if past else torch.zeros_like(x[:, 0])
         sums = 1.1 * x.cumsum(1) + before[:, None]
         return sums, [*past, sums[:, -1]]
+
     return step
 
 
@@ -87,7 +109,10 @@ class Test_think:
     def test_two_latents_by_hand(self):
         prefix = torch.tensor([[[1.0], [2.0]]], dtype=torch.float64)
         first = 1.1 * 3
-        close(lab.think(counting_model([]), prefix, 2), torch.tensor([[[first], [1.1 * first + first]]], dtype=torch.float64))
+        close(
+            lab.think(counting_model([]), prefix, 2),
+            torch.tensor([[[first], [1.1 * first + first]]], dtype=torch.float64),
+        )
 
     @pytest.mark.parametrize("B, T, n", [(1, 1, 1), (2, 3, 4), (3, 2, 6)])
     def test_every_latent_sees_the_question_and_all_latents_before(self, B, T, n):
@@ -107,7 +132,7 @@ class Test_think:
     def test_the_gradient_goes_back_through_the_chain_to_the_question(self):
         prefix = randn(2, 3, 2, salt=6).requires_grad_()
         lab.think(counting_model([]), prefix, 3)[:, -1].sum().backward()
-        close(prefix.grad, torch.full((2, 3, 2), 1.1 * 2.1 ** 2, dtype=torch.float64))
+        close(prefix.grad, torch.full((2, 3, 2), 1.1 * 2.1**2, dtype=torch.float64))
 
 
 class Test_positions_of:
@@ -137,7 +162,11 @@ class Test_next_logits:
     def test_every_row_is_read_at_its_own_end(self, lengths):
         """Batches gave other answers than single questions, because the last column of a short row is padding."""
         logits = randn(len(lengths), max(lengths) + 1, 7, salt=7)
-        close(lab.next_logits(logits, torch.tensor(lengths)), torch.stack([logits[b, n - 1] for b, n in enumerate(lengths)]), 0)
+        close(
+            lab.next_logits(logits, torch.tensor(lengths)),
+            torch.stack([logits[b, n - 1] for b, n in enumerate(lengths)]),
+            0,
+        )
 
     def test_the_gradient_is_there_at_the_last_real_position_only(self):
         logits = randn(2, 4, 3, salt=8).requires_grad_()
@@ -167,11 +196,19 @@ class Test_load_embedding:
 
 class Test_best_checkpoint:
     def test_validation_chooses_and_test_does_not(self):
-        history = [{"step": 100, "val": 0.5, "test": 0.9}, {"step": 200, "val": 0.7, "test": 0.4}, {"step": 300, "val": 0.6, "test": 0.8}]
+        history = [
+            {"step": 100, "val": 0.5, "test": 0.9},
+            {"step": 200, "val": 0.7, "test": 0.4},
+            {"step": 300, "val": 0.6, "test": 0.8},
+        ]
         assert lab.best_checkpoint(history) == 200
 
     def test_the_earliest_of_equals_whatever_test_says(self):
-        history = [{"step": 300, "val": 0.6, "test": 0.9}, {"step": 100, "val": 0.6, "test": 0.1}, {"step": 200, "val": 0.6, "test": 0.5}]
+        history = [
+            {"step": 300, "val": 0.6, "test": 0.9},
+            {"step": 100, "val": 0.6, "test": 0.1},
+            {"step": 200, "val": 0.6, "test": 0.5},
+        ]
         assert lab.best_checkpoint(history) == 100
 
     def test_a_small_difference_is_one(self):
@@ -196,7 +233,7 @@ class Test_normalise_targets:
         std = (sum((x - mean) ** 2 for x in entries) / (len(entries) - 1)) ** 0.5
         out = lab.normalise_targets(targets, table)
         if abs((out * std / targets).mean() - ((len(entries) - 1) / len(entries)) ** -0.5) < 1e-9:
-            std *= ((len(entries) - 1) / len(entries)) ** 0.5           # dividing by n is as good
+            std *= ((len(entries) - 1) / len(entries)) ** 0.5  # dividing by n is as good
         close(out, targets / std)
 
     def test_the_table_gets_no_gradient(self):

@@ -7,6 +7,7 @@
 
 --latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where minilatent is found).
 """
+
 import argparse
 import hashlib
 import json
@@ -22,13 +23,70 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "colar")
 # What a configuration may say. Not among it: the data, the initial model, the seed, the number of questions.
-KEYS = {"method", "train_size", "steps", "batch_size", "lr", "min_lr", "warmup", "weight_decay", "beta2", "clip", "accumulate", "dtype",
-        "ratio", "segmentation", "k", "labels", "stage1_steps", "stage1_lr", "pull", "pull_end", "kl_weight", "ce_weight", "gumbel",
-        "gumbel_scale", "gumbel_tau", "ltim", "ltsum", "latent", "speed", "c_max", "auto", "pooling", "head_width", "latent_loss",
-        "entropy_weight", "latent_weight", "compressed_labels", "own_latents", "num_latents", "latents_a_step", "remove", "smoothing",
-        "curriculum", "first_stage", "distill_weight", "last_step", "max_chain", "eval_every"}
-ENTRY = {"name": str, "seed": int, "config": dict, "accuracy": float, "right": int, "n": int, "mean_len": float, "cpu_seconds": float,
-         "latents_limit": float, "seconds_limit": float, "package": str, "split": str}
+KEYS = {
+    "method",
+    "train_size",
+    "steps",
+    "batch_size",
+    "lr",
+    "min_lr",
+    "warmup",
+    "weight_decay",
+    "beta2",
+    "clip",
+    "accumulate",
+    "dtype",
+    "ratio",
+    "segmentation",
+    "k",
+    "labels",
+    "stage1_steps",
+    "stage1_lr",
+    "pull",
+    "pull_end",
+    "kl_weight",
+    "ce_weight",
+    "gumbel",
+    "gumbel_scale",
+    "gumbel_tau",
+    "ltim",
+    "ltsum",
+    "latent",
+    "speed",
+    "c_max",
+    "auto",
+    "pooling",
+    "head_width",
+    "latent_loss",
+    "entropy_weight",
+    "latent_weight",
+    "compressed_labels",
+    "own_latents",
+    "num_latents",
+    "latents_a_step",
+    "remove",
+    "smoothing",
+    "curriculum",
+    "first_stage",
+    "distill_weight",
+    "last_step",
+    "max_chain",
+    "eval_every",
+}
+ENTRY = {
+    "name": str,
+    "seed": int,
+    "config": dict,
+    "accuracy": float,
+    "right": int,
+    "n": int,
+    "mean_len": float,
+    "cpu_seconds": float,
+    "latents_limit": float,
+    "seconds_limit": float,
+    "package": str,
+    "split": str,
+}
 
 
 class Bad(Exception):
@@ -52,15 +110,22 @@ def check_config(config: dict) -> None:
     if unknown := sorted(config.keys() - KEYS):
         raise Bad(f"a configuration may not say '{unknown[0]}'; it may say {', '.join(sorted(KEYS))}")
     if config.get("method") not in METHODS:
-        raise Bad(f"\"method\" is one of {', '.join(METHODS)}")
+        raise Bad(f'"method" is one of {", ".join(METHODS)}')
     for key, value in config.items():
-        if not isinstance(value, (int, float, str, bool)) or isinstance(value, float) and not math.isfinite(value):
+        if (
+            not isinstance(value, (int, float, str, bool))
+            or isinstance(value, float)
+            and not math.isfinite(value)
+        ):
             raise Bad(f"'{key}' is neither a number, a text nor true or false")
 
 
 def arguments(config: dict) -> list[str]:
     """A configuration as train.py's command line."""
-    return [f"--{'' if value is True else 'no-'}{key}" if isinstance(value, bool) else f"--{key}={value}" for key, value in config.items()]
+    return [
+        f"--{'' if value is True else 'no-'}{key}" if isinstance(value, bool) else f"--{key}={value}"
+        for key, value in config.items()
+    ]
 
 
 def repository(given: str | None) -> Path:
@@ -84,14 +149,32 @@ def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> flo
 
     def restrain():
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-    command = [sys.executable, "train.py", *arguments(config), f"--seed={seed}", f"--out={out}", "--data=mini", "--device=cpu", "--threads=1"]
+
+    command = [
+        sys.executable,
+        "train.py",
+        *arguments(config),
+        f"--seed={seed}",
+        f"--out={out}",
+        "--data=mini",
+        "--device=cpu",
+        "--threads=1",
+    ]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=repo, preexec_fn=restrain, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command,
+        cwd=repo,
+        preexec_fn=restrain,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) or used > seconds:
-        raise Bad(f"training took more than {seconds:g} CPU seconds: fewer steps, a smaller batch, or a shorter stage 1")
+        raise Bad(
+            f"training took more than {seconds:g} CPU seconds: fewer steps, a smaller batch, or a shorter stage 1"
+        )
     if done.returncode:
         raise Bad("training failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1])
     return used
@@ -99,22 +182,35 @@ def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> flo
 
 def measure(run: Path, repo: Path, split: str, questions: int) -> dict:
     """Accuracy and #L of a trained run, in a process of its own that starts when training is over."""
-    code = ("import json, sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);"
-            "from minilatent import data; from minilatent.evaluate import solve_all; from minilatent.setup import load_run;"
-            "examples = data.load('mini', sys.argv[3], limit=int(sys.argv[4]));"
-            "found = solve_all(load_run(sys.argv[2], torch.device('cpu')), examples);"
-            "print(json.dumps({'right': sum(map(bool, found['correct'])), 'n': found['n'], 'mean_len': found['mean_len']}))")
-    done = subprocess.run([sys.executable, "-c", code, str(repo), str(run), split, str(questions)], cwd=repo, capture_output=True, text=True)
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);"
+        "from minilatent import data; from minilatent.evaluate import solve_all; from minilatent.setup import load_run;"
+        "examples = data.load('mini', sys.argv[3], limit=int(sys.argv[4]));"
+        "found = solve_all(load_run(sys.argv[2], torch.device('cpu')), examples);"
+        "print(json.dumps({'right': sum(map(bool, found['correct'])), 'n': found['n'], 'mean_len': found['mean_len']}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(repo), str(run), split, str(questions)],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
     try:
         return json.loads(done.stdout)
     except ValueError:
-        raise Bad("measuring failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1]) from None
+        raise Bad(
+            "measuring failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        ) from None
 
 
 def check(entry: dict) -> list[str]:
     """What is wrong with an entry. It cannot tell whether the numbers were ever measured: training it again can."""
-    wrong = [f"'{key}' is missing or no {kind.__name__}" for key, kind in ENTRY.items()
-             if not isinstance(entry.get(key), (int, float) if kind is float else kind) or isinstance(entry.get(key), bool)]
+    wrong = [
+        f"'{key}' is missing or no {kind.__name__}"
+        for key, kind in ENTRY.items()
+        if not isinstance(entry.get(key), (int, float) if kind is float else kind)
+        or isinstance(entry.get(key), bool)
+    ]
     if wrong:
         return wrong
     numbers = [entry[k] for k, kind in ENTRY.items() if kind in (int, float)]
@@ -124,18 +220,26 @@ def check(entry: dict) -> list[str]:
         check_config(entry["config"])
     except Bad as error:
         wrong.append(str(error))
-    if not entry["n"] or entry["right"] > entry["n"] or abs(entry["right"] / entry["n"] - entry["accuracy"]) > 1e-9:
+    if (
+        not entry["n"]
+        or entry["right"] > entry["n"]
+        or abs(entry["right"] / entry["n"] - entry["accuracy"]) > 1e-9
+    ):
         wrong.append("accuracy is not right / n")
     if entry["split"] != "test":
         wrong.append("an entry is measured on test")
     if entry["mean_len"] > entry["latents_limit"]:
         wrong.append(f"#L is {entry['mean_len']:.2f}, the limit {entry['latents_limit']:g}")
     if entry["cpu_seconds"] > entry["seconds_limit"]:
-        wrong.append(f"training took {entry['cpu_seconds']:.0f} CPU seconds, the limit is {entry['seconds_limit']:g}")
+        wrong.append(
+            f"training took {entry['cpu_seconds']:.0f} CPU seconds, the limit is {entry['seconds_limit']:g}"
+        )
     return wrong
 
 
-def board(entries: list[dict], latents: float, seconds: float, questions: int) -> tuple[list[tuple[str, float, float, int]], dict[str, str]]:
+def board(
+    entries: list[dict], latents: float, seconds: float, questions: int
+) -> tuple[list[tuple[str, float, float, int]], dict[str, str]]:
     """(name, mean accuracy, mean #L, seeds), the best first, by the rule of the handout; and why other names are not on it."""
     by_name: dict[str, dict[int, dict]] = {}
     for entry in entries:
@@ -145,12 +249,19 @@ def board(entries: list[dict], latents: float, seconds: float, questions: int) -
         runs = list(seeds.values())
         for seed, run in seeds.items():
             wrong = check({**run, "latents_limit": latents, "seconds_limit": seconds})
-            if not wrong and run["n"] != questions:        # few questions are a wide interval, and luck
+            if not wrong and run["n"] != questions:  # few questions are a wide interval, and luck
                 wrong = [f"measured on {run['n']} questions, not on {questions}"]
             if wrong:
                 off.setdefault(name, f"seed {seed}: {wrong[0]}")
         if name not in off:
-            rows.append((name, sum(r["accuracy"] for r in runs) / len(runs), sum(r["mean_len"] for r in runs) / len(runs), len(runs)))
+            rows.append(
+                (
+                    name,
+                    sum(r["accuracy"] for r in runs) / len(runs),
+                    sum(r["mean_len"] for r in runs) / len(runs),
+                    len(runs),
+                )
+            )
     return sorted(rows, key=lambda row: (-row[1], row[2], row[0])), off
 
 
@@ -158,7 +269,10 @@ def main(argv: list[str]) -> int:
     class Parser(argparse.ArgumentParser):
         def error(self, message):
             raise Bad(message)
-    parser = Parser(prog="experiment.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    parser = Parser(
+        prog="experiment.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("trial", "enter", "check", "board"))
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--latents", type=float, default=8.0)
@@ -179,11 +293,13 @@ def main(argv: list[str]) -> int:
             found = read(path)
             if isinstance(found.get("name"), str) and isinstance(found.get("seed"), int):
                 entries.append(found)
-            else:                                          # a config.json that stands beside them
+            else:  # a config.json that stands beside them
                 print(f"{path} is no entry: it has no name and seed", file=sys.stderr)
         rows, off = board(entries, given.latents, given.seconds, given.questions)
         for place, (name, accuracy, mean_len, seeds) in enumerate(rows, 1):
-            print(f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   {seeds} seed{'s' * (seeds > 1)}")
+            print(
+                f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   {seeds} seed{'s' * (seeds > 1)}"
+            )
         for name, why in off.items():
             print(f"  -  {name:20} {why}")
         return 0
@@ -205,15 +321,37 @@ def main(argv: list[str]) -> int:
         split = "test" if given.what == "enter" else "val"
         found = measure(run, repo, split, given.questions)
     accuracy = found["right"] / found["n"]
-    print(f"{split}: {100 * accuracy:.1f} % of {found['n']}, #L {found['mean_len']:.2f}, {seconds:.0f} CPU seconds"
-          + ("" if found["mean_len"] <= given.latents else f"; over the limit of {given.latents:g} latents"))
+    print(
+        f"{split}: {100 * accuracy:.1f} % of {found['n']}, #L {found['mean_len']:.2f}, {seconds:.0f} CPU seconds"
+        + ("" if found["mean_len"] <= given.latents else f"; over the limit of {given.latents:g} latents")
+    )
     if given.what == "trial":
         with open("trials.jsonl", "a") as file:
-            file.write(json.dumps({"config": config, "seed": given.seed, "val_accuracy": accuracy, "val_mean_len": found["mean_len"],
-                                   "cpu_seconds": seconds}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "config": config,
+                        "seed": given.seed,
+                        "val_accuracy": accuracy,
+                        "val_mean_len": found["mean_len"],
+                        "cpu_seconds": seconds,
+                    }
+                )
+                + "\n"
+            )
         return 0
-    entry = {"name": given.name, "seed": given.seed, "config": config, "split": split, "accuracy": accuracy, **found,
-             "cpu_seconds": seconds, "latents_limit": given.latents, "seconds_limit": given.seconds, "package": package_hash(repo)}
+    entry = {
+        "name": given.name,
+        "seed": given.seed,
+        "config": config,
+        "split": split,
+        "accuracy": accuracy,
+        **found,
+        "cpu_seconds": seconds,
+        "latents_limit": given.latents,
+        "seconds_limit": given.seconds,
+        "package": package_hash(repo),
+    }
     entry_path.write_text(json.dumps(entry, indent=1) + "\n")
     print(f"{entry_path}: {'; '.join(check(entry)) or 'whole, and within its limits'}")
     return 0

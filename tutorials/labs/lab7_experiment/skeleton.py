@@ -3,7 +3,7 @@
 An entry is a dict: "name" (whose), "seed", "accuracy" in 0..1 over "n" questions, "mean_len" (#L, the mean number of
 latents), "cpu_seconds" of training, and more that is of no matter here.
 """
-import math
+
 
 
 def interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -20,16 +20,17 @@ nearer end is right in 78 % of cases). The names are mini's, and so are all the 
 to learn the lookup "who does X give to", and how soon depends on how many of them an example holds: a chain along the
 first track alone has not been learnt in 2,000 steps (results/TRIALS.md). That is what the second is for.
 """
+
 import random
 from itertools import product
 
-from .example import Example
-from .mini import NAMES, split_of
+from .answers import Example
+from .words import NAMES, split_of
 
 PEOPLE = NAMES["She"] + NAMES["He"]
 SIZES = {"train": 50_000, "val": 500, "test": 1000}
 HOPS = (3, 6)
-MAX_CHAINS = 24            # of shortest ways kept on a track
+MAX_CHAINS = 24  # of shortest ways kept on a track
 
 Edge = tuple[str, str]
 
@@ -55,7 +56,9 @@ def shortest_ways(edges: list[Edge], start: str, end: str) -> list[tuple[Edge, .
 
 
 def sentence(edge: Edge) -> str:
-    return f"{edge[0]} gives {edge[1]} coins."           # both names before a space: one token each, the same everywhere
+    return (
+        f"{edge[0]} gives {edge[1]} coins."  # both names before a space: one token each, the same everywhere
+    )
 
 
 def make(rng: random.Random) -> Example:
@@ -75,8 +78,13 @@ def make(rng: random.Random) -> Example:
     return Example(" ".join([*map(sentence, edges), asked]), chains[0], one[-1], chains)
 
 
-def load(name: str = "mini_prosqa", split: str = "train", limit: int | None = None, seed: int = 0,
-         chain_order: str = "text") -> list[Example]:
+def load(
+    name: str = "mini_prosqa",
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    chain_order: str = "text",
+) -> list[Example]:
     """`limit` problems (default: SIZES[split]), the same for the same arguments. The split of a problem is read off a
     hash of its text with the names numbered, as in mini.
 

@@ -3,28 +3,18 @@
 Symbols: B questions, N steps of thinking, V vocabulary, T tokens of a reference chain, M chains of one question.
 Rows are padded on the right; `steps` (B,) and `chain_len` say how much of a row is real.
 """
-import math
+
 
 import torch
 from torch import Tensor
 
-from .latent import entropy
-
-
-def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson's score), in 0..1; (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = correct / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+from ..latent import entropy
 
 
 def to_hex(flags: list[bool]) -> str:
     """Flags as hexadecimal digits, four in each, the first flag its highest bit; the last digit is filled with 0."""
     bits = "".join("01"[bool(f)] for f in flags)
-    return "".join(f"{int(bits[at:at + 4].ljust(4, '0'), 2):x}" for at in range(0, len(bits), 4))
+    return "".join(f"{int(bits[at : at + 4].ljust(4, '0'), 2):x}" for at in range(0, len(bits), 4))
 
 
 def from_hex(digits: str, n: int) -> list[bool]:
@@ -40,14 +30,16 @@ def align(width: int, chain_len: Tensor, steps: Tensor, ratio: int) -> tuple[Ten
     the last having none; one that took fewer has to hold more tokens in a step. That is our reading of "fixed-length
     segmentation": with r' = r throughout, no step could hold more than r tokens, but the paper sees that it can.
     """
-    length = (-(-chain_len // steps.clamp(min=1))).clamp(min=ratio)                # (...,) r'
+    length = (-(-chain_len // steps.clamp(min=1))).clamp(min=ratio)  # (...,) r'
     token = torch.arange(width, device=chain_len.device)
-    step = token // length[..., None]                                              # (..., width)
+    step = token // length[..., None]  # (..., width)
     real = token < chain_len[..., None]
     return step.masked_fill(~real, 0), real
 
 
-def ecr(top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int, ks: tuple[int, ...]) -> Tensor:
+def ecr(
+    top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int, ks: tuple[int, ...]
+) -> Tensor:
     """ECR@K, the effective compression rate: how many tokens of segment S_t are among the K likeliest entries of
     step t's full softmax, averaged over a question's steps. (B, len(ks))
 
@@ -58,15 +50,16 @@ def ecr(top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int
     A token that a segment repeats counts each time. Explicit CoT is judged against its own chain, where each token
     was its step's likeliest: 1 by construction, for every K.
     """
-    step, real = align(chain.shape[1], chain_len, steps, ratio)                    # (B, T)
-    offered = top[torch.arange(len(top))[:, None], step]                           # (B, T, K)
+    step, real = align(chain.shape[1], chain_len, steps, ratio)  # (B, T)
+    offered = top[torch.arange(len(top))[:, None], step]  # (B, T, K)
     found = (offered == chain[:, :, None]) & real[:, :, None]
-    by_rank = found.sum(1).cumsum(-1)                                              # (B, K) among the first 1, 2, ..
+    by_rank = found.sum(1).cumsum(-1)  # (B, K) among the first 1, 2, ..
     return by_rank[:, [k - 1 for k in ks]] / steps.clamp(min=1)[:, None]
 
 
-def chain_weights(probs: Tensor, steps: Tensor, chains: Tensor, chain_len: Tensor, ratio: int,
-                  distinct: bool = False) -> Tensor:
+def chain_weights(
+    probs: Tensor, steps: Tensor, chains: Tensor, chain_len: Tensor, ratio: int, distinct: bool = False
+) -> Tensor:
     """How much of a latent chain's mass goes to each of the question's valid chains: w (B, M), each row summing to 1.
 
     A chain's score is the mean over steps of the mass that the step's distribution gives to the tokens of the
@@ -77,15 +70,17 @@ def chain_weights(probs: Tensor, steps: Tensor, chains: Tensor, chain_len: Tenso
     distinct: leave out the tokens that all chains of the question have in the same step (<<, =, >>, an operator):
               they raise every score alike and cannot tell which chain is followed
     """
-    step, real = align(chains.shape[2], chain_len, steps[:, None], ratio)          # (B, M, T)
+    step, real = align(chains.shape[2], chain_len, steps[:, None], ratio)  # (B, M, T)
     row = torch.arange(len(probs))[:, None, None].expand_as(step)
     same = (chains[..., :, None] == chains[..., None, :]) & (step[..., :, None] == step[..., None, :])
-    counts = real & ~same.tril(-1).any(-1)                                         # (B, M, T) not seen before in its segment
+    counts = real & ~same.tril(-1).any(-1)  # (B, M, T) not seen before in its segment
     if distinct:
-        having = torch.zeros(probs.shape, dtype=torch.int).index_put((row, step, chains), counts.int(), accumulate=True)
+        having = torch.zeros(probs.shape, dtype=torch.int).index_put(
+            (row, step, chains), counts.int(), accumulate=True
+        )
         counts &= having[row, step, chains] < (chain_len > 0).sum(1)[:, None, None]
-    score = (probs[row, step, chains] * counts).sum(-1) / steps.clamp(min=1)[:, None]    # (B, M)
-    score = torch.where(chain_len > 0, score + 1e-12, 0)                           # no mass at all: even weights
+    score = (probs[row, step, chains] * counts).sum(-1) / steps.clamp(min=1)[:, None]  # (B, M)
+    score = torch.where(chain_len > 0, score + 1e-12, 0)  # no mass at all: even weights
     return score / score.sum(-1, keepdim=True)
 
 
@@ -98,13 +93,17 @@ def parallelism(weights: Tensor) -> dict[str, Tensor]:
     the same latents against another question's chains, and latents that hold one chain and nothing else.
     """
     first, second = weights.topk(2, dim=-1).values.unbind(-1)
-    return {"n_eff": 1 / weights.pow(2).sum(-1), "n_eff_entropy": entropy(weights).exp(), "top2": second / first}
+    return {
+        "n_eff": 1 / weights.pow(2).sum(-1),
+        "n_eff_entropy": entropy(weights).exp(),
+        "top2": second / first,
+    }
 
 
 def one_path(shape: torch.Size, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int) -> Tensor:
     """The distributions (B, N, V) of latents that hold one chain and nothing else: at each step the uniform mixture
     of its segment's tokens. A control for N_eff. chain (B, T), chain_len (B,)"""
-    step, real = align(chain.shape[1], chain_len, steps, ratio)                    # (B, T)
+    step, real = align(chain.shape[1], chain_len, steps, ratio)  # (B, T)
     row = torch.arange(len(chain))[:, None].expand_as(step)
     held = torch.zeros(shape)
     held[row[real], step[real], chain[real]] = 1.0
@@ -114,10 +113,10 @@ def one_path(shape: torch.Size, steps: Tensor, chain: Tensor, chain_len: Tensor,
 def concentration(probs: Tensor, steps: Tensor, k: int) -> dict[str, Tensor]:
     """How mixed the latents are, means over a question's steps, (B,) each: entropy of the full softmax, entropy of
     the k-mixture (what Latent-SFT feeds), and the share of the mixture's largest entry. probs (B, N, V)"""
-    best = probs.topk(min(k, probs.shape[-1]), dim=-1).values                      # (B, N, k)
-    mixture = best / best.sum(-1, keepdim=True).clamp(min=1e-30)                   # rows behind `steps` are all 0
+    best = probs.topk(min(k, probs.shape[-1]), dim=-1).values  # (B, N, k)
+    mixture = best / best.sum(-1, keepdim=True).clamp(min=1e-30)  # rows behind `steps` are all 0
     per_step = {"entropy": entropy(probs), "entropy_mixture": entropy(mixture), "top1": mixture[..., 0]}
-    real = torch.arange(probs.shape[1]) < steps[:, None]                           # (B, N)
+    real = torch.arange(probs.shape[1]) < steps[:, None]  # (B, N)
     return {name: (value * real).sum(1) / steps.clamp(min=1) for name, value in per_step.items()}
 
 
@@ -126,7 +125,7 @@ def partners(size: Tensor, allowed: Tensor) -> Tensor:
     order among those. (n,) indices, -1 where there is none."""
     n = len(size)
     index = torch.arange(n)
-    away = (index - index[:, None]) % max(n, 1)                                    # (n, n) 0 = itself
+    away = (index - index[:, None]) % max(n, 1)  # (n, n) 0 = itself
     cost = (size[:, None] - size).abs() * n + away
     cost = cost.masked_fill(~allowed | (away == 0), torch.iinfo(torch.long).max)
     best = cost.min(1) if n else None

@@ -9,6 +9,7 @@ The markers are new words, and the papers freeze the embedding. A new row near t
 makes it, can never be the argmax (the mean of points is inside their hull), so a frozen `</think>` would never be said.
 So the markers' rows are learned too, they alone of the embedding and of the head.
 """
+
 import copy
 import math
 
@@ -16,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import load_into
-from .config import Config, UserError
-from .model import Transformer
+from ..checkpoint import load_into
+from ..config import Config, UserError
+from ..model import Transformer
 
 TARGETS = ("q", "k", "v", "o", "up", "gate", "down")
 
@@ -30,12 +31,14 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         bound = 1 / math.sqrt(base.in_features)
-        self.lora_a = nn.Parameter(torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator))
+        self.lora_a = nn.Parameter(
+            torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        )
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
         self.scale, self.dropout = alpha / rank, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)     # (..., rank)
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
         return super().forward(x) + self.scale * F.linear(low, self.lora_b)
 
     def merged(self) -> Tensor:
@@ -56,7 +59,7 @@ class PutRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table, rows, index):
         ctx.save_for_backward(index)
-        table.data[index] = rows.data            # .data: no call of this step saw other values
+        table.data[index] = rows.data  # .data: no call of this step saw other values
         return table.detach()
 
     @staticmethod
@@ -70,16 +73,16 @@ class MarkerRows(nn.Module):
     def __init__(self, table: nn.Parameter, markers: list[int]):
         super().__init__()
         self.table = table
-        self.register_buffer("markers", torch.tensor(markers), persistent=False)   # (M,)
-        self.lora_rows = nn.Parameter(table.detach()[markers].clone())             # (M, C)
+        self.register_buffer("markers", torch.tensor(markers), persistent=False)  # (M,)
+        self.lora_rows = nn.Parameter(table.detach()[markers].clone())  # (M, C)
 
     @property
     def weight(self) -> Tensor:
         return PutRows.apply(self.table, self.lora_rows, self.markers)
 
     def forward(self, ids: Tensor) -> Tensor:
-        is_marker = ids[..., None] == self.markers                                 # (..., M)
-        own = self.lora_rows[is_marker.int().argmax(-1)]                           # (..., C): any row where none is
+        is_marker = ids[..., None] == self.markers  # (..., M)
+        own = self.lora_rows[is_marker.int().argmax(-1)]  # (..., C): any row where none is
         return torch.where(is_marker.any(-1, keepdim=True), own, F.embedding(ids, self.table))
 
 
@@ -91,20 +94,28 @@ def add_lora(model: Transformer, config: Config, markers: list[int]) -> None:
         if name not in TARGETS:
             raise UserError(f"--lora_targets {name} is none of {', '.join(TARGETS)}")
     if config.lora_rank < 1 or not 0 <= config.lora_dropout < 1:
-        raise UserError(f"--lora_rank {config.lora_rank} --lora_dropout {config.lora_dropout}: a rank is at least 1, "
-                        "a dropout in 0..1")
+        raise UserError(
+            f"--lora_rank {config.lora_rank} --lora_dropout {config.lora_dropout}: a rank is at least 1, "
+            "a dropout in 0..1"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     alpha = config.lora_alpha or 2 * config.lora_rank
     model.requires_grad_(False)
     for block in model.blocks:
         for part in (block.attn, block.mlp):
             for name in targets:
-                if hasattr(part, name):          # GPT-2 has no gate
-                    setattr(part, name, LoRALinear(getattr(part, name), config.lora_rank, alpha, config.lora_dropout, generator))
+                if hasattr(part, name):  # GPT-2 has no gate
+                    setattr(
+                        part,
+                        name,
+                        LoRALinear(
+                            getattr(part, name), config.lora_rank, alpha, config.lora_dropout, generator
+                        ),
+                    )
     model.embed = MarkerRows(model.embed.weight, markers)
     if not model.config.tied:
         model.head = MarkerRows(model.head.weight, markers)
-    model.train(model.training)                  # the new modules too
+    model.train(model.training)  # the new modules too
 
 
 @torch.no_grad()
@@ -113,16 +124,22 @@ def merge(model: Transformer) -> Transformer:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                plain = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+                plain = nn.Linear(
+                    child.in_features, child.out_features, child.bias is not None, device="meta"
+                )
                 plain.weight = nn.Parameter(child.merged())
-                if child.bias is not None:       # a copy of the model may share it
+                if child.bias is not None:  # a copy of the model may share it
                     plain.bias = nn.Parameter(child.bias.clone())
                 setattr(module, name, plain)
     for name in ("embed", "head"):
         rows = getattr(model, name, None)
         if isinstance(rows, MarkerRows):
             V, C = rows.table.shape
-            plain = nn.Embedding(V, C, device="meta") if name == "embed" else nn.Linear(C, V, bias=False, device="meta")
+            plain = (
+                nn.Embedding(V, C, device="meta")
+                if name == "embed"
+                else nn.Linear(C, V, bias=False, device="meta")
+            )
             plain.weight = nn.Parameter(rows.weight.detach())
             setattr(model, name, plain)
     return model.train(model.training).requires_grad_(True)
@@ -130,9 +147,13 @@ def merge(model: Transformer) -> Transformer:
 
 def frozen(module: nn.Module) -> dict[str, Tensor]:
     """What the adapters in a module leave as it was, by its name in the state dict; {} without adapters."""
-    return {f"{prefix}.{name}".lstrip("."): tensor for prefix, model in module.named_modules()
-            if isinstance(model, Transformer) and isinstance(model.embed, MarkerRows)
-            for name, tensor in model.state_dict().items() if not name.split(".")[-1].startswith("lora_")}
+    return {
+        f"{prefix}.{name}".lstrip("."): tensor
+        for prefix, model in module.named_modules()
+        if isinstance(model, Transformer) and isinstance(model.embed, MarkerRows)
+        for name, tensor in model.state_dict().items()
+        if not name.split(".")[-1].startswith("lora_")
+    }
 
 
 def own_state(module: nn.Module) -> dict[str, Tensor]:

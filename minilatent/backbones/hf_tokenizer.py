@@ -4,10 +4,11 @@ A BPE tokenizer is a list of byte strings in the order in which they were learnt
 into pieces, across which nothing is merged. The files spell both in their own way: bytes as visible letters, merges as
 pairs, the regex as a chain of pre-tokenizers.
 """
+
 import json
 from pathlib import Path
 
-from .config import UserError
+from ..config import UserError
 
 # How byte-level BPE cuts text into pieces before it merges bytes, as one regex each.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -29,7 +30,7 @@ def read(folder: Path) -> dict:
     try:
         pattern, normalizer, model, added, processor = read_tokenizer_files(folder)
         vocab, merges = model["vocab"], model["merges"]
-        if model.get("ignore_merges"):             # Llama 3: a piece that is a token needs no merge to become it
+        if model.get("ignore_merges"):  # Llama 3: a piece that is a token needs no merge to become it
             merges = [*merges, *([t] for t in vocab if len(t) > 1 and t not in added)]
         letters = byte_letters()
         # A token's rank is its first merge; a tokenizer.json made from tiktoken ranks lists all its merges.
@@ -37,20 +38,32 @@ def read(folder: Path) -> dict:
         ranks = [bytes([i]) for i in range(256)] + [bytes(letters.index(c) for c in t) for t in tokens]
         unknown = vocab[model["unk_token"]] if model.get("unk_token") else -1
         ids = [vocab.get(c, unknown) for c in letters] + [vocab[t] for t in tokens]
-        size = max(read_json(folder / "config.json", {}).get("vocab_size", 0), *(i + 1 for i in vocab.values()),
-                   *(i + 1 for i in added.values()))
+        size = max(
+            read_json(folder / "config.json", {}).get("vocab_size", 0),
+            *(i + 1 for i in vocab.values()),
+            *(i + 1 for i in added.values()),
+        )
         markers = {m: added[m] for m in ("<think>", "</think>", "<latent>", "<pad>") if m in added}
         made = set(ids)
         for eos in own_ends(folder, vocab | added):
             if eos is not None and 0 <= eos < size and eos not in made and eos not in markers.values():
                 markers.setdefault("<eos>", eos)
         special = {token: i for token, i in added.items() if i not in made}
-        return {"pattern": pattern, "ranks": ranks, "ids": ids, "markers": markers, "size": size,
-                "normalizer": normalizer, "special": special, "bos": own_start(folder, processor, special),
-                "chat": chat_format(folder, special)}
+        return {
+            "pattern": pattern,
+            "ranks": ranks,
+            "ids": ids,
+            "markers": markers,
+            "size": size,
+            "normalizer": normalizer,
+            "special": special,
+            "bos": own_start(folder, processor, special),
+            "chat": chat_format(folder, special),
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} is damaged or no byte-level BPE tokenizer "
-                        f"({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{source} is damaged or no byte-level BPE tokenizer ({type(error).__name__}: {error})"
+        ) from None
 
 
 def read_json(path: Path, default=None):
@@ -83,17 +96,32 @@ def read_tokenizer_files(folder: Path) -> tuple[str, str | None, dict, dict[str,
         path = folder / "tokenizer.json"
         data = read_json(path)
         model = data["model"]
-        if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("end_of_word_suffix") \
-                or model.get("continuing_subword_prefix"):
-            raise UserError(f"{path} is a {model.get('type')} tokenizer, not byte-level BPE, which is what there is")
+        if (
+            model.get("type", "BPE") != "BPE"
+            or model.get("byte_fallback")
+            or model.get("end_of_word_suffix")
+            or model.get("continuing_subword_prefix")
+        ):
+            raise UserError(
+                f"{path} is a {model.get('type')} tokenizer, not byte-level BPE, which is what there is"
+            )
         added |= {t["content"]: t["id"] for t in data.get("added_tokens") or []}
-        return (split_pattern(data.get("pre_tokenizer"), path), unicode_form(data.get("normalizer"), path), model, added,
-                data.get("post_processor") or {})
+        return (
+            split_pattern(data.get("pre_tokenizer"), path),
+            unicode_form(data.get("normalizer"), path),
+            model,
+            added,
+            data.get("post_processor") or {},
+        )
     if not (folder / "merges.txt").exists():
-        raise UserError(f"{folder} has no byte-level BPE tokenizer: neither tokenizer.json nor vocab.json + merges.txt")
+        raise UserError(
+            f"{folder} has no byte-level BPE tokenizer: neither tokenizer.json nor vocab.json + merges.txt"
+        )
     kind = settings.get("tokenizer_class", "GPT2Tokenizer").removesuffix("Fast")
     if kind not in ("GPT2Tokenizer", "PreTrainedTokenizer") or settings.get("add_prefix_space"):
-        raise UserError(f"{folder}: vocab.json and merges.txt do not say how {kind} splits text; add its tokenizer.json")
+        raise UserError(
+            f"{folder}: vocab.json and merges.txt do not say how {kind} splits text; add its tokenizer.json"
+        )
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version:")]
     return GPT2_PATTERN, None, {"vocab": read_json(folder / "vocab.json"), "merges": merges}, added, {}
@@ -110,13 +138,22 @@ def split_pattern(steps: dict | None, path: Path) -> str:
         if kinds == ["Digits", "ByteLevel"] and use_regex:
             single = steps[0].get("individual_digits")
             return DIGITS_PATTERN if single else DIGITS_PATTERN.replace(r"\p{N}|", r"\p{N}+|", 1)
-        if kinds == ["Split", "ByteLevel"] and not use_regex and "Regex" in steps[0]["pattern"] \
-                and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert"):
+        if (
+            kinds == ["Split", "ByteLevel"]
+            and not use_regex
+            and "Regex" in steps[0]["pattern"]
+            and steps[0].get("behavior") == "Isolated"
+            and not steps[0].get("invert")
+        ):
             own = steps[0]["pattern"]["Regex"]
-            return rf"{own}|(?:(?!{own})[\s\S])+"      # what lies between matches is a piece too; tiktoken drops it
-    raise UserError(f"{path} splits text by {' + '.join(map(str, kinds))}"
-                    f"{' with add_prefix_space' if prefix and kinds[-1] == 'ByteLevel' else ''}; there is "
-                    "ByteLevel, Digits + ByteLevel, Split(Regex, Isolated) + ByteLevel, without add_prefix_space")
+            return (
+                rf"{own}|(?:(?!{own})[\s\S])+"  # what lies between matches is a piece too; tiktoken drops it
+            )
+    raise UserError(
+        f"{path} splits text by {' + '.join(map(str, kinds))}"
+        f"{' with add_prefix_space' if prefix and kinds[-1] == 'ByteLevel' else ''}; there is "
+        "ByteLevel, Digits + ByteLevel, Split(Regex, Isolated) + ByteLevel, without add_prefix_space"
+    )
 
 
 def unicode_form(normalizer: dict | None, path: Path) -> str | None:
@@ -159,8 +196,11 @@ def chat_format(folder: Path, special: dict[str, int]) -> str:
     if file.exists():
         template = file.read_text(encoding="utf-8")
     for name, (start, end) in CHAT_TOKENS.items():
-        if start in special and end in special and (start in template if len(template) > 2 else
-                                                    token_text(settings.get("eos_token")) == end):
+        if (
+            start in special
+            and end in special
+            and (start in template if len(template) > 2 else token_text(settings.get("eos_token")) == end)
+        ):
             return name
     return ""
 
@@ -176,24 +216,70 @@ def write(tok) -> dict:
     texts = ["".join(letters[byte] for byte in token) for token in tok.ranks]
     vocab = {text: i for text, i in zip(texts, tok.to_id.tolist()) if i >= 0}
     if len(set(vocab.values())) < len(vocab):
-        raise UserError("several bytes have the same id in this tokenizer: it cannot be written as a tokenizer.json")
-    merges = [[t[:i], t[i:]] for t in texts if t in vocab for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab]
-    added = {i: name for name, i in [*tok.markers.items(), *tok.special.items()]}      # an id's own name goes first
+        raise UserError(
+            "several bytes have the same id in this tokenizer: it cannot be written as a tokenizer.json"
+        )
+    merges = [
+        [t[:i], t[i:]]
+        for t in texts
+        if t in vocab
+        for i in range(1, len(t))
+        if t[:i] in vocab and t[i:] in vocab
+    ]
+    added = {
+        i: name for name, i in [*tok.markers.items(), *tok.special.items()]
+    }  # an id's own name goes first
     bos = [{"SpecialToken": {"id": added[tok.bos], "type_id": 0}}] if tok.bos is not None else []
-    template = {"type": "TemplateProcessing", "single": [*bos, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [*bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {added[tok.bos]: {"id": added[tok.bos], "ids": [tok.bos], "tokens": [added[tok.bos]]}}
-                } if bos else None
+    template = (
+        {
+            "type": "TemplateProcessing",
+            "single": [*bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [*bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {
+                added[tok.bos]: {"id": added[tok.bos], "ids": [tok.bos], "tokens": [added[tok.bos]]}
+            },
+        }
+        if bos
+        else None
+    )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": added[i], "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True} for i in sorted(added)],
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i,
+                "content": added[i],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i in sorted(added)
+        ],
         "normalizer": tok.normalizer and {"type": tok.normalizer},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": tok.pattern}, "behavior": "Isolated", "invert": False}, byte_level]},
-        "post_processor": template, "decoder": byte_level,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": tok.pattern}, "behavior": "Isolated", "invert": False},
+                byte_level,
+            ],
+        },
+        "post_processor": template,
+        "decoder": byte_level,
         # In the vocabulary too: `tokenizers` numbers an added token that it does not find there by itself.
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                  "vocab": vocab | {name: i for i, name in added.items()}, "merges": merges}}
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": vocab | {name: i for i, name in added.items()},
+            "merges": merges,
+        },
+    }

@@ -1,4 +1,5 @@
 """Pictures: a chain as the paper's Figure 1 has it, the two masks, measures against their controls, CoLaR's speeds."""
+
 import io
 import textwrap
 from pathlib import Path
@@ -7,24 +8,31 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from . import masks
-from .analysis import Trace, clip, visible
-from .batch import Row
-from .config import UserError
-from .evaluate import label
-from .files import replace_file
-from .latent import entropy
-from .look import effective_rank, hidden_states, spectrum, usable
-from .methods.latent_sft import LatentSFT
-from .tokenizer import Tokenizer
+from .. import masks
+from ..batch import Row
+from ..config import UserError
+from ..files import replace_file
+from ..latent import entropy
+from ..methods.latent_sft import LatentSFT
+from ..tokenizer import Tokenizer
+from .evaluation import label
+from .latents import effective_rank, hidden_states, spectrum, usable
+from .trace import Trace, clip, visible
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt                      # noqa: E402  (after the backend is chosen)
-from matplotlib.patches import Patch, Rectangle      # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib.patches import Patch, Rectangle  # noqa: E402
 
 BLUE, ORANGE, GREY, RED = "#2a6fbb", "#e08214", "#8a8f98", "#c0392b"
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 12,
-         "text.parse_math": False, "legend.frameon": False, "figure.dpi": 150}      # "$" is a token, not mathematics
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "text.parse_math": False,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+}  # "$" is a token, not mathematics
 
 
 def figure_kind(path: str | Path) -> str:
@@ -49,18 +57,26 @@ def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
     """The paper's Figure 1 for one question: the k likeliest tokens of each step by rank, and the entropy above."""
     if not len(t.probs):
         raise UserError("this method does not think: there is no chain to draw")
-    values, ids = (x.numpy() for x in t.probs.topk(top, dim=-1))                   # (N + 1, k)
+    values, ids = (x.numpy() for x in t.probs.topk(top, dim=-1))  # (N + 1, k)
     steps = len(t.probs)
     size = (max(6.5, 0.74 * steps + 1.6), 0.36 * top + 2.6)
-    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=size, layout="constrained",
-                                          height_ratios=(1.4, 0.36 * top))
+    figure, (above, below) = plt.subplots(
+        2, 1, sharex=True, figsize=size, layout="constrained", height_ratios=(1.4, 0.36 * top)
+    )
     image = below.imshow(values.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for n in range(steps):
         for rank in range(top):
             p = values[n, rank]
             name = clip(tok.name(int(ids[n, rank])), 8)
-            below.text(n, rank, name, ha="center", va="center", fontsize=9 if len(name) < 7 else 7.5,
-                       color="white" if p > 0.55 else "black" if p > 0.02 else GREY)
+            below.text(
+                n,
+                rank,
+                name,
+                ha="center",
+                va="center",
+                fontsize=9 if len(name) < 7 else 7.5,
+                color="white" if p > 0.55 else "black" if p > 0.02 else GREY,
+            )
     below.set_yticks(range(top), range(1, top + 1))
     below.set_xticks(range(steps), [str(n) for n in range(1, steps)] + ["end"])
     below.set_ylabel("rank")
@@ -75,13 +91,24 @@ def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
     above.set_ylabel("entropy (nats)")
     above.set_ylim(0, max(0.5, 1.15 * H.max()))
     above.tick_params(axis="x", length=0)
-    for ax in (above, below):                                                      # the collapse
+    for ax in (above, below):  # the collapse
         ax.axvline(steps - 1.5, color=RED, linestyle="--", linewidth=1.4)
     word = "collapse" if t.closed else "cut off"
-    above.annotate(f"{word} → {visible(t.answer.strip())}", (steps - 1.5, 1.0), xycoords=("data", "axes fraction"), color=RED,
-                   xytext=(-5, 2), textcoords="offset points", ha="right", va="bottom", fontweight="bold")
+    above.annotate(
+        f"{word} → {visible(t.answer.strip())}",
+        (steps - 1.5, 1.0),
+        xycoords=("data", "axes fraction"),
+        color=RED,
+        xytext=(-5, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontweight="bold",
+    )
     unit = "tokens" if t.explicit else "latents"
-    figure.suptitle(f"{wrap(t.question, int(size[0] * 13))}\n{steps - 1} {unit}", fontsize=11, ha="left", x=0.01)
+    figure.suptitle(
+        f"{wrap(t.question, int(size[0] * 13))}\n{steps - 1} {unit}", fontsize=11, ha="left", x=0.01
+    )
     return figure
 
 
@@ -90,7 +117,12 @@ def wrap(text: str, width: int) -> str:
 
 
 KIND_COLOURS = {masks.PREFIX: "#9ab8d8", masks.LATENT: ORANGE, masks.TEXT: "#7fbf7b", masks.TAIL: "#b39bc8"}
-KIND_NAMES = {masks.PREFIX: "question, <think>", masks.LATENT: "latents", masks.TEXT: "chain", masks.TAIL: "</think>, answer"}
+KIND_NAMES = {
+    masks.PREFIX: "question, <think>",
+    masks.LATENT: "latents",
+    masks.TEXT: "chain",
+    masks.TAIL: "</think>, answer",
+}
 
 
 @plt.rc_context(STYLE)
@@ -100,30 +132,48 @@ def masks_figure(method):
     tok, maker = method.tok, LatentSFT(method.config, method.tok, method.model)
     row = Row(tok.encode("Ava has 12."), tok.encode("<<12*3=36>>"), [*tok.encode("36"), tok.eos])
     figure, axes = plt.subplots(1, 2, figsize=(15, 8.2), layout="constrained")
-    for ax, layout, name in zip(axes, (maker.encoder_layout(row), maker.decoder_layout(row)), ("induction", "supervision")):
+    for ax, layout, name in zip(
+        axes, (maker.encoder_layout(row), maker.decoder_layout(row)), ("induction", "supervision")
+    ):
         ids, kind, block = maker.tensors([layout]).values()
         mask = masks.induction_mask(kind) if name == "induction" else masks.supervision_mask(kind, block)
-        positions = torch.arange(len(layout.ids)) if name == "induction" else masks.dual_track_positions(kind)[0]
+        positions = (
+            torch.arange(len(layout.ids)) if name == "induction" else masks.dual_track_positions(kind)[0]
+        )
         latent = "L" if name == "induction" else "Z"
-        labels = [f"{latent}{layout.block[i]}" if layout.kind[i] == masks.LATENT else clip(tok.name(token), 8)
-                  for i, token in enumerate(layout.ids)]
+        labels = [
+            f"{latent}{layout.block[i]}" if layout.kind[i] == masks.LATENT else clip(tok.name(token), 8)
+            for i, token in enumerate(layout.ids)
+        ]
         draw_mask(ax, mask[0], masks.causal(kind)[0], layout.kind, labels, positions.tolist())
-        ax.set_title({"induction": "Latent token induction mask (encoder)",
-                      "supervision": "Latent token supervision mask (decoder)"}[name], pad=12, fontweight="bold")
+        ax.set_title(
+            {
+                "induction": "Latent token induction mask (encoder)",
+                "supervision": "Latent token supervision mask (decoder)",
+            }[name],
+            pad=12,
+            fontweight="bold",
+        )
     handles = [Patch(color=KIND_COLOURS[kind], label=f"sees {KIND_NAMES[kind]}") for kind in KIND_COLOURS]
     handles.append(Patch(facecolor="white", edgecolor=GREY, hatch="////", label="earlier, but hidden"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=12)
     return figure
 
 
-def draw_mask(ax, mask: Tensor, causal: Tensor, kind: list[int], labels: list[str], positions: list[int]) -> None:
+def draw_mask(
+    ax, mask: Tensor, causal: Tensor, kind: list[int], labels: list[str], positions: list[int]
+) -> None:
     T = len(labels)
     for i in range(T):
         for j in range(i + 1):
             if mask[i, j]:
-                ax.add_patch(Rectangle((j, i), 1, 1, facecolor=KIND_COLOURS[kind[j]], edgecolor="white", linewidth=1))
+                ax.add_patch(
+                    Rectangle((j, i), 1, 1, facecolor=KIND_COLOURS[kind[j]], edgecolor="white", linewidth=1)
+                )
             elif causal[i, j]:
-                ax.add_patch(Rectangle((j, i), 1, 1, facecolor="white", edgecolor="#c9ccd1", hatch="////", linewidth=0))
+                ax.add_patch(
+                    Rectangle((j, i), 1, 1, facecolor="white", edgecolor="#c9ccd1", hatch="////", linewidth=0)
+                )
     ax.set(xlim=(0, T), ylim=(T, 0), aspect="equal")
     middle = [i + 0.5 for i in range(T)]
     ax.set_yticks(middle, labels)
@@ -147,10 +197,12 @@ def results_figure(results: list[dict]):
     if not results:
         raise UserError("nothing to draw: no data set has latents that could be judged")
     wide = 3 if any(r["n_multi"] for r in results) else 1
-    figure, axes = plt.subplots(len(results), wide, figsize=(5.2 * wide, 4 * len(results)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(results), wide, figsize=(5.2 * wide, 4 * len(results)), layout="constrained", squeeze=False
+    )
     for row, r in zip(axes, results):
         for ax in row:
-            ax.set_axis_off()                                                      # until there is something in it
+            ax.set_axis_off()  # until there is something in it
         row[0].set_title(label(r), loc="left", fontweight="bold")
         if r["ecr"]:
             draw_ecr(row[0], r)
@@ -177,10 +229,17 @@ def speed_figure(results: list[dict]):
         color = line.get_color()
         labels: list[tuple[float, float, str]] = []
         for i, r in enumerate(some):
-            ax.errorbar(x[i], y[i], [[e[i]] for e in error], marker="o", capsize=3, color=color,
-                        markerfacecolor=color if i < obeyed else "white")
+            ax.errorbar(
+                x[i],
+                y[i],
+                [[e[i]] for e in error],
+                marker="o",
+                capsize=3,
+                color=color,
+                markerfacecolor=color if i < obeyed else "white",
+            )
             near = next((l for l in labels if abs(l[0] - x[i]) < 0.3 and abs(l[1] - y[i]) < 3), None)
-            if near:                                       # one label for marks on top of each other
+            if near:  # one label for marks on top of each other
                 labels[labels.index(near)] = (*near[:2], f"{near[2]}, ×{r['speed']}")
             else:
                 labels.append((x[i], y[i], f"×{r['speed']}"))
@@ -199,7 +258,14 @@ def draw_ecr(ax, r: dict) -> None:
     ks = [int(k) for k in r["ecr"]]
     ax.plot(ks, r["ecr"].values(), color=BLUE, marker="o", label=r["method"])
     if r["ecr_control"]:
-        ax.plot(ks, r["ecr_control"].values(), color=GREY, marker="o", linestyle="--", label="most frequent tokens")
+        ax.plot(
+            ks,
+            r["ecr_control"].values(),
+            color=GREY,
+            marker="o",
+            linestyle="--",
+            label="most frequent tokens",
+        )
     ax.set_xscale("log")
     ax.set_xticks(ks, ks, fontsize=9)
     ax.minorticks_off()
@@ -209,15 +275,23 @@ def draw_ecr(ax, r: dict) -> None:
 
 def draw_n_eff(ax, r: dict, suffix: str, label: str) -> None:
     ax.set_axis_on()
-    for key, name, colour, line in (("n_eff", "its own chains", BLUE, "-"),
-                                    ("n_eff_control", "another question's chains", GREY, "--"),
-                                    ("n_eff_one_path", "latents that hold one chain", ORANGE, "--")):
+    for key, name, colour, line in (
+        ("n_eff", "its own chains", BLUE, "-"),
+        ("n_eff_control", "another question's chains", GREY, "--"),
+        ("n_eff_one_path", "latents that hold one chain", ORANGE, "--"),
+    ):
         if values := r["n_eff_quantiles"][key + suffix]:
-            ax.plot([100 * i / (len(values) - 1) for i in range(len(values))], values, color=colour, linestyle=line,
-                    linewidth=2, label=name)
+            ax.plot(
+                [100 * i / (len(values) - 1) for i in range(len(values))],
+                values,
+                color=colour,
+                linestyle=line,
+                linewidth=2,
+                label=name,
+            )
     ax.axhline(1.7, color=RED, linewidth=1, linestyle=":", label="parallel from here on (1.7)")
     ax.set(xlabel=f"% of {r['n_multi']} questions with several chains, sorted", ylabel=label)
-    ax.set_ylim(0.9, 1.45 * ax.get_ylim()[1])                                      # room for the legend
+    ax.set_ylim(0.9, 1.45 * ax.get_ylim()[1])  # room for the legend
     ax.legend(loc="upper left", fontsize=9.5)
 
 
@@ -226,12 +300,20 @@ def look_figure(results: list[dict]):
     """A row for each data set of eval.py --look: norms against the embeddings', cosines by step, the spectrum, the entropy."""
     wide = 4 if any(r["look"]["entropy_by_step"] for r in results) else 3
     shape = (2, 2) if wide == 4 and len(results) == 1 else (len(results), wide)
-    figure, axes = plt.subplots(*shape, figsize=(5 * shape[1], 4 * shape[0]), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        *shape, figsize=(5 * shape[1], 4 * shape[0]), layout="constrained", squeeze=False
+    )
     for row, r in zip(axes.reshape(len(results), wide), results):
         seen = r["look"]
         row[0].set_title(f"{r['method']}, {label(r)}", loc="left", fontweight="bold")
         for key, name, colour in (("norms", "latents", BLUE), ("norms_embeddings", "embeddings", GREY)):
-            row[0].plot([100 * i / (len(seen[key]) - 1) for i in range(len(seen[key]))], seen[key], color=colour, linewidth=2, label=name)
+            row[0].plot(
+                [100 * i / (len(seen[key]) - 1) for i in range(len(seen[key]))],
+                seen[key],
+                color=colour,
+                linewidth=2,
+                label=name,
+            )
         row[0].set(xlabel="% of them, sorted", ylabel="norm", ylim=(0, None))
         row[0].legend()
         by_step = [[float("nan") if v is None else v for v in line] for line in seen["cosine_by_step"]]
@@ -241,7 +323,13 @@ def look_figure(results: list[dict]):
             axis.set_major_locator(plt.MaxNLocator(8, integer=True))
             axis.set_major_formatter(lambda at, _: str(int(at) + 1))
         figure.colorbar(image, ax=row[1], label="mean cosine in a chain", aspect=16)
-        draw_spectrum(row[2], {"latents": (seen["spectrum"], seen["rank"], BLUE), "embeddings": (seen["spectrum_embeddings"], seen["rank_embeddings"], GREY)})
+        draw_spectrum(
+            row[2],
+            {
+                "latents": (seen["spectrum"], seen["rank"], BLUE),
+                "embeddings": (seen["spectrum_embeddings"], seen["rank_embeddings"], GREY),
+            },
+        )
         if H := seen["entropy_by_step"]:
             row[3].plot(range(1, len(H) + 1), H, color=ORANGE, marker="o", markersize=4)
             row[3].set(xlabel="step of thinking", ylabel="entropy of the mixture (nats)", ylim=(0, None))
@@ -261,23 +349,54 @@ def space_figure(method, examples: list):
     figure, ((plane, length), (near, shares)) = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
     direction = lambda x: torch.nn.functional.normalize(x, dim=-1)
     words_to, states_to = direction(words), direction(states)
-    middle = (words_to.mean(0) + states_to.mean(0)) / 2                            # (C,) the two clouds count equally
-    axes = torch.pca_lowrank(torch.cat([words_to, states_to]) - middle, 2, center=False, niter=10)[2]     # (C, 2)
+    middle = (words_to.mean(0) + states_to.mean(0)) / 2  # (C,) the two clouds count equally
+    axes = torch.pca_lowrank(torch.cat([words_to, states_to]) - middle, 2, center=False, niter=10)[
+        2
+    ]  # (C, 2)
     longest = 1.05 * max(x.norm(dim=-1).max() for x in (words, states))
-    for x, to, name, colour in ((words, words_to, "embeddings", GREY), (states, states_to, "hidden states", ORANGE)):
+    for x, to, name, colour in (
+        (words, words_to, "embeddings", GREY),
+        (states, states_to, "hidden states", ORANGE),
+    ):
         plane.scatter(*((to - middle) @ axes).T, s=12, alpha=0.5, color=colour, label=name, linewidth=0)
-        length.hist(x.norm(dim=-1).tolist(), torch.linspace(0, longest, 60).tolist(), density=True, color=colour, alpha=0.7, label=name)
+        length.hist(
+            x.norm(dim=-1).tolist(),
+            torch.linspace(0, longest, 60).tolist(),
+            density=True,
+            color=colour,
+            alpha=0.7,
+            label=name,
+        )
     random = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
-    cosine = {"embeddings": (words_to @ words_to.T - 2 * torch.eye(len(words)), GREY), "hidden states": (states_to @ words_to.T, ORANGE),
-              "random directions": (direction(random) @ words_to.T, BLUE)}
+    cosine = {
+        "embeddings": (words_to @ words_to.T - 2 * torch.eye(len(words)), GREY),
+        "hidden states": (states_to @ words_to.T, ORANGE),
+        "random directions": (direction(random) @ words_to.T, BLUE),
+    }
     for name, (values, colour) in cosine.items():
-        near.hist(values.max(-1).values.tolist(), torch.linspace(0, 1.001, 50).tolist(), density=True, color=colour, alpha=0.6, label=name)
+        near.hist(
+            values.max(-1).values.tolist(),
+            torch.linspace(0, 1.001, 50).tolist(),
+            density=True,
+            color=colour,
+            alpha=0.6,
+            label=name,
+        )
     plane.set(xlabel="first principal axis of the directions", ylabel="second", title="Directions")
     length.set(xlabel="norm", ylabel="density", title="Norms")
-    near.set(xlabel="cosine with the nearest embedding (not itself)", ylabel="density", title="Distance from the vocabulary")
-    draw_spectrum(shares, {"embedding matrix": (spectrum(words).tolist(), effective_rank(words), GREY),
-                           "random matrix": (spectrum(random).tolist(), effective_rank(random), BLUE),
-                           "hidden states": (spectrum(states).tolist(), effective_rank(states), ORANGE)})
+    near.set(
+        xlabel="cosine with the nearest embedding (not itself)",
+        ylabel="density",
+        title="Distance from the vocabulary",
+    )
+    draw_spectrum(
+        shares,
+        {
+            "embedding matrix": (spectrum(words).tolist(), effective_rank(words), GREY),
+            "random matrix": (spectrum(random).tolist(), effective_rank(random), BLUE),
+            "hidden states": (spectrum(states).tolist(), effective_rank(states), ORANGE),
+        },
+    )
     shares.set_title("Spectrum")
     for ax in (plane, length, near):
         ax.legend(fontsize=9.5)
@@ -287,6 +406,17 @@ def space_figure(method, examples: list):
 def draw_spectrum(ax, shares: dict[str, tuple[list[float], float, str]]) -> None:
     """How much of the energy the first directions hold. By name: the shares, the effective rank, a colour."""
     for name, (values, rank, colour) in shares.items():
-        ax.plot(range(1, len(values) + 1), torch.tensor(values).cumsum(0).mul(100), color=colour, linewidth=2, label=f"{name}: effective rank {rank:.0f}")
-    ax.set(xlabel="directions, strongest first", ylabel="% of the energy that they hold", ylim=(0, 103), xlim=(0, None))
+        ax.plot(
+            range(1, len(values) + 1),
+            torch.tensor(values).cumsum(0).mul(100),
+            color=colour,
+            linewidth=2,
+            label=f"{name}: effective rank {rank:.0f}",
+        )
+    ax.set(
+        xlabel="directions, strongest first",
+        ylabel="% of the energy that they hold",
+        ylim=(0, 103),
+        xlim=(0, None),
+    )
     ax.legend(loc="lower right", fontsize=9.5)

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .config import UserError
+from ..config import UserError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def normalise(value: str | int | float | None) -> str | None:
         value = str(value)
     text = _plain(value).strip() if isinstance(value, str) else ""
     match = _NUMBER.match(text)
-    number = _value(match) if match and not re.search(r"\d", text[match.end():]) else None
+    number = _value(match) if match and not re.search(r"\d", text[match.end() :]) else None
     return None if number is None else _text(number)
 
 
@@ -97,7 +97,9 @@ def is_correct(prediction: str | None, answer: str | int | float) -> bool:
 
 
 def _is_word(answer: str | int | float) -> bool:
-    return isinstance(answer, str) and re.search(r"\d", answer) is None and re.search(r"\w", answer) is not None
+    return (
+        isinstance(answer, str) and re.search(r"\d", answer) is None and re.search(r"\w", answer) is not None
+    )
 
 
 def latex_equal(prediction: str | None, answer: str) -> bool:
@@ -108,7 +110,9 @@ def latex_equal(prediction: str | None, answer: str) -> bool:
     try:
         from math_verify import parse, verify
     except ImportError:
-        raise UserError("answers in LaTeX need a library to judge them: pip install 'math-verify[antlr4_13_2]'") from None
+        raise UserError(
+            "answers in LaTeX need a library to judge them: pip install 'math-verify[antlr4_13_2]'"
+        ) from None
     prediction = prediction.strip()
     if "$" not in prediction and "\\boxed" not in prediction:
         prediction = f"${prediction}$"
@@ -139,7 +143,7 @@ def _boxed(text: str) -> list[str]:
         if m[0] != "}":
             opened.append(m.end() if m[1] else None)
         elif opened and (start := opened.pop()) is not None:
-            found.append(text[start:m.start()])
+            found.append(text[start : m.start()])
     return found
 
 

@@ -5,14 +5,15 @@
 Exit code 0 if its accuracy on mini's test set is at least the lower end of the committed model's 95 % interval, else 1.
 With --install it then takes the committed one's place.
 """
+
 import shutil
 
 import torch
 
-from . import data
-from .config import Parser, run
-from .evaluate import solve_all
-from .setup import BASE, load_run, train
+from .. import tasks
+from ..config import Parser, run_script
+from ..evaluate import solve_all
+from ..run import BASE, load_run, train
 
 FILES = ("config.json", "model.safetensors", "minilatent_tokenizer.json")
 
@@ -21,17 +22,21 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.rebuild_base", description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="out/base", help="run folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--install", action="store_true", help="put the new model in the committed one's place")
+    parser.add_argument(
+        "--install", action="store_true", help="put the new model in the committed one's place"
+    )
     args = parser.parse_args(argv)
     train({"method": "cot_sft", "preset": "base", "out": args.out, "resume": args.resume})
-    test = data.load("mini", "test")
+    test = tasks.load("mini", "test")
     scores = {}
     for name, folder in (("committed", BASE), ("rebuilt", args.out)):
         if name == "committed" and not (BASE / "model.safetensors").exists():
             continue
         scores[name] = solve_all(load_run(folder, torch.device("cpu")), test)
         low, high = scores[name]["ci95"]
-        print(f"{name:10s} accuracy {scores[name]['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)})")
+        print(
+            f"{name:10s} accuracy {scores[name]['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)})"
+        )
     if "committed" in scores and scores["rebuilt"]["accuracy"] < scores["committed"]["ci95"][0]:
         print("the rebuilt base is not as good")
         raise SystemExit(1)
@@ -42,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

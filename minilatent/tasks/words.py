@@ -16,79 +16,151 @@ Kept easy to learn on purpose: every number lies in 1..99 (one token each), sent
 which one can compute, and few of them (one problem in ten has one) do not matter. What is left is the
 subject: who holds what by now, which operation, and carrying intermediate results.
 """
+
 import random
 import re
 import zlib
 from dataclasses import dataclass, field
 
-from .example import Example
+from .answers import Example
 
-NAMES = {"She": "Ava Cleo Dora Emma Fay Gina Hana Iris Jane Kate Lily Mia".split(),
-         "He": "Ben Carl Dan Eli Finn Gus Hugo Ivan Jack Kurt Leo Max".split()}
+NAMES = {
+    "She": "Ava Cleo Dora Emma Fay Gina Hana Iris Jane Kate Lily Mia".split(),
+    "He": "Ben Carl Dan Eli Finn Gus Hugo Ivan Jack Kurt Leo Max".split(),
+}
 PRONOUN = {name: pronoun for pronoun, names in NAMES.items() for name in names}
-OBJECTS = ["apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "nuts", "pens", "shells", "stamps",
-           "tickets", "dollars", "kilos of rice", "liters of milk", "meters of rope"]
+OBJECTS = [
+    "apples",
+    "books",
+    "cards",
+    "coins",
+    "eggs",
+    "flowers",
+    "marbles",
+    "nuts",
+    "pens",
+    "shells",
+    "stamps",
+    "tickets",
+    "dollars",
+    "kilos of rice",
+    "liters of milk",
+    "meters of rope",
+]
 
 # {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each list is kept for
 # mini_multiarith (and the questions of mini_svamp) and never seen in training; its words are.
-START = ["{P} has {c} {o}.", "{P} starts with {c} {o}.", "There are {c} {o} in the bag of {P}.",
-         "{P} starts with a bag of {c} {o}."]
+START = [
+    "{P} has {c} {o}.",
+    "{P} starts with {c} {o}.",
+    "There are {c} {o} in the bag of {P}.",
+    "{P} starts with a bag of {c} {o}.",
+]
 EVENTS = {
-    "+": ["{P} buys {c} more {o}.", "{P} finds {c} more.", "A friend gives {P} {c} more {o}.",
-          "Then {P} gets {c} more {o}."],
-    "-": ["{P} gives {c} {o} to a friend.", "{P} loses {c} of them.", "Then {P} sells {c} {o}.",
-          "Then {P} loses {c} {o}."],
-    "*": ["After a week {P} has {c} times as many.", "{P} works until there are {c} times as many {o}.",
-          "Then {P} has {c} times as many {o} as before.", "After a week there are {c} times as many {o} in the bag of {P}."],
-    "/": ["{P} makes {c} equal parts and keeps one.", "{P} packs the {o} into {c} equal boxes and keeps one.",
-          "Then {P} keeps one of {c} equal parts.", "Then {P} makes {c} equal boxes and keeps one."],
+    "+": [
+        "{P} buys {c} more {o}.",
+        "{P} finds {c} more.",
+        "A friend gives {P} {c} more {o}.",
+        "Then {P} gets {c} more {o}.",
+    ],
+    "-": [
+        "{P} gives {c} {o} to a friend.",
+        "{P} loses {c} of them.",
+        "Then {P} sells {c} {o}.",
+        "Then {P} loses {c} {o}.",
+    ],
+    "*": [
+        "After a week {P} has {c} times as many.",
+        "{P} works until there are {c} times as many {o}.",
+        "Then {P} has {c} times as many {o} as before.",
+        "After a week there are {c} times as many {o} in the bag of {P}.",
+    ],
+    "/": [
+        "{P} makes {c} equal parts and keeps one.",
+        "{P} packs the {o} into {c} equal boxes and keeps one.",
+        "Then {P} keeps one of {c} equal parts.",
+        "Then {P} makes {c} equal boxes and keeps one.",
+    ],
 }
 RELATIONS = {
-    "+": ["{Q} has {c} more {o} than {P}.", "{Q} has as many {o} as {P} and {c} more.",
-          "Compared with {P}, {Q} has {c} more {o}.", "{Q} finds as many {o} as {P} and {c} more."],
-    "-": ["{Q} has {c} fewer {o} than {P}.", "{Q} has as many {o} as {P} but {c} fewer.",
-          "Compared with {P}, {Q} has {c} fewer {o}.", "{Q} finds as many {o} as {P} but {c} fewer."],
-    "*": ["{Q} has {c} times as many {o} as {P}.", "{Q} has {c} times the {o} of {P}.",
-          "Compared with {P}, {Q} has {c} times as many {o}.", "{Q} gets {c} times as many {o} as {P}."],
-    "/": ["{Q} has one in {c} of the {o} of {P}.", "{Q} has as many {o} as {P} divided by {c}.",
-          "Compared with {P}, {Q} has one in {c} of the {o}.", "{Q} gets one in {c} of the {o} of {P}."],
+    "+": [
+        "{Q} has {c} more {o} than {P}.",
+        "{Q} has as many {o} as {P} and {c} more.",
+        "Compared with {P}, {Q} has {c} more {o}.",
+        "{Q} finds as many {o} as {P} and {c} more.",
+    ],
+    "-": [
+        "{Q} has {c} fewer {o} than {P}.",
+        "{Q} has as many {o} as {P} but {c} fewer.",
+        "Compared with {P}, {Q} has {c} fewer {o}.",
+        "{Q} finds as many {o} as {P} but {c} fewer.",
+    ],
+    "*": [
+        "{Q} has {c} times as many {o} as {P}.",
+        "{Q} has {c} times the {o} of {P}.",
+        "Compared with {P}, {Q} has {c} times as many {o}.",
+        "{Q} gets {c} times as many {o} as {P}.",
+    ],
+    "/": [
+        "{Q} has one in {c} of the {o} of {P}.",
+        "{Q} has as many {o} as {P} divided by {c}.",
+        "Compared with {P}, {Q} has one in {c} of the {o}.",
+        "{Q} gets one in {c} of the {o} of {P}.",
+    ],
 }
-MERGE = ["{P} gives all of them to {Q}.", "Then {Q} gets all the {o} of {P}.", "{Q} buys all the {o} of {P}.",
-         "{Q} finds all the {o} of {P}."]
-ASK = ["How many {o} does {P} have?", "How many {o} are in the bag of {P} now?",
-       "What is the number of {o} that {P} has?", "What is the number of {o} in the bag of {P}?"]
-TOGETHER = ["How many {o} do {P} and {Q} have together?", "How many {o} do {P} and {Q} have in total?",
-            "What is the total of the {o} of {P} and {Q}?", "What is the number of {o} of {P} and {Q} together?"]
-DIFFERENCE = ["How many more {o} does {P} have than {Q}?", "How many fewer {o} does {Q} have than {P}?",
-              "Compared with {Q}, how many more {o} does {P} have?", "What is the number of {o} that {P} has more than {Q}?"]
+MERGE = [
+    "{P} gives all of them to {Q}.",
+    "Then {Q} gets all the {o} of {P}.",
+    "{Q} buys all the {o} of {P}.",
+    "{Q} finds all the {o} of {P}.",
+]
+ASK = [
+    "How many {o} does {P} have?",
+    "How many {o} are in the bag of {P} now?",
+    "What is the number of {o} that {P} has?",
+    "What is the number of {o} in the bag of {P}?",
+]
+TOGETHER = [
+    "How many {o} do {P} and {Q} have together?",
+    "How many {o} do {P} and {Q} have in total?",
+    "What is the total of the {o} of {P} and {Q}?",
+    "What is the number of {o} of {P} and {Q} together?",
+]
+DIFFERENCE = [
+    "How many more {o} does {P} have than {Q}?",
+    "How many fewer {o} does {Q} have than {P}?",
+    "Compared with {Q}, how many more {o} does {P} have?",
+    "What is the number of {o} that {P} has more than {Q}?",
+]
 IRRELEVANT = ["{P} also has {c} {o}.", "{P} is {c} years old.", "{P} walks {c} minutes to school."]
 
 TEST_SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith", "mini_long")
 SIZES = {"train": 50_000, "val": 500, "test": 1000}
 MAX_NUMBER = 99
-MAX_ORDERS = 24            # of chains kept per problem
+MAX_ORDERS = 24  # of chains kept per problem
 APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b}
 
 
 @dataclass
 class Step:
-    text: str                        # "<<16-3=13>>"
-    needs: tuple[int, ...]           # the steps whose results it uses
+    text: str  # "<<16-3=13>>"
+    needs: tuple[int, ...]  # the steps whose results it uses
 
 
 @dataclass
 class Problem:
     """A story being told: sentences and steps so far, and who holds what."""
+
     rng: random.Random
-    hard: bool = False               # every number from the rare tail
-    new_sentences: bool = False      # the templates that training never shows
-    new_question: bool = False       # those of the question only
+    hard: bool = False  # every number from the rare tail
+    new_sentences: bool = False  # the templates that training never shows
+    new_question: bool = False  # those of the question only
     thing: str = ""
-    names: list[str] = field(default_factory=list)                     # not used yet
-    held: dict[str, tuple[int, int | None]] = field(default_factory=dict)   # name -> value, step that made it
+    names: list[str] = field(default_factory=list)  # not used yet
+    held: dict[str, tuple[int, int | None]] = field(default_factory=dict)  # name -> value, step that made it
     sentences: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    subject: str = ""                # of the last sentence: whom a pronoun would mean
+    subject: str = ""  # of the last sentence: whom a pronoun would mean
 
     def __post_init__(self):
         self.thing = self.rng.choice(OBJECTS)
@@ -173,12 +245,12 @@ class Problem:
         if self.rng.random() < 0.5:
             b = self.start()
         else:
-            b, before = self.relation(a), before - 1                  # both tracks leave from one quantity
+            b, before = self.relation(a), before - 1  # both tracks leave from one quantity
         for _ in range(before):
             _, made_a = self.held[a]
             if made_a is None or self.held[b][1] is not None and self.rng.random() < 0.5:
-                a = self.move(a)                                      # an idle track goes first: two busy
-            else:                                                     # tracks make several valid orders
+                a = self.move(a)  # an idle track goes first: two busy
+            else:  # tracks make several valid orders
                 b = self.move(b)
         (x, _), (y, _) = self.held[a], self.held[b]
         if after:
@@ -203,14 +275,20 @@ class Problem:
         sentence = self.rng.choice(IRRELEVANT).format(P=person, c=self.rng.randint(2, 20), o=other)
         # What follows names its person, or the pronoun would change its meaning; and behind other objects it names
         # its own: in "Ava also has 4 pens. Ava loses 9 of them." they would be pens.
-        places = [i for i in range(1, len(self.sentences)) if not re.match("(She|He) ", self.sentences[i])
-                  and (other not in sentence or self.thing in self.sentences[i])]
+        places = [
+            i
+            for i in range(1, len(self.sentences))
+            if not re.match("(She|He) ", self.sentences[i])
+            and (other not in sentence or self.thing in self.sentences[i])
+        ]
         self.sentences.insert(self.rng.choice(places), sentence)
 
     def example(self) -> Example:
         steps = [s.text for s in self.steps]
         orders = valid_orders([s.needs for s in self.steps])
-        chains = tuple(dict.fromkeys(tuple(steps[i] for i in order) for order in orders))      # two that read the same are one
+        chains = tuple(
+            dict.fromkeys(tuple(steps[i] for i in order) for order in orders)
+        )  # two that read the same are one
         answer = re.search(r"=(\d+)>>", steps[-1]).group(1)
         return Example(" ".join(self.sentences), tuple(steps), answer, chains)
 
@@ -234,11 +312,17 @@ def valid_orders(needs: list[tuple[int, ...]], cap: int = MAX_ORDERS) -> list[tu
 
 def make(name: str, rng: random.Random) -> Example:
     """One problem of a set."""
-    n = {"mini_multiarith": 2, "mini_long": rng.randint(5, 6)}.get(name) or rng.choices((2, 3, 4), (30, 35, 35))[0]
+    n = {"mini_multiarith": 2, "mini_long": rng.randint(5, 6)}.get(name) or rng.choices(
+        (2, 3, 4), (30, 35, 35)
+    )[0]
     tracks = rng.random() < 1 / 3
-    while True:                                     # until no number is beyond 99
-        problem = Problem(rng, hard=name == "mini_hard", new_sentences=name == "mini_multiarith",
-                          new_question=name == "mini_svamp")
+    while True:  # until no number is beyond 99
+        problem = Problem(
+            rng,
+            hard=name == "mini_hard",
+            new_sentences=name == "mini_multiarith",
+            new_question=name == "mini_svamp",
+        )
         (problem.two_tracks if tracks else problem.chain)(n)
         numbers = [int(x) for step in problem.steps for x in re.findall(r"\d+", step.text)]
         if max(numbers) <= MAX_NUMBER:
@@ -266,8 +350,13 @@ def split_of(question: str) -> str:
     return {0: "test", 1: "val"}.get(zlib.crc32(normalise(question).encode()) % 16, "train")
 
 
-def load(name: str = "mini", split: str = "train", limit: int | None = None, seed: int = 0,
-         chain_order: str = "text") -> list[Example]:
+def load(
+    name: str = "mini",
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    chain_order: str = "text",
+) -> list[Example]:
     """`limit` problems (default: SIZES[split]) of the named set and split, the same for the same arguments.
 
     chain_order: "text" tells `steps` in the text's order, "random" in a random valid one per problem.

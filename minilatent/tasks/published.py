@@ -6,7 +6,6 @@ Files: GSM8K's jsonl (Cobbe et al. 2021); GSM8K-Aug's text, `question||<<16-3=13
 MultiArith (Gao et al. 2022); jsonl with problem and solution or answer, as MATH and AIME come (Hendrycks et al. 2021).
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,9 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import mini, prosqa
-from .config import UserError
-from .example import Example, last_boxed, normalise
+from ..config import UserError
+from .answers import Example, last_boxed, normalise
 
 
 class Source(NamedTuple):
@@ -31,13 +29,17 @@ class Source(NamedTuple):
 
 # Addresses with a commit in them are pinned. The hub's repositories are not: pass `revision` for a run to repeat.
 _GSM = "https://raw.githubusercontent.com/openai/grade-school-math/5d331b448c28db43ef0d513bb1224e1a4b10950a/grade_school_math/data/"
-_AUG = ("https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # kept in Git LFS
-        "e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/")
+_AUG = (
+    "https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # kept in Git LFS
+    "e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/"
+)
 _PAL = "https://raw.githubusercontent.com/reasoning-machines/pal/f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
 _TEST = {"test": "train"}  # a file alone is called train by `datasets`
 SOURCES = {
     "gsm8k": Source("openai/gsm8k", {"train": "train", "test": "test"}, "main", _GSM + "train.jsonl"),
-    "gsm8k_aug": Source("whynlp/gsm8k-aug", {"train": "train", "val": "validation", "test": "test"}, None, _AUG + "train.txt"),
+    "gsm8k_aug": Source(
+        "whynlp/gsm8k-aug", {"train": "train", "val": "validation", "test": "test"}, None, _AUG + "train.txt"
+    ),
     "gsm_hard": Source(_PAL + "gsmhardv2.jsonl", _TEST),
     "svamp": Source(_PAL + "svamp.jsonl", _TEST),
     "multiarith": Source(_PAL + "mawpsmultiarith.jsonl", _TEST),
@@ -45,57 +47,7 @@ SOURCES = {
     "math500": Source("HuggingFaceH4/MATH-500", {"test": "test"}),
     "aime24": Source("HuggingFaceH4/aime_2024", _TEST),
 }
-GENERATED = {**{name: mini.load for name in mini.TEST_SETS}, "mini_prosqa": prosqa.load}
-NAMES = (*GENERATED, *SOURCES)
-SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 _MARK = re.compile(r"<<[^<>]*>>")
-
-
-def load(
-    data: str | Path,
-    split: str = "train",
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    chain_style: str = "equations",
-    chain_order: str = "text",
-    revision: str = "",
-) -> list[Example]:
-    """The examples of one split, in the order of the data; the first `limit` of them.
-
-    data         one of NAMES, or a file, whose format is found from its lines
-    split        train, val or test. A file, and gsm8k's own train split, are divided by a hash of the question:
-                 val is a tenth of the questions, at most 500; train is the rest. As test, a file counts whole.
-    seed         mini only: which problems are generated
-    chain_style  "equations": the <<48/2=24>> marks; "text": the sentences, without marks
-    chain_order  mini only: the order of the steps; other data keeps its own, "text"
-    revision     of a hub data set, for a run that can be repeated
-
-    Nothing is dropped for want of a chain: such examples (95 in GSM8K's train split) have steps == (), and whoever
-    needs steps counts them. Raises UserError, one line, for any bad input.
-    """
-    data = str(data)
-    for option, value, known in (("split", split, SPLITS), ("chain_style", chain_style, STYLES)):
-        if value not in known:
-            raise UserError(f"{option} must be one of {', '.join(known)}, not {value!r}")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1, not {limit}")
-    if data in GENERATED:
-        if chain_style != "equations":
-            raise UserError(f"{data} has its own chains only: leave out --chain_style {chain_style}")
-        return GENERATED[data](data, split, limit, seed, chain_order)
-    if chain_order != "text":
-        raise UserError(f"--chain_order {chain_order} needs mini: the problems' graphs are not known in {data}")
-    if data in SOURCES:
-        examples = _from_hub(data, split, chain_style, revision)
-    elif Path(data).exists() or "/" in data or "." in data:
-        examples = _divide(_with_chains(_read(Path(data)), chain_style, data), split)
-    else:
-        near = difflib.get_close_matches(data, NAMES, n=1, cutoff=0)[0]
-        raise UserError(f"no data set or file is called {data!r}: did you mean {near}? (of {', '.join(NAMES)})")
-    if not examples:
-        raise UserError(f"{data} has too few questions to make a {split} split")
-    return examples[:limit]
 
 
 def exclude(examples: Iterable[Example], other: Iterable[Example]) -> list[Example]:
@@ -111,13 +63,15 @@ def _key(question: str) -> str:
     return " ".join(re.findall(r"\w+", question.casefold()))
 
 
-def _divide(examples: list[Example], split: str) -> list[Example]:
+def divide(examples: list[Example], split: str) -> list[Example]:
     """A split of examples that come in one piece: by question, so that copies of one stay on the same side."""
     if split == "test":
         return examples
     keys = [_key(example.question) for example in examples]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest())
-    held_out = set(ranked[: min(500, -(-len(ranked) // 10))])  # rounded up: ten questions or fewer still give one
+    held_out = set(
+        ranked[: min(500, -(-len(ranked) // 10))]
+    )  # rounded up: ten questions or fewer still give one
     return [example for example, key in zip(examples, keys) if (key in held_out) == (split == "val")]
 
 
@@ -125,7 +79,7 @@ def _divide(examples: list[Example], split: str) -> list[Example]:
 Record = tuple[str, str, str]
 
 
-def _read(path: Path) -> Iterator[Record]:
+def read(path: Path) -> Iterator[Record]:
     """The records of a file, line by line; an error names the file and the line."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: pass one data file, such as {path / 'train.jsonl'}")
@@ -139,7 +93,9 @@ def _read(path: Path) -> Iterator[Record]:
                         empty = False
                         yield _parse(line)
                 except UnicodeDecodeError as e:
-                    raise UserError(f"{path}, line {number}: not UTF-8 ({e.reason}, byte {e.start + 1})") from None
+                    raise UserError(
+                        f"{path}, line {number}: not UTF-8 ({e.reason}, byte {e.start + 1})"
+                    ) from None
                 except UserError as e:
                     raise UserError(f"{path}, line {number}: {e}") from None
     except OSError as e:
@@ -167,7 +123,9 @@ def _record(row: dict) -> Record:
     """The record of a row of a file or of the hub, with an answer that is a number, or for MATH's rows LaTeX."""
     if "problem" in row and "question" not in row:
         return _math_record(row)
-    asked, replied = ("input", "target") if "input" in row and "question" not in row else ("question", "answer")
+    asked, replied = (
+        ("input", "target") if "input" in row and "question" not in row else ("question", "answer")
+    )
     for field in (asked, replied):
         if row.get(field) is None:
             raise UserError(f"lacks the field {field!r} (it has {', '.join(map(repr, row)) or 'none'})")
@@ -183,7 +141,9 @@ def _record(row: dict) -> Record:
     number = normalise(answer)
     if number is None:
         given = str(answer)[-40:]
-        raise UserError(f"has no answer: {replied!r} must be a number or end with '#### NUMBER', not {given!r}")
+        raise UserError(
+            f"has no answer: {replied!r} must be a number or end with '#### NUMBER', not {given!r}"
+        )
     return question.strip(), solution, number
 
 
@@ -201,7 +161,7 @@ def _math_record(row: dict) -> Record:
     return question.strip(), solution, (plain and normalise(answer)) or f"${answer}$"
 
 
-def _with_chains(records: Iterable[Record], style: str, source: str) -> list[Example]:
+def with_chains(records: Iterable[Record], style: str, source: str) -> list[Example]:
     """Examples with their solutions cut into steps."""
     examples, solved = [], False
     for question, solution, answer in records:
@@ -218,7 +178,7 @@ def _with_chains(records: Iterable[Record], style: str, source: str) -> list[Exa
     return examples
 
 
-def _from_hub(name: str, split: str, style: str, revision: str) -> list[Example]:
+def from_hub(name: str, split: str, style: str, revision: str) -> list[Example]:
     """A split of a named data set. Where there is none for validation, a part of train is held out, never of test."""
     source = SOURCES[name]
     theirs = source.splits.get(split) or (split == "val" and source.splits.get("train"))
@@ -237,8 +197,13 @@ def _from_hub(name: str, split: str, style: str, revision: str) -> list[Example]
         except Exception as e:  # no network, no such revision, a full disk: the way out is the same
             reason = (str(e) or type(e).__name__).splitlines()[0]
             file = source.repo if is_file else source.file
-            do = f"download {file}" if file else (
-                f"where there is one, save it: datasets.load_dataset({source.repo!r}, split={their_split!r}).to_json('{name}.jsonl');")
+            do = (
+                f"download {file}"
+                if file
+                else (
+                    f"where there is one, save it: datasets.load_dataset({source.repo!r}, split={their_split!r}).to_json('{name}.jsonl');"
+                )
+            )
             raise UserError(
                 f"cannot get {name} from {source.repo} ({reason}); without a network, {do} "
                 f"and pass --data path/to/{Path(file or name + '.jsonl').name}, or use --data mini, which needs no download"
@@ -250,10 +215,13 @@ def _from_hub(name: str, split: str, style: str, revision: str) -> list[Example]
             except UserError:  # nobody can mend a row of the hub: leave it out, but say so
                 bad += 1
         if bad:
-            print(f"{source.repo}, {their_split}: {bad} rows left out, without question or answer", file=sys.stderr)
-        return _with_chains(records, style, source.repo)
+            print(
+                f"{source.repo}, {their_split}: {bad} rows left out, without question or answer",
+                file=sys.stderr,
+            )
+        return with_chains(records, style, source.repo)
 
     examples = fetch(theirs)
     if split == "train" and "val" in source.splits:
         return exclude(examples, fetch(source.splits["val"]))
-    return examples if split in source.splits and split != "train" else _divide(examples, split)
+    return examples if split in source.splits and split != "train" else divide(examples, split)

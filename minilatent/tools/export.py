@@ -6,6 +6,7 @@ It is the model alone: the loop that feeds latents back, and what a method train
 markers are added tokens of the tokenizer, and its chat template is the prompt that the model was trained on (CoLaR's but for
 the speed, which ends the question).
 """
+
 import dataclasses
 import json
 from pathlib import Path
@@ -13,34 +14,63 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .batch import chat_template
-from .config import Parser, UserError, run
-from .files import replace_file, write_json
-from .hf_tokenizer import write
-from .model import ModelConfig, Transformer
-from .pretrained import is_transposed, model_config, tensor_places
-from .setup import load_run
-from .tokenizer import Tokenizer
+from ..backbones.hf_tokenizer import write
+from ..backbones.pretrained import is_transposed, model_config, tensor_places
+from ..batch import chat_template
+from ..config import Parser, UserError, run_script
+from ..files import replace_file, write_json
+from ..model import ModelConfig, Transformer
+from ..run import load_run
+from ..tokenizer import Tokenizer
 
-CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+CLASSES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 def hf_config(config: ModelConfig) -> dict:
     """A model configuration as Hugging Face's config.json. UserError if no family of theirs computes the same."""
     if config.position == "learned":
         family = "gpt2"
-        hf = {"n_embd": config.width, "n_layer": config.n_layer, "n_head": config.n_head, "n_inner": config.hidden,
-              "n_positions": config.context, "activation_function": "gelu_new", "layer_norm_epsilon": config.norm_eps,
-              "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        hf = {
+            "n_embd": config.width,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": config.hidden,
+            "n_positions": config.context,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": config.norm_eps,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        }
     else:
         family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias and not config.bias else "llama"
-        hf = {"hidden_size": config.width, "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-              "num_key_value_heads": config.n_kv_head, "head_dim": config.head_dim, "intermediate_size": config.hidden,
-              "max_position_embeddings": config.context, "hidden_act": "silu", "rms_norm_eps": config.norm_eps,
-              "attention_bias": config.bias, "mlp_bias": config.bias, "rope_theta": config.rope_theta,
-              "rope_scaling": config.rope_scaling}
-    hf = {"architectures": [CLASSES[family]], "model_type": family, "vocab_size": config.vocab_size, **hf,
-          "tie_word_embeddings": config.tied}
+        hf = {
+            "hidden_size": config.width,
+            "num_hidden_layers": config.n_layer,
+            "num_attention_heads": config.n_head,
+            "num_key_value_heads": config.n_kv_head,
+            "head_dim": config.head_dim,
+            "intermediate_size": config.hidden,
+            "max_position_embeddings": config.context,
+            "hidden_act": "silu",
+            "rms_norm_eps": config.norm_eps,
+            "attention_bias": config.bias,
+            "mlp_bias": config.bias,
+            "rope_theta": config.rope_theta,
+            "rope_scaling": config.rope_scaling,
+        }
+    hf = {
+        "architectures": [CLASSES[family]],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        **hf,
+        "tie_word_embeddings": config.tied,
+    }
     back, _ = model_config(Path("config.json"), hf)
     if back != dataclasses.replace(config, attention=back.attention):
         raise UserError("no family of transformers computes what this model does: it cannot be exported")
@@ -60,17 +90,28 @@ def export(model: Transformer, tok: Tokenizer, folder: str | Path) -> None:
     for theirs, names in tensor_places(model.config, family, ours).items():
         tensor = torch.cat([ours[name] for name in names])
         prefix = "" if theirs.startswith("lm_head") else "transformer." if family == "gpt2" else "model."
-        tensors[prefix + theirs] = (tensor.t() if is_transposed(family, theirs) else tensor).contiguous().cpu()
+        tensors[prefix + theirs] = (
+            (tensor.t() if is_transposed(family, theirs) else tensor).contiguous().cpu()
+        )
 
     tokenizer = write(tok)
     names = {t["id"]: t["content"] for t in tokenizer["added_tokens"]}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names[tok.eos], "pad_token": names[tok.pad],
-                "bos_token": names.get(tok.bos), "model_max_length": model.config.context,
-                "clean_up_tokenization_spaces": False, "chat_template": chat_template(tok)}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": names[tok.eos],
+        "pad_token": names[tok.pad],
+        "bos_token": names.get(tok.bos),
+        "model_max_length": model.config.context,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template(tok),
+    }
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", ids)
     write_json(folder / "tokenizer_config.json", settings)
-    replace_file(folder / "tokenizer.json", lambda p: p.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8"))
+    replace_file(
+        folder / "tokenizer.json",
+        lambda p: p.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8"),
+    )
     replace_file(folder / "model.safetensors", lambda p: save_file(tensors, p, {"format": "pt"}))
 
 
@@ -86,4 +127,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

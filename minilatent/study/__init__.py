@@ -1,0 +1,1 @@
+"""Looking at trained models and comparing them. Training imports nothing from here."""
