@@ -2,7 +2,6 @@
 
 from minilatent.config import run_script
 from minilatent.run import parse_args, train
-from minilatent.run import train
 
 if __name__ == "__main__":
     run_script(lambda argv: train(parse_args(argv)))

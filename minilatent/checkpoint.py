@@ -1,11 +1,11 @@
 """Files that survive: safetensors + JSON, written to a temporary name and renamed, with a checksum inside.
 
 A run folder:
-    config.json                    method, settings, model configuration; with LoRA, the base model and its checksum
-    model.safetensors              the final model; with LoRA, the adapters alone
-    minilatent_tokenizer.json      the tokenizer
-    metrics.jsonl                  one line per logged step and validation
-    state/                         what resuming needs: resume.safetensors, one best-STAGE.safetensors per stage
+    config.json                  method, settings, model configuration; with LoRA, the base model's checksum
+    model.safetensors            the final model; with LoRA, the adapters alone
+    minilatent_tokenizer.json    the tokenizer
+    metrics.jsonl                one line per logged step and validation
+    state/                       what resuming needs: resume.safetensors, a best-STAGE.safetensors per stage
 """
 
 import dataclasses
@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, UserError
-from .files import replace_file, write_json
+from .files import read_json, replace_file, write_json
 from .model import ModelConfig, Transformer
 from .tokenizer import Tokenizer
 
 
 def checksum(tensors: dict[str, Tensor], meta: str) -> str:
-    """CRC-32 over the meta data and all names, types, shapes and bytes: a flipped byte must not go unnoticed."""
+    """CRC-32 over the meta data and all names, types, shapes and bytes: a flipped byte must not go
+    unnoticed."""
     crc = zlib.crc32(meta.encode())
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
@@ -44,7 +45,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and meta of a file that `save_tensors` wrote. UserError if missing, truncated, damaged or foreign."""
+    """Tensors and meta of a file that `save_tensors` wrote. UserError if missing, truncated, damaged or
+    foreign."""
     try:
         with safe_open(path, "pt") as f:
             header = f.metadata() or {}
@@ -65,7 +67,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Every tensor must find its place and every place its tensor; UserError names the first that does not."""
+    """Every tensor must find its place and every place its tensor; UserError names the first that does
+    not."""
     own = module.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         if name not in tensors:
@@ -73,54 +76,80 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
         if name not in own:
             raise UserError(f"{path} has a tensor '{name}' that this model does not have")
         if own[name].shape != tensors[name].shape:
-            raise UserError(
-                f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}"
-            )
+            found, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
+            raise UserError(f"{path}: '{name}' has shape {found}, this model needs {wanted}")
     module.load_state_dict(tensors)
 
 
+def frozen(module: torch.nn.Module) -> set[str]:
+    """Entries of the state dict that belong to the base model under adapters: a run does not save them."""
+    names = set()
+    for prefix, part in module.named_modules():
+        names |= {f"{prefix}.{name}".lstrip(".") for name in getattr(part, "frozen_names", ())}
+    return names
+
+
+def own_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The state dict without what is frozen for good: the base model's file has that."""
+    base = frozen(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in base}
+
+
+def load_own(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """`own_state` back into its place. UserError names a tensor that is missing, left over or misshapen."""
+    base, state = frozen(module), module.state_dict()
+    load_into(module, {**{name: state[name] for name in base}, **tensors}, path)
+
+
 def write_config(folder: Path, config: Config, model: ModelConfig, **more) -> None:
-    """more: `rows`, the training data's checksum; `base`, of a run that saves adapters only the model that they belong to."""
-    write_json(
-        folder / "config.json",
-        {
-            "minilatent": 1,
-            "method": config.method,
-            "model": dataclasses.asdict(model),
-            "config": dataclasses.asdict(config),
-            **more,
-        },
-    )
+    """more: `rows`, the training data's checksum; `base`, of adapters the model that they belong to."""
+    settings, shape = dataclasses.asdict(config), dataclasses.asdict(model)
+    data = {"minilatent": 2, "method": config.method, "model": shape, "config": settings, **more}
+    write_json(folder / "config.json", data)
 
 
-def read_config(folder: Path) -> tuple[dict, ModelConfig]:
-    """The settings and the model configuration of a run folder."""
+def is_run(folder: str | Path) -> bool:
+    """Whether this is a run folder of ours, and not a Hugging Face folder or a name on the hub."""
     path = Path(folder) / "config.json"
-    try:
-        data = json.loads(path.read_text())
-        if not isinstance(data, dict) or "minilatent" not in data:
-            raise UserError(f"{path} is not of a minilatent run")
-        return data["config"], ModelConfig(**data["model"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is no run folder: it has no config.json") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    if not path.exists():
+        return False
+    data = read_json(path)
+    return isinstance(data, dict) and "minilatent" in data
 
 
-def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
-    """Model, tokenizer and settings of a run folder, and the method's further tensors (a latent head, say)."""
+def read_run(folder: str | Path) -> dict:
+    """config.json of a run folder. UserError if there is none, or if it is damaged or not ours."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} is no run folder: it has no config.json")
+    data = read_json(path)
+    if not isinstance(data, dict) or "minilatent" not in data:
+        raise UserError(f"{path} is not of a minilatent run")
+    if not isinstance(data.get("config"), dict) or "method" not in data["config"]:
+        raise UserError(f"{path} is damaged: it holds no settings")
+    return data
+
+
+def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
+    """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
     folder = Path(folder)
-    settings, model_config = read_config(folder)
-    tokenizer = Tokenizer.load(folder)
-    if max(tokenizer.markers.values()) >= model_config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has more tokens than the model's {model_config.vocab_size}")
-    tensors, _ = load_tensors(folder / "model.safetensors")
+    try:
+        config = ModelConfig(**read_run(folder)["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is damaged: {error}") from None
+    tok = Tokenizer.load(folder)
+    if max(tok.markers.values()) >= config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has more tokens than the model's {config.vocab_size}")
+    path = folder / "model.safetensors"
     with torch.device("meta"):
-        model = Transformer(model_config)
+        model = Transformer(config)
     model = model.to_empty(device="cpu")
-    load_into(
-        model,
-        {n[len("model.") :]: t for n, t in tensors.items() if n.startswith("model.")},
-        folder / "model.safetensors",
-    )
-    return model, tokenizer, settings, {n: t for n, t in tensors.items() if not n.startswith("model.")}
+    weights, beside = split_off(load_tensors(path)[0])
+    load_into(model, weights, path)
+    return model, tok, beside
+
+
+def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The model's tensors, by their names in it, and those beside the model."""
+    weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    return weights, {n: t for n, t in tensors.items() if not n.startswith("model.")}

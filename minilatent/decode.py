@@ -1,10 +1,9 @@
 """Question -> thinking -> collapse -> answer: one loop for every method, batched, with a KV cache.
 
 Every row is in one of two phases. While it thinks, a *thinker* says what is fed next: a token's embedding
-(explicit CoT) or a latent. It leaves the phase by itself, when the model's likeliest token is `</think>`: that is
-fed, and from then on tokens are decoded until `<eos>`. (Or after a fixed number of steps, or when the model has been
-sure of itself for long enough.) Rows of a batch are in different phases at one time;
-they never see each other.
+(explicit CoT) or a latent. It leaves the phase by itself when the model's likeliest token is `</think>` (or
+after a fixed number of steps): that is fed, and from then on tokens are decoded until `<eos>`. Rows of a
+batch are in different phases at one time; they never see each other.
 
     row 1   Q <think> z z z z </think> 4 2 <eos>
     row 2   Q Q Q <think> z z </think> 7 <eos>
@@ -16,12 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .latent import entropy, superpose
-from .model import KVCache, Transformer
+from .cache import KVCache
+from .latent import gumbel, superpose
+from .model import Transformer
 from .tokenizer import Tokenizer
 
-# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). A sampling thinker may return
-# a tuple: what is fed, and what is to be kept of the draw, (B, ..) each.
+# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). A sampling
+# thinker may return a tuple: what is fed, and what is to be kept of the sample, (B, ..) each.
 Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
 TOGETHER = 64  # questions that are read side by side
@@ -33,8 +33,7 @@ def explicit_thinker(model: Transformer) -> Thinker:
 
 
 def superposition_thinker(model: Transformer, k: int, never: list[int], temperature: float = 1.0) -> Thinker:
-    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT; Soft Thinking of a model that was trained on
-    words)."""
+    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT; Soft Thinking of a CoT model)."""
     return lambda logits, hidden: superpose(logits / temperature, model.embed.weight, k, never)[0]
 
 
@@ -49,48 +48,45 @@ def standardise(hidden: Tensor, embedding: Tensor) -> Tensor:
     return hidden / (hidden.std(-1, keepdim=True) + 1e-6) * embedding.detach().std()
 
 
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     """A token from the softmax of each row (b, V): the likeliest after Gumbel noise."""
-    uniform = torch.rand(logits.shape, generator=generator).clamp(1e-10, 1 - 1e-7)
-    return (logits - torch.log(-torch.log(uniform)).to(logits.device)).argmax(-1)
+    return (logits + gumbel(logits.shape, generator).to(logits.device)).argmax(-1)
 
 
 @dataclass
 class Decoded:
     """What came out for B questions; N = the longest chain of the batch."""
 
-    lengths: Tensor  # (B,) steps of thinking: latents, or chain tokens; markers not counted
+    lengths: Tensor  # (B,) #L: latents, or chain tokens; markers not counted
     answers: list[str]
     tokens: Tensor  # (B, max_answer) the answers, padding behind <eos>
     chain: Tensor | None = None  # (B, N) likeliest token at each step, padding behind lengths
     latents: Tensor | None = None  # (B, N, C) what was fed
     probs: Tensor | None = None  # (B, N, V) the model's distribution at each step
-    drawn: tuple[Tensor, ...] = ()  # (B, N, ..) what a thinker that draws wants kept
+    sampled: tuple[Tensor, ...] = ()  # (B, N, ..) what a sampling thinker wants kept
     closed: Tensor = field(default_factory=lambda: torch.tensor([]))  # (B,) ended by itself, not by max_chain
 
 
 def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-    """Read the questions into an empty cache, in the order of their length: a batch is padded to its longest question, and half
-    of it would be padding if rows of about equal length did not go together. Returns the hidden state at the end of each (Q, C),
-    and which question each row of these and of the cache belongs to (Q,)."""
+    """Read the questions into an empty cache, in order of length: a batch is padded to its longest
+    question, and half of it would be padding if rows of about equal length did not go together. Returns the
+    hidden state at the end of each (Q, C), and which question each row of these and of the cache belongs to
+    (Q,)."""
     order = lengths.argsort(stable=True)
     hidden = torch.empty_like(prefix[:, 0])
     for first in range(0, len(order), TOGETHER):
         chosen = order[first : first + TOGETHER]
-        here, last = torch.arange(len(chosen), device=prefix.device), first + len(chosen)
-        read = model(
-            embeds=prefix[chosen, : int(lengths[chosen].max())],
-            cache=cache.part(first, last),
-            new=lengths[chosen],
-        )
-        hidden[first:last] = read[here, lengths[chosen] - 1]
+        n, last = lengths[chosen], first + len(chosen)
+        part = prefix[chosen, : int(n.max())]
+        read = model(embeds=part, cache=cache.part(first, last), new=n)
+        hidden[first:last] = read[torch.arange(len(chosen), device=prefix.device), n - 1]
     cache.lengths = lengths[order]
     return hidden, order
 
 
 def without(done: Tensor) -> Tensor:
-    """Indices of the rows that go on. The last ones fill the gaps that finished ones leave, all others stay where they are, so that little of
-    the cache is moved."""
+    """Indices of the rows that go on. The last ones fill the gaps that finished ones leave and all others
+    stay where they are, so that little of the cache is moved."""
     alive = (~done).nonzero()[:, 0]
     gaps = done[: len(alive)].nonzero()[:, 0]  # as many as there are living rows behind
     order = torch.arange(len(alive), device=done.device)
@@ -107,65 +103,53 @@ def decode(
     think: Thinker | None,
     max_chain: int = 64,
     max_answer: int = 16,
-    keep_probs: bool = False,
     min_chain: int = 0,
-    cold: tuple[float, int] | None = None,
+    keep_probs: bool = False,
     sample_end: torch.Generator | None = None,
     sample_answer: torch.Generator | None = None,
     end_temperature: float = 1.0,
     samples: int = 1,
 ) -> Decoded:
-    """Decode from `prefix` (Q, T, C): input embeddings, lengths[q] of them real, the rest padding. Greedily, but for
-    sample_end and sample_answer.
+    """Decode greedily from `prefix` (Q, T, C): input embeddings, lengths[q] of them real, the rest padding.
 
     think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
     max_chain   a chain that long is closed by force
-    min_chain   no chain ends before; min_chain = max_chain is a fixed number of steps, whatever the model says
-    cold        (τ, n): a chain ends, too, even before min_chain, when the entropy was below τ for n steps in a row (Soft Thinking's cold stop)
-    keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers)
-    sample_end, sample_answer   draw the end of the chain, or the answer's tokens, from the model's distribution;
+    min_chain   no chain ends before; min_chain = max_chain is a fixed number of steps, whatever the model
+    says keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers) sample_end,
+    sample_answer   sample the end of the chain, or the answer's tokens, from the model's distribution;
                 generators on the CPU, so that a seed means the same on every device
     end_temperature   of sample_end's distribution
-    samples     rows that each prefix is decoded in, side by side: it is read once for all of them. B = Q · samples rows come out
+    samples     rows that each prefix is decoded in, side by side: it is read once for all of them. B = Q ·
+    samples
+                rows come out
     """
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples
     cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
-    hidden, rows = prefill(
-        model, prefix, lengths, cache
-    )  # (Q, C), and which question each living row belongs to
+    hidden, rows = prefill(model, prefix, lengths, cache)  # (Q, C), and each living row's question (Q,)
     if samples > 1:
         row = torch.arange(B, device=device)
-        each, sample = row // samples, row % samples
+        each, number = row // samples, row % samples
         cache.keep(each)
-        hidden, rows = hidden[each], rows[each] * samples + sample  # (B, C), (B,)
+        hidden, rows = hidden[each], rows[each] * samples + number  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
     count = torch.zeros(B, dtype=torch.long, device=device)  # steps of thinking, per question
     written = torch.zeros(B, dtype=torch.long, device=device)  # answer tokens, per question
-    sure = torch.zeros(
-        B, dtype=torch.long, device=device
-    )  # steps in a row of an entropy below cold[0], per question
     closed = torch.zeros(B, dtype=torch.bool, device=device)
     tokens = torch.full((B, max_answer), tok.pad, device=device)
-    steps = []  # of thinking: (rows, token, fed, probs, drawn)
+    steps = []  # of thinking: (rows, token, fed, probs, sampled)
 
     while True:
-        logits = (
-            model.logits(hidden).float() if hidden.dtype != torch.float64 else model.logits(hidden)
-        )  # (b, V)
+        logits = model.logits(hidden)  # (b, V)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         logits[:, tok.never] = float("-inf")
         likeliest = logits.argmax(-1)  # (b,)
-        token = torch.where(
-            thinking,
-            likeliest if sample_end is None else draw(logits / end_temperature, sample_end),
-            likeliest if sample_answer is None else draw(logits, sample_answer),
-        )
+        in_chain = likeliest if sample_end is None else sample(logits / end_temperature, sample_end)
+        in_answer = likeliest if sample_answer is None else sample(logits, sample_answer)
+        token = torch.where(thinking, in_chain, in_answer)
         ends = (token == tok.end_think) & (count[rows] >= min_chain)
         if min_chain == max_chain:  # that many steps are the chain's end, not a cut
             ends = count[rows] == max_chain
-        if cold:
-            sure[rows] = torch.where(entropy(logits.softmax(-1)) < cold[0], sure[rows] + 1, 0)
-            ends = ends | (sure[rows] >= cold[1])
         collapse = thinking & ends
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows[collapse]] = True
@@ -173,17 +157,17 @@ def decode(
         feed = model.embed(token)  # (b, C)
         if goes_on.any():
             thought = think(logits, hidden)
-            fed, *drawn = thought if isinstance(thought, tuple) else (thought,)
+            fed, *sampled = thought if isinstance(thought, tuple) else (thought,)
             feed = torch.where(goes_on[:, None], fed.to(feed.dtype), feed)
             on = rows[goes_on]
             probs = logits[goes_on].softmax(-1).float().cpu() if keep_probs else None
-            steps.append((on, token[goes_on], feed[goes_on], probs, [x[goes_on] for x in drawn]))
+            steps.append((on, token[goes_on], feed[goes_on], probs, [x[goes_on] for x in sampled]))
             count[on] += 1
 
-        spoken = ~thinking  # these wrote an answer token just now
-        tokens[rows[spoken], written[rows[spoken]]] = token[spoken]
-        written[rows[spoken]] += 1
-        done = spoken & ((token == tok.eos) | (written[rows] == max_answer))
+        answering = ~thinking  # these wrote an answer token just now
+        tokens[rows[answering], written[rows[answering]]] = token[answering]
+        written[rows[answering]] += 1
+        done = answering & ((token == tok.eos) | (written[rows] == max_answer))
         thinking = goes_on
         if done.all():
             break
@@ -200,10 +184,10 @@ def decode(
         out.chain = torch.full((B, N), tok.pad, device=device)
         out.latents = torch.zeros(B, N, C, dtype=prefix.dtype, device=device)
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
-        out.drawn = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
-        for n, (on, token, feed, probs, drawn) in enumerate(steps):  # every row thinks from the first step on
+        out.sampled = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
+        for n, (on, token, feed, probs, sampled) in enumerate(steps):  # all rows think from the first step on
             out.chain[on, n], out.latents[on, n] = token, feed
-            for kept, x in zip(out.drawn, drawn):
+            for kept, x in zip(out.sampled, sampled):
                 kept[on, n] = x
             if keep_probs:
                 out.probs[on.cpu(), n] = probs

@@ -2,9 +2,8 @@
 
 import math
 import time
-from typing import Iterator
+from collections.abc import Iterator
 
-from . import parallel
 from .config import UserError
 from .decode import Decoded
 from .tasks.answers import Example, is_correct
@@ -22,15 +21,15 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def accuracy(method, examples: list[Example]) -> dict[str, float]:
     """Greedy free-running decoding of every question; accuracy in 0..1 and the mean length of reasoning."""
-    results = solve_all(method, parallel.shard(examples))
-    return parallel.average({"accuracy": results["accuracy"], "mean_len": results["mean_len"]}, results["n"])
+    results = solve_all(method, examples)
+    return {"accuracy": results["accuracy"], "mean_len": results["mean_len"]}
 
 
 def solve_batches(
     method, examples: list[Example], batch: int = 0, **options
 ) -> Iterator[tuple[list[int], Decoded, float]]:
-    """Questions in order of length, `batch` (default: the run's eval_batch) at a time: which they are, what came
-    out, and the seconds it took."""
+    """Questions in order of length, `batch` (default: the run's eval_batch) at a time: which they are,
+    what came out, and the seconds it took."""
     batch = batch or method.config.eval_batch
     was_training = method.training
     method.eval()
@@ -63,7 +62,7 @@ def solve_all(method, examples: list[Example], **options) -> dict:
     }
 
 
-# ------------------------------------------------------------------ the whole judgement, for eval.py
+# ------------------------------------------------------------------ what fits into the context
 
 
 def room(method) -> int:
@@ -75,20 +74,19 @@ def room(method) -> int:
 def check_room(method) -> None:
     """UserError if chain and answer may be so long that no question fits."""
     if room(method) < 1:
-        limits = method.decoding()
-        raise UserError(
-            f"--max_chain {limits['max_chain']} and --max_answer {limits['max_answer']} leave no room for a question in the "
-            f"context of {method.model.config.context}"
-        )
+        limits, context = method.decoding(), method.model.config.context
+        lengths = f"--max_chain {limits['max_chain']} and --max_answer {limits['max_answer']}"
+        raise UserError(f"{lengths} leave no room for a question in the context of {context}")
 
 
-def fitting(method, examples: list[Example], too_long: str = "skip") -> list[Example]:
-    """The examples whose prompt fits. UserError instead of leaving one out with too_long="error"."""
+def fitting(method, examples: list[Example]) -> list[Example]:
+    """The examples whose prompt fits. UserError if none does."""
     check_room(method)
     fits = [e for e in examples if len(method.prompt(e.question)) <= room(method)]
-    if too_long == "error" and len(fits) < len(examples) or not fits:
+    if not fits:
+        context = method.model.config.context
         raise UserError(
-            f"{len(examples) - len(fits)} of {len(examples)} questions are longer than {room(method)} tokens: "
-            f"with chain and answer they do not fit in the context of {method.model.config.context}"
+            f"all {len(examples)} questions are longer than {room(method)} tokens: with chain and answer "
+            f"they do not fit in the context of {context}"
         )
     return fits

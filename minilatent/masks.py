@@ -1,7 +1,8 @@
 """The two attention masks of Latent-SFT and its dual-track positions, by comparisons of index tensors.
 
-A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which latent it
-belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and its L_i.
+A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which
+latent it belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and
+its L_i.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Layout:
 
 
 def causal(kind: Tensor) -> Tensor:
-    """Each position sees itself and what comes before; nobody sees padding, padding sees itself (softmax needs
-    at least one key a row). kind (B, T) -> (B, T, T), [b, i, j] True = i attends to j."""
+    """Each position sees itself and what comes before; nobody sees padding, padding sees itself (softmax
+    needs at least one key a row). kind (B, T) -> (B, T, T), [b, i, j] True = i attends to j."""
     T = kind.shape[1]
     i = torch.arange(T, device=kind.device)
     real = kind != PAD
@@ -40,8 +41,8 @@ def causal(kind: Tensor) -> Tensor:
 
 
 def induction_mask(kind: Tensor) -> Tensor:
-    """LTIM, stage 1's encoder: causal, but no position sees an *earlier* latent, so that L_i has to be made from
-    text (Q, <think>, S_1..S_i) and nothing passes from one latent to the next.
+    """LTIM, stage 1's encoder: causal, but no position sees an *earlier* latent, so that L_i has to be made
+    from text (Q, <think>, S_1..S_i) and nothing passes from one latent to the next.
 
                  Q <t> a  b L1  c  d L2 </t>        r = 2: S_1 = a b, S_2 = c d
             Q    x
@@ -62,8 +63,8 @@ def induction_mask(kind: Tensor) -> Tensor:
 
 
 def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
-    """LTSuM, stage 1's decoder: what must be told from Z_i alone sees Z_i alone, and the answer sees no text of
-    the chain, only latents.
+    """LTSuM, stage 1's decoder: what must be told from Z_i alone sees Z_i alone, and the answer sees no
+    text of the chain, only latents.
 
                  Q <t> Z1  c  d Z2 </t> A           S_1 is never shown; c d = S_2
             Q    x
@@ -85,8 +86,8 @@ def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
 
 
 def dual_track_positions(kind: Tensor) -> Tensor:
-    """Positions of the decoder's input: the text of the chain counts on from its latent but takes no place on the
-    main track, where everything stands as it will at inference. kind (B, T) -> (B, T).
+    """Positions of the decoder's input: the text of the chain counts on from its latent but takes no place
+    on the main track, where everything stands as it will at inference. kind (B, T) -> (B, T).
 
             input  Q0 Q1 <t> Z1 s3 s4 Z2 s5 s6 Z3 </t> A1 A2
             pos     0  1   2  3  4  5  4  5  6  5    6  7  8

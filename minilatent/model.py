@@ -15,7 +15,6 @@ D head size, V vocabulary.
 """
 
 import math
-from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +59,8 @@ class ModelConfig:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T == S)."""
+    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T ==
+    S)."""
     if mask is not None and q.is_cuda:  # CUDA's fast kernel for masks wants a key and value for every head
         k, v = repeat_heads(k, q), repeat_heads(v, q)
     return F.scaled_dot_product_attention(
@@ -88,9 +88,10 @@ ATTENTION = {"sdpa": attention, "naive": naive_attention}
 def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
     """θ^(-2i/D), the angle a position for each pair of a head's dimensions, (D/2,).
 
-    `rope_scaling` says how a longer context was reached than the one pretrained on: {"rope_type": "linear"} slows
-    every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times within the
-    original context, slows by `factor` those that turn less than low_freq_factor times, and blends in between.
+    `rope_scaling` says how a longer context was reached than the one pretrained on: {"rope_type": "linear"}
+    slows every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times
+    within the original context, slows by `factor` those that turn less than low_freq_factor times, and
+    blends in between.
     """
     even = torch.arange(0, config.head_dim, 2, device=device).float()  # 2i
     frequency = config.rope_theta ** (-even / config.head_dim)  # (D/2,)
@@ -106,7 +107,8 @@ def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
 
 
 def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · frequency, each (B or 1, 1, T, D): the two halves of a head share their angles."""
+    """cos and sin of position · frequency, each (B or 1, 1, T, D): the two halves of a head share their
+    angles."""
     angle = positions[:, None, :, None].float() * rope_frequencies(config, positions.device)  # (B, 1, T, D/2)
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
@@ -116,78 +118,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x_i, x_{i+D/2}) of every head by their position's angle. x (B, H, T, D)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
-
-
-class KVCache:
-    """Preallocated keys and values with a length per row, so that ragged rows decode side by side.
-
-    Row b holds lengths[b] valid positions; what lies behind is garbage that the next write overwrites
-    and that no mask ever shows.
-    """
-
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, device=None, dtype=None):
-        self.capacity = capacity
-        shape = (config.n_layer, rows, config.n_kv_head, capacity, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-
-    def write(
-        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
-    ) -> tuple[Tensor, Tensor]:
-        """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D). Without slots they
-        are the first."""
-        if slots is None:
-            self.k[layer, :, :, :end], self.v[layer, :, :, :end] = k, v
-            return k, v
-        rows = torch.arange(len(slots), device=slots.device)[:, None]
-        self.k[layer][rows, :, slots] = k.transpose(1, 2)  # (B, T, G, D)
-        self.v[layer][rows, :, slots] = v.transpose(1, 2)
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def part(self, first: int, last: int) -> "KVCache":
-        """Rows first to last - 1 as a cache, an empty one, that writes to the same memory."""
-        part = copy(self)
-        part.k, part.v, part.lengths = (
-            self.k[:, first:last],
-            self.v[:, first:last],
-            torch.zeros_like(self.lengths[first:last]),
-        )
-        return part
-
-    def keep(self, rows: Tensor) -> None:
-        """Row i is from now on what row rows[i] was: finished ones need no more computing, one that is named twice is there
-        twice. Only what moves is copied."""
-        n, end = len(rows), int(self.lengths.max())
-        self.lengths = self.lengths[rows]
-        if n > self.k.shape[1]:
-            self.k, self.v = self.k[:, rows], self.v[:, rows]
-            return
-        moved = (rows != torch.arange(n, device=rows.device)).nonzero()[:, 0]
-        for x in (self.k, self.v):
-            x[:, moved, :, :end] = x[:, rows[moved], :, :end]
-        self.k, self.v = self.k[:, :n], self.v[:, :n]
-
-
-class GrowingCache:
-    """Keys and values that grow by concatenation instead of being written in place, so that gradients flow through
-    them: for training through one latent after another. Every row has the same length; the caller's mask and
-    positions say what of it is padding."""
-
-    capacity = float("inf")
-
-    def __init__(self, rows: int, device=None):
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-
-    def write(
-        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
-    ) -> tuple[Tensor, Tensor]:
-        """Append k, v (B, G, T, D); return all so far, (B, G, end, D)."""
-        if layer in self.layers:
-            k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.layers[layer], (k, v)))
-        self.layers[layer] = k, v
-        return k, v
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -223,8 +153,9 @@ class Attention(nn.Module):
         return self.o(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
     def attend(self, q, k, v, mask):
-        """In training on a CPU always in float32: bfloat16's backward pass is four times slower there. Passes of training that
-        have no gradient are no exception, since RL compares them with those that have one."""
+        """In training on a CPU always in float32: bfloat16's backward pass is four times slower there.
+        Passes of training that have no gradient are no exception, since RL compares them with those that
+        have one."""
         attention = ATTENTION[self.config.attention]
         if self.training and q.device.type == "cpu" and q.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
@@ -262,6 +193,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.frozen_names: set[str] = (
+            set()
+        )  # with adapters (backbones/lora.py): parameters that stay as they are
         self.grad_checkpoint = False  # in training, keep one activation a block and compute the others anew
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
@@ -289,7 +223,7 @@ class Transformer(nn.Module):
         embeds: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KVCache | GrowingCache | None = None,
+        cache=None,  # cache.KVCache or unroll.GrowingCache
         new: Tensor | None = None,
         states: list[Tensor] | None = None,
     ) -> Tensor:
@@ -352,23 +286,6 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V). Call it on the positions you need, not on all."""
         return hidden @ self.head_weight.T
-
-    @torch.no_grad()
-    def resize(self, vocab_size: int) -> None:
-        """Grow the vocabulary. A new row is the mean of the old ones, a tenth of their spread away from it: as
-        likely as an average token at first (N(0, 0.02) would stand out among small pretrained embeddings), and no
-        two markers are the same."""
-        old = self.config.vocab_size
-        if vocab_size < old:
-            raise ValueError(f"cannot shrink the vocabulary from {old} to {vocab_size}")
-        generator = torch.Generator().manual_seed(0)
-        for layer in [self.embed] + ([] if self.config.tied else [self.head]):
-            noise = torch.randn(vocab_size - old, self.config.width, generator=generator).to(layer.weight)
-            extra = layer.weight.mean(0) + 0.1 * layer.weight.std(0) * noise
-            layer.weight = nn.Parameter(torch.cat([layer.weight, extra]))
-        self.embed.num_embeddings = self.config.vocab_size = vocab_size
-        if not self.config.tied:
-            self.head.out_features = vocab_size
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -1,20 +1,18 @@
-"""Several processes that train one model: torchrun --nproc_per_node=N train.py ... With one process nothing here does anything.
+"""Several processes that train one model: torchrun --nproc_per_node=N train.py ... Only the trainer knows
+of them.
 
-Every process has the whole model and takes its slice of each batch. What makes N of them equal to one:
+Every process has the whole model and takes its slice of each batch; gradients are averaged over the processes
+before they are clipped, and all take the same step. The mean of a slice counts as much as that of another, so
+where slices hold unequal numbers of labels the step is not exactly that of one process, as everywhere in
+the field. Validation examples are divided among the processes; labels that a method makes between stages
+each makes for itself.
 
-  - a loss is a mean over labels, and slices hold unequal numbers of them. Each process multiplies its mean by
-    `weight`, its number of labels over the average number, so that the average of the gradients is that of the
-    mean over all labels, whatever a method adds up;
-  - gradients are averaged before they are clipped, and all processes take the same step;
-  - validation and label generation are divided among the processes and put together again.
-
-What is random for the whole batch (CoLaR's factor) is drawn alike in all processes, what is random in each row (noise,
-sampled labels, rollouts) by each process for itself: N processes then differ from one as two seeds do.
-
-There is one collective, `total`. Every process has to call it equally often: no loss may branch on its own slice.
+What is random for the whole batch (CoLaR's factor) is equal in all processes; what is random in each row
+(noise, rollouts) is each process's own: N processes differ from one as two seeds do.
 """
 
 import os
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -22,8 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .config import UserError
-
-idle = False  # this process has no row of the present batch: what it computes counts for nothing
 
 
 def world() -> int:
@@ -35,8 +31,9 @@ def rank() -> int:
 
 
 def start(device: str) -> str:
-    """Join the processes that torchrun started, if it did. The device of this one: a GPU each, or the CPU for all.
-    UserError if there are fewer GPUs than processes."""
+    """Join the processes that torchrun started, if it did; all but the first are silent from now on.
+    Returns the device of this one: a GPU each, or the CPU for all. UserError if there are fewer GPUs than
+    processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return device
     local = int(os.environ["LOCAL_RANK"])
@@ -46,6 +43,8 @@ def start(device: str) -> str:
     if gpu:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if gpu else "gloo")
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return f"cuda:{local}" if gpu else "cpu"
 
 
@@ -58,8 +57,9 @@ def total(tensor: Tensor) -> Tensor:
     try:
         dist.all_reduce(tensor)
     except RuntimeError as error:
+        reason = str(error).splitlines()[0][:100]
         raise UserError(
-            f"another process of this run has ended ({str(error).splitlines()[0][:100]}); the last checkpoint is good, "
+            f"another process of this run has ended ({reason}); the last checkpoint is good, "
             "--resume goes on from there"
         ) from None
     return tensor.to(here)
@@ -76,43 +76,16 @@ def finish() -> None:
 
 
 def shard(items: list) -> list:
-    """This process's share of items that need no others."""
+    """This process's share of the items."""
     return items[rank() :: world()]
-
-
-def take(rows: list) -> list:
-    """This process's slice of a batch. Where there are fewer rows than processes, one that gets none goes through the
-    first row for nothing, because all have to take the same steps."""
-    global idle
-    mine = shard(rows)
-    idle = not mine
-    return mine or rows[:1]
-
-
-def weight(n: int) -> float:
-    """What a mean over n labels of this process counts: n over the processes' average."""
-    if world() == 1:
-        return 1.0
-    n = 0 if idle else int(n)
-    everyone = total(torch.tensor([float(n)], dtype=torch.float64)).item()
-    return n * world() / max(everyone, 1)
-
-
-def std(x: Tensor) -> Tensor:
-    """The standard deviation of all processes' values in each x[l], (L, ..) -> (L,). No gradient."""
-    if world() == 1:
-        return x.flatten(1).std(1)
-    wide = x.detach().flatten(1).double()
-    moments = torch.stack([torch.ones_like(wide), wide, wide.pow(2)]).sum(2)  # (3, L)
-    n, one, two = total(torch.zeros_like(moments) if idle else moments)
-    return ((two - one.pow(2) / n) / (n - 1)).sqrt().to(x.dtype)
 
 
 def average(values: dict[str, float], weight: float = 1.0) -> dict[str, float]:
     """The mean over all processes of each value, by weight."""
     if world() == 1:
         return values
-    sums = total(torch.tensor([weight, *(weight * v for v in values.values())], dtype=torch.float64)).tolist()
+    weighted = [weight, *(weight * v for v in values.values())]
+    sums = total(torch.tensor(weighted, dtype=torch.float64)).tolist()
     return {name: value / max(sums[0], 1e-12) for name, value in zip(values, sums[1:])}
 
 

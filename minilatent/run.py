@@ -1,9 +1,10 @@
-"""From settings to a run: device, initial model, data, run folder, summary. Shared by the root scripts."""
+"""From settings to a trained run folder, and from a run folder to a method. The door between the core and
+the rest."""
 
 import dataclasses
-import json
 import time
 import zlib
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -11,173 +12,215 @@ from torch import Tensor
 
 from . import checkpoint, parallel, tasks
 from .backbones import lora
-from .backbones.hf_tokenizer import read_json
 from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
-from .config import Config, SoftThinking, UserError, resolve
-from .evaluate import accuracy, check_room, fitting, wilson
-from .methods import METHODS, Method
+from .config import (
+    PRESETS,
+    Config,
+    Parser,
+    SoftThinking,
+    UserError,
+    add_fields,
+    nearest,
+    option_names,
+    preset,
+)
+from .evaluate import check_room, fitting, wilson
+from .machine import pick_device, pick_dtype
+from .methods import METHODS, Method, Stage, build
 from .model import ModelConfig, Transformer
-from .tasks.answers import Example
+from .optim import make_optimizers
+from .tasks import Example
 from .tokenizer import Tokenizer, mini_tokenizer
 from .trainer import Trainer, batches, padding
 
 BASE = Path(__file__).parent / "base"  # mini-base: a CoT-SFT model on mini, from which methods start
+FREE = {"resume", "out", "device", "threads", "method"}  # what --resume may be given anew
+
+# ------------------------------------------------------------------ settings
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: no such device") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
+def settings_class(method: str) -> type[Config]:
+    """UserError if there is no such method."""
+    if method not in METHODS:
         raise UserError(
-            f"--device {name}: this machine has no CUDA, or this PyTorch was built without it; try --device cpu"
+            f"unknown method '{method}'{nearest(method, METHODS)}"
+            if method
+            else f"--method is required: {', '.join(METHODS)}"
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    return METHODS[method].Settings
+
+
+def parse_args(argv: list[str]) -> dict:
+    """The command line of train.py: what the user gave, by key. The options are the common ones and the
+    method's."""
+    first = Parser(add_help=False)
+    first.add_argument("--method", default="")
+    method = first.parse_known_args(argv)[0].method
+    only_help = not method and ("--help" in argv or "-h" in argv)
+    cls = Config if only_help else settings_class(method)
+    parser = Parser(
+        prog="train.py",
+        description="Train a method: python train.py --method latent_sft",
+        epilog=f"methods: {', '.join(METHODS)} (--method NAME --help lists a method's own options)",
+    )
+    add_fields(parser, cls, title=method)
+    known = option_names(cls)
+    for other in METHODS.values():
+        for option in option_names(other.Settings, without=Config):
+            owners = [name for name, m in METHODS.items() if option in option_names(m.Settings)]
+            if option not in known:
+                parser.belongs[option] = f"{' and '.join(owners)}, not to {method}"
+    return vars(parser.parse_args(argv))
+
+
+def resolve(given: dict) -> Config:
+    """Defaults < preset < the method's part of the preset < `given`. UserError if something makes no
+    sense."""
+    cls, name = settings_class(given.get("method", "")), given.get("preset", "mini")
+    if name not in PRESETS or name in ("gpu", "lora"):  # these two are parts of others
+        raise UserError(f"unknown preset '{name}'{nearest(name, PRESETS.keys() - {'gpu', 'lora'})}")
+    own = preset(name, METHODS[given["method"]].PRESETS)
+    config = cls(**{**preset(name, PRESETS), **own, **given})
+    config.check()
+    return config
+
+
+def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
+    """The settings of the run in --out. Of these only the FREE ones may be given anew."""
+    folder = Path(config.out or f"out/{config.method}")
+    settings = checkpoint.read_run(folder)["config"]
+    if settings["method"] != config.method:
+        raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
+    for key, value in given.items():
+        if key not in FREE and settings.get(key) != value and (key, value) != ("dtype", "auto"):
+            was = settings.get(key)
+            option = f"--{key} {was}"
+            if isinstance(was, bool):
+                option = f"--{key}" if was else f"--no-{key}"
+            raise UserError(f"the run in {folder} was started with {option}; --resume cannot change it")
+    if strange := set(settings) - {f.name for f in dataclasses.fields(config)}:
         raise UserError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
+            f"{folder / 'config.json'} has a setting that this version does not know: {min(strange)}"
         )
-    return device
+    stored = type(config)(**settings)
+    machine = {key: given[key] for key in ("device", "threads") if key in given}  # else the same as before
+    return dataclasses.replace(stored, out=str(folder), resume=True, **machine), folder
 
 
-def pick_dtype(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the hardware multiplies it, else float32: elsewhere it would be slower."""
-    if name != "auto":
-        return name
-    if device.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+# ------------------------------------------------------------------ models and runs
+
+
+def new_model(config: Config | Namespace) -> tuple[Transformer, Tokenizer]:
+    """Random weights with mini's tokenizer."""
+    if config.width % (2 * config.n_head):  # rotary positions turn pairs
+        raise UserError(f"--width {config.width} is not an even multiple of --n_head {config.n_head}")
+    tok, heads = mini_tokenizer(), config.n_head
+    shape = {"n_layer": config.n_layer, "n_head": heads, "n_kv_head": heads, "width": config.width}
+    shape |= {"head_dim": config.width // heads, "hidden": config.hidden}
+    model = Transformer(ModelConfig(tok.vocab_size, **shape))
+    model.init_weights(torch.Generator().manual_seed(config.seed))
+    return model, tok
 
 
 def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
-    """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights. With the settings
-    of a run folder, and what its method trained beside the model."""
-    init = config.init
-    if not init:
-        if not config.data.startswith("mini"):
-            raise UserError(
-                f"--data {config.data} needs --init: a run folder, a Hugging Face folder, a hub name, or none"
-            )
-        init = str(BASE)
-    if init == "none":
-        tok = mini_tokenizer()
-        if config.width % (2 * config.n_head):  # rotary positions turn pairs
-            raise UserError(f"--width {config.width} is not an even multiple of --n_head {config.n_head}")
-        model = Transformer(
-            ModelConfig(
-                tok.vocab_size,
-                n_layer=config.n_layer,
-                n_head=config.n_head,
-                n_kv_head=config.n_head,
-                width=config.width,
-                head_dim=config.width // config.n_head,
-                hidden=config.hidden,
-            )
+    """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights. With the
+    settings of a run folder, and what its method trained beside the model."""
+    if config.init == "none":
+        return (*new_model(config), {}, {})
+    if not config.init and not config.data.startswith("mini"):
+        raise UserError(
+            f"--data {config.data} needs --init: a run folder, a Hugging Face folder, a hub name, or none"
         )
-        model.init_weights(torch.Generator().manual_seed(config.seed))
-        return model, tok, {}, {}
-    path = Path(init) / "config.json"
-    if path.exists():
-        try:
-            settings = json.loads(path.read_text())
-            ours = isinstance(settings, dict) and "minilatent" in settings
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from None
-        if ours:
-            run = load_run(init, torch.device("cpu"))
-            beside = {name: t for name, t in run.state_dict().items() if not name.startswith("model.")}
-            return run.model, run.tok, dataclasses.asdict(run.config), beside
-    return (*load_pretrained(init), {}, {})
+    return load_weights(config.init or str(BASE))
+
+
+def load_weights(name: str) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
+    """The same for a folder or hub name. Adapters are merged into their base, which may have had
+    adapters, too."""
+    adapters, root = [], name
+    while checkpoint.is_run(root) and checkpoint.read_run(root)["config"].get("lora_rank"):
+        data = checkpoint.read_run(root)
+        adapters.append((Path(root), data))
+        root = (data.get("base") or {}).get("init", data["config"]["init"])
+    settings, beside = {}, {}
+    if root == "none":
+        model, tok = new_model(Namespace(**adapters[-1][1]["config"]))
+    elif checkpoint.is_run(root):
+        model, tok, beside = checkpoint.load_model(root)
+        settings = checkpoint.read_run(root)["config"]
+    else:
+        model, tok = load_pretrained(root)
+    for folder, data in reversed(adapters):
+        base, settings = data.get("base") or {}, data["config"]
+        if checkpoint.checksum(model.state_dict(), "") != base.get("checksum"):
+            raise UserError(f"{folder} holds adapters of {base.get('init')}, which is another model now")
+        tok, path = Tokenizer.load(folder), folder / "model.safetensors"
+        lora.add_lora(model, Namespace(**settings), list(tok.markers.values()))
+        weights, beside = checkpoint.split_off(checkpoint.load_tensors(path)[0])
+        checkpoint.load_own(model, weights, path)
+        lora.merge(model)
+    return model, tok, settings, beside
 
 
 def load_run(folder: str | Path, device: torch.device, soft: SoftThinking | None = None) -> Method:
-    """The method of a run folder with its trained weights, ready to solve; a CoT model by Soft Thinking if wanted.
-    Adapters are merged into their base."""
-    settings, _ = checkpoint.read_config(folder)
-    known = {f.name for f in dataclasses.fields(Config)}
-    config = Config(**{k: v for k, v in settings.items() if k in known})
-    if config.method not in METHODS:
-        raise UserError(f"{folder} holds a run of '{config.method}', which this version does not know")
-    path = Path(folder) / "model.safetensors"
-    if config.lora_rank:
-        tok, (tensors, _) = Tokenizer.load(folder), checkpoint.load_tensors(path)
-        method = METHODS[config.method](config, tok, adapter_base(folder, config, tok))
-        lora.load_own(method, tensors, path)
-        lora.merge(method.model)
-    else:
-        model, tok, _, rest = checkpoint.load_model(folder)
-        method = METHODS[config.method](config, tok, model)
-        checkpoint.load_into(
-            method, {**{f"model.{n}": t for n, t in model.state_dict().items()}, **rest}, path
-        )
+    """The method of a run folder with its trained weights, ready to solve; a CoT-SFT model by Soft
+    Thinking if wanted. UserError if it is not a run folder that this version can read."""
+    name = checkpoint.read_run(folder)["config"]["method"]
+    if name not in METHODS:
+        raise UserError(f"{folder} holds a run of '{name}', which this version does not know")
+    model, tok, settings, beside = load_weights(str(folder))
+    known = {f.name for f in dataclasses.fields(METHODS[name].Settings)}
+    config = METHODS[name].Settings(**{k: v for k, v in settings.items() if k in known})
+    method = build(config, tok, model)
+    tensors = {f"model.{n}": t for n, t in model.state_dict().items()} | beside
+    checkpoint.load_into(method, tensors, Path(folder) / "model.safetensors")
     if soft:
-        if not method.explicit:
-            raise UserError(
-                f"--soft_thinking needs a model that thinks in words: {folder} holds a run of {config.method}"
-            )
-        method.soft, config.k = soft, soft.soft_k
+        if not hasattr(method, "soft"):
+            raise UserError(f"--soft_thinking belongs to cot_sft: {folder} holds a run of {name}")
+        method.soft = soft
     return method.to(device).eval()
 
 
-def adapter_base(folder: str | Path, config: Config, tok: Tokenizer) -> Transformer:
-    """The base model of a run that saved adapters only, with untrained adapters in it."""
-    base = read_json(Path(folder) / "config.json").get("base") or {}
-    model, *_ = initial_model(dataclasses.replace(config, init=base.get("init", config.init)))
-    if checkpoint.checksum(model.state_dict(), "") != base.get("checksum"):
-        raise UserError(f"{folder} holds adapters of {base.get('init')}, which is another model now")
-    lora.add_lora(model, config, list(tok.markers.values()))
-    return model
+# ------------------------------------------------------------------ data
 
 
 def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], list[Example], str]:
     """Training rows, validation examples, and a line that says what was left out."""
-    options = {
-        "seed": config.seed,
-        "chain_style": config.chain_style,
-        "chain_order": config.chain_order,
-        "revision": config.revision,
-    }
-    examples = tasks.load(config.data, "train", limit=config.train_size, **options)
-    file = (
-        config.val_data and config.val_data not in tasks.NAMES
-    )  # all of a file; of a data set by name only its validation split
-    val = tasks.load(
-        config.val_data or config.data,
-        "test" if file else "val",
-        limit=config.val_size,
-        chain_style=config.chain_style,
-        revision=config.revision,
+    options = {"chain_style": config.chain_style, "revision": config.revision}
+    examples = tasks.load(
+        config.data,
+        "train",
+        limit=config.train_size,
+        seed=config.seed,
+        chain_order=config.chain_order,
+        **options,
     )
+    # A file is validated on as a whole, of a data set by name only its validation split.
+    split = "test" if config.val_data and config.val_data not in tasks.NAMES else "val"
+    val = tasks.load(config.val_data or config.data, split, limit=config.val_size, **options)
     if config.val_data:
         examples = tasks.exclude(examples, val)
-    chained = [e for e in examples if e.steps] if METHODS[config.method].needs_chain else examples
-    ratio = config.ratio if config.method == "latent_sft" else 0
-    rows, skipped = encode(chained, tok, longest, config.too_long, ratio)
+    method = METHODS[config.method]
+    chained = [e for e in examples if e.steps] if method.needs_chain else examples
+    ratio = method.extra_latents(config)
+    rows, skipped = encode(chained, tok, longest, ratio)
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")
-    left_out = (
-        f"left out: {len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"
-    )
-    fits = [e for e in val if encode([e], tok, longest - config.max_answer, "skip", ratio)[0]]
-    if not fits or config.too_long == "error" and len(fits) < len(val):
-        raise UserError(
-            f"{len(val) - len(fits)} of {len(val)} validation examples are longer than {longest} tokens"
-        )
-    left_out += f", {len(val) - len(fits)} of the validation examples"
-    return rows, fits, left_out if len(rows) < len(examples) or len(fits) < len(val) else ""
+    fits = [e for e in val if encode([e], tok, longest - config.max_answer, ratio)[0]]
+    if not fits:
+        raise UserError(f"all {len(val)} validation examples are longer than {longest} tokens")
+    if len(rows) == len(examples) and len(fits) == len(val):
+        return rows, fits, ""
+    left_out = f"{len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"
+    return rows, fits, f"left out: {left_out}, {len(val) - len(fits)} of the validation examples"
 
 
 def fingerprint(rows: list[Row]) -> int:
     """A checksum of the training data: a run is resumed on no other."""
     crc = 0
     for row in rows:
-        crc = zlib.crc32(repr((row.question, row.chain, row.answer)).encode(), crc)
+        crc = zlib.crc32(repr((row.prompt[:-1], row.chain, row.answer)).encode(), crc)
     return crc
 
 
@@ -186,12 +229,12 @@ def prepare_folder(config: Config, folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / "config.json").exists():
             raise UserError(f"{folder} is not empty and no run folder: choose another --out")
-        settings, _ = checkpoint.read_config(folder)
-        if settings["method"] != config.method:
-            raise UserError(
-                f"{folder} holds a run of {settings['method']}, not of {config.method}: choose another --out"
-            )
-        n = next(n for n in range(1, 10_000) if not Path(f"{folder}.{n}").exists())
+        method = checkpoint.read_run(folder)["config"]["method"]
+        if method != config.method:
+            raise UserError(f"{folder} holds a run of {method}, not of {config.method}: choose another --out")
+        n = 1
+        while Path(f"{folder}.{n}").exists():
+            n += 1
         try:
             folder.rename(f"{folder}.{n}")
         except OSError as error:  # a mounted folder, say
@@ -207,69 +250,66 @@ def prepare_folder(config: Config, folder: Path) -> None:
         raise UserError(f"--out {folder}: {error.strerror}") from None
 
 
-def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
-    """The settings of the run in --out. Of these only the free ones may be given anew."""
-    free = {"resume", "out", "device", "threads", "method"}
-    folder = Path(config.out or f"out/{config.method}")
-    settings, _ = checkpoint.read_config(folder)
-    if settings["method"] != config.method:
-        raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
-    for key, value in given.items():
-        if key not in free and settings.get(key) != value and (key, value) != ("dtype", "auto"):
-            was = settings.get(key)
-            said = f"--{key} {was}" if not isinstance(was, bool) else f"--{key}" if was else f"--no-{key}"
-            raise UserError(f"the run in {folder} was started with {said}; --resume cannot change it")
-    if strange := set(settings) - {f.name for f in dataclasses.fields(Config)}:
-        raise UserError(
-            f"{folder / 'config.json'} has a setting that this version does not know: {min(strange)}"
-        )
-    stored = Config(**settings)
-    machine = {key: given[key] for key in ("device", "threads") if key in given}  # else the same as before
-    return dataclasses.replace(stored, out=str(folder), resume=True, **machine), folder
+# ------------------------------------------------------------------ training
 
 
-def seconds_per_token(method: Method, rows: list[Row]) -> float:
-    """One forward and backward pass of the model over a small batch, timed."""
+def speed(method: Method, rows: list[Row], kinds: set[str]) -> tuple[float, dict[str, float]]:
+    """Seconds a token for one forward and backward pass over a small batch, and seconds for a step of
+    each kind of optimizer. Nothing changes: the learning rate is 0."""
+
+    def timed(work) -> float:
+        for _ in range(2):  # the first call warms up
+            start = time.perf_counter()
+            work()
+            if method.device.type == "cuda":
+                torch.cuda.synchronize()
+            took = time.perf_counter() - start
+        return took
+
     ids = torch.full((min(16, len(rows)), 64), method.tok.eos, device=method.device)
-    for _ in range(2):  # the first pass warms up
-        start = time.perf_counter()
+
+    def passes():
         with method.autocast():
             loss = method.model.logits(method.model(ids)[:, -16:]).logsumexp(-1).sum()
         loss.backward()
-        if method.device.type == "cuda":
-            torch.cuda.synchronize()
-        took = time.perf_counter() - start
+
+    per_token, steps = timed(passes) / ids.numel(), {}
+    for kind in kinds:
+        trained = {name: p for name, p in method.named_parameters() if p.grad is not None}
+        optimizers = make_optimizers(trained, method, 0.0, kind, method.config)
+        steps[kind] = timed(lambda optimizers=optimizers: [o.step() for o in optimizers])
     method.zero_grad(set_to_none=True)
-    return took / ids.numel()
+    return per_token, steps
 
 
-def summary(config: Config, method: Method, rows: list[Row], val: list[Example], left_out: str) -> str:
-    lengths = [len(r.explicit(method.tok)[0]) for r in rows]
+def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Example], left_out: str) -> str:
+    """What the run will do, stage by stage, and about how long it takes."""
+    config = method.config
+    lengths = [len(r.prompt) + len(r.chain) + len(r.tail) for r in rows]
     waste = padding(lengths, batches(lengths, config.batch_size, f"{config.seed} 0 0"))
-    rate = seconds_per_token(method, rows)
     size = f"{method.model.num_parameters() / 1e6:.2f} M parameters"
     if config.lora_rank:
-        size += f" ({sum(t.numel() for t in lora.own_state(method).values()) / 1e6:.2f} M trained)"
+        trained = sum(t.numel() for t in checkpoint.own_state(method).values())
+        size += f" ({trained / 1e6:.2f} M trained)"
     lines = [
-        f"{config.method} on {config.data}: {size}, {len(rows)} training "
-        f"examples ({sum(lengths) / 1e6:.1f} M tokens, {waste:.1%} padding), {len(val)} to validate on, "
+        f"{config.method} on {config.data}: {size}, {len(rows)} training examples "
+        f"({sum(lengths) / 1e6:.1f} M tokens, {waste:.1%} padding), {len(val)} to validate on, "
         f"{method.device}, {config.dtype}"
     ]
     lines += [left_out] if left_out else []
+    free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
     cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)
-    free = (
-        method.thinker() is not None
-        and method.decoding()["max_chain"] == config.max_chain
-        and config.segmentation != "step"
-    )
-    if free and cut_off:  # not of a method with a fixed number of latents
+    if free and cut_off:  # not for a method with a fixed number of latents
+        share = f"{cut_off / len(rows):.1%} of the chains are longer than --max_chain"
+        lines.append(f"{share}: at inference these are cut off")
+    kind = {stage.name: stage.optimizer or config.optimizer for stage in stages}
+    per_token, per_step = speed(method, rows, set(kind.values()))
+    for stage in stages:
+        steps = min(stage.steps, config.max_steps) if config.max_steps else stage.steps
+        seconds = config.batch_size * stage.tokens * per_token + per_step[kind[stage.name]]
         lines.append(
-            f"{cut_off / len(rows):.1%} of the chains are longer than --max_chain: at inference these are cut off"
+            f"  {stage.name:15s} {steps:6d} steps, about {steps * seconds / 60:4.1f} min   {stage.about}"
         )
-    for name, steps, tokens, about in method.plan(rows):
-        steps = min(steps, config.max_steps) if config.max_steps else steps
-        minutes = steps * config.batch_size * tokens * rate / 60
-        lines.append(f"  {name:15s} {steps:6d} steps, about {minutes:4.1f} min   {about}")
     return "\n".join(lines)
 
 
@@ -283,62 +323,63 @@ def train(given: dict) -> None:
             return
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = pick_device(parallel.start(config.device))
-    config.dtype = pick_dtype(config.dtype, device)
+    named = parallel.start(config.device)
+    pick_device(named)  # a wrong one is refused before anything is loaded
     first = parallel.rank() == 0  # of several processes: it alone writes and speaks
     model, tok, settings, beside = initial_model(config)
+    device = pick_device(named, model.num_parameters())
+    config.dtype = pick_dtype(config.dtype, device)
     METHODS[config.method].inherit(config, settings)
     if not config.chat:
         tok.chat = ""  # saved with the tokenizer: the run will be asked as it was trained
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
-    told = {"rows": fingerprint(rows)}  # kept in config.json
-    if config.resume and read_json(folder / "config.json").get("rows", told["rows"]) != told["rows"]:
+    kept = {"rows": fingerprint(rows)}  # in config.json
+    folder = Path(config.out or f"out/{config.method}")
+    if config.resume and checkpoint.read_run(folder).get("rows", kept["rows"]) != kept["rows"]:
         raise UserError(
             f"--data {config.data} is not what it was when the run in {folder} began: start a new --out"
         )
     if config.lora_rank:  # it saves adapters only: the model that they belong to
         init = config.init or str(BASE)
-        told["base"] = {
-            "init": str(Path(init).resolve()) if Path(init).is_dir() else init,
-            "checksum": checkpoint.checksum(model.state_dict(), ""),
-        }
+        init = str(Path(init).resolve()) if Path(init).is_dir() else init
+        kept["base"] = {"init": init, "checksum": checkpoint.checksum(model.state_dict(), "")}
         lora.add_lora(model, config, list(tok.markers.values()))
     model.grad_checkpoint = config.grad_checkpoint
-    folder = Path(config.out or f"out/{config.method}")
-    method = METHODS[config.method](config, tok, model, folder)
+    method = build(config, tok, model, folder if first else None)
     check_room(method)
     if first and not config.resume:
         prepare_folder(config, folder)
-        checkpoint.write_config(folder, config, model.config, **told)
+        checkpoint.write_config(folder, config, model.config, **kept)
         tok.save(folder)
     parallel.wait()
     method.adopt(beside, settings)
     method.to(device)
-    if first:
-        print(summary(config, method, rows, val, left_out), flush=True)
+    stages = method.stages(rows)
+    print(summary(method, stages, rows, val, left_out), flush=True)
     if config.compile:
         model.compile(dynamic=True)
-    trainer = Trainer(config, method, folder)
+    trainer = Trainer(method, folder)
     if config.resume:
         trainer.resume()
-    trainer.fit(rows, val)
-    if first:
-        print(
-            f"saved {folder}/model.safetensors after {trainer.seconds / 60:.1f} min, {trainer.tokens / 1e6:.1f} M tokens"
-        )
+    trainer.fit(stages, val)
+    minutes, tokens = trainer.seconds / 60, trainer.tokens / 1e6
+    print(f"saved {folder}/model.safetensors after {minutes:.1f} min, {tokens:.1f} M tokens")
+    test_data = " --data TEST_FILE"
     if config.data in tasks.NAMES:  # a file has no test split of its own: eval.py takes one
-        test = fitting(
-            method, tasks.load(config.data, "test", limit=config.test_size, revision=config.revision)
-        )
-        result = accuracy(method, test)
-        low, high = wilson(round(result["accuracy"] * len(test)), len(test))
-        if first:
-            print(
-                f"{config.data} test: accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)}), "
-                f"#L {result['mean_len']:.1f}"
-            )
-    if first:
-        test = "" if config.data in tasks.NAMES else " --data TEST_FILE"
-        print(f"next: python eval.py --ckpt {folder}{test}    python sample.py --ckpt {folder}")
+        report_test(method)
+        test_data = ""
+    print(f"next: python eval.py --ckpt {folder}{test_data}    python sample.py --ckpt {folder}")
     parallel.finish()
+
+
+def report_test(method: Method) -> None:
+    """Judge the final model on the data set's test split, once."""
+    config = method.config
+    test = fitting(method, tasks.load(config.data, "test", limit=config.test_size, revision=config.revision))
+    mine = parallel.shard(test)
+    result = parallel.average(method.accuracy(mine), len(mine))
+    low, high = wilson(round(result["accuracy"] * len(test)), len(test))
+    interval = f"95 % {low:.3f} to {high:.3f}, n {len(test)}"
+    shown = f"accuracy {result['accuracy']:.3f} ({interval}), #L {result['mean_len']:.1f}"
+    print(f"{config.data} test: {shown}")

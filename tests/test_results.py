@@ -1,4 +1,4 @@
-"""README says what results/ says."""
+"""The tables in results/ and README.md are those of the data; the scripts of results/ work."""
 
 import json
 import re
@@ -10,182 +10,159 @@ from conftest import ROOT, made_line, tiny_model
 
 sys.path.insert(0, str(ROOT))
 from minilatent import config, tasks  # noqa: E402
-from minilatent.config import UserError, resolve  # noqa: E402
+from minilatent.config import UserError  # noqa: E402
 from minilatent.evaluate import accuracy  # noqa: E402
 from minilatent.methods import METHODS  # noqa: E402
+from minilatent.run import load_run, resolve, train  # noqa: E402
 from minilatent.study.verdicts import SETS  # noqa: E402
 from results import table, where_lost  # noqa: E402
 
-
-@pytest.mark.parametrize("page", table.PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_marked_number_is_that_of_the_results(page):
-    assert table.written(page.read_text())[1] == [], "python -m results.table puts it right"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
-def test_no_measured_share_stands_in_the_readme_without_a_mark():
-    """What is no measurement of ours: a definition, or a share of the data."""
-    plain = table.MARK.sub("", table.PAGES[0].read_text())
-    assert re.findall(r"\d[\d.,]* ?(?:±|% (?:right|of the answers|of cases|on))", plain) == []
+# ------------------------------------------------------------------ the pages
+
+
+def test_no_table_is_stale():
+    assert [str(path) for path in table.stale()] == [], "python -m results.table writes them anew"
+    written = {path.stem for path in (table.HERE / "tables").glob("*.md")}
+    assert written == set(table.TABLES)  # none is left over
+
+
+def test_no_measured_share_stands_in_the_readme_outside_of_a_generated_block():
+    plain = table.BLOCK.sub("", README)
+    assert re.findall(r"\d+\.\d+ ?%|\d ?%|±", plain) == []
+
+
+def test_the_readme_is_short():
+    assert len(table.BLOCK.sub("", README).split()) <= 1200
+
+
+def test_the_main_jobs_time_in_the_pages_is_the_measured_one():
+    runs = [
+        r for r in table.read("long/main_job.json") if "mini_accuracy" in r and "shared" not in r["hardware"]
+    ]
+    minutes = sorted(round(r["wall_seconds"] / 60) for r in runs)
+    said = f"{minutes[0]} to {minutes[-1]} minutes"
+    assert said in README and said in (ROOT / "results/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page", [*table.PAGES, table.HERE / "TRIALS.md"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path = page.parent / target
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)", path.read_text(encoding="utf-8"))
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor[1:] in slugs, target + anchor
+
+
+# ------------------------------------------------------------------ the tables
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """results/ with two seeds of two rows, a run of eval.py and a page."""
-    (tmp_path / "mini").mkdir()
-    share = lambda n: [True] * n + [False] * (40 - n)
-    lines = [
-        made_line(row, seed, name, share(n + 2 * seed), mean_len=12.0 if row == "a" else 3.0)
-        for row, n in (("a", 30), ("b", 10))
-        for seed in (0, 1)
-        for name in SETS
-    ]
-    lines.append({**made_line("c", 0, "mini", share(1)), "group": "ablation"})
-    (tmp_path / "mini/rows.jsonl").write_text("".join(json.dumps(l) + "\n" for l in lines))
-    (tmp_path / "mini/run.json").write_text(
-        json.dumps([{"data": "mini", "n": 40, "small": -0.0045, "deep": {"accuracy": 0.018}}])
-    )
-    for seed, length in ((0, 6.0), (1, 7.0)):
-        (tmp_path / f"mini/speed-seed{seed}.json").write_text(json.dumps([{"mean_len": length}]))
-    (tmp_path / "log.jsonl").write_text('{"seconds": 60}\n{"seconds": 1830}\n')
+    """results/ with one page and one table of two rows with two seeds."""
+    (tmp_path / "long").mkdir()
+    lines = []
+    for row, right in (("a", 30), ("b", 10)):
+        for seed in (0, 1):
+            correct = [True] * (right + 2 * seed) + [False] * (10 - 2 * seed + 30 - right)
+            lines += [made_line(row, seed, name, correct, mean_len=12.0) for name in SETS]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "long/rows.jsonl").write_text(text, encoding="utf-8")
     monkeypatch.setattr(table, "HERE", tmp_path)
     monkeypatch.setattr(table, "PAGES", (tmp_path / "README.md",))
+    monkeypatch.setattr(table, "TABLES", {"methods": table.methods})
     return tmp_path
 
 
-def mark(name, text=""):
-    return f"<!-- results:{name} -->{text}<!-- /results -->"
+def block(text=""):
+    return f"<!-- begin generated: methods -->\n{text}<!-- end generated -->\n"
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("mini:a mini accuracy", "77.5"),
-        ("mini:a average accuracy", "77.5"),
-        ("mini:b mini mean_len", "3.0"),
-        ("mini:a mini n", "40"),
-        ("mini:a@0 mini accuracy", "75.0"),
-        ("mini:b-a mini accuracy", "-50.0"),
-        ("mini:a-b average accuracy", "+50.0"),
-        ("mini:c-a mini accuracy", "-72.5"),
-        ("mini:a-a mini interval", "0.0 to 0.0"),
-        ("mini/run.json 0.deep.accuracy", "1.8"),
-        ("mini/run.json 0.small", "-0.0045"),
-        ("mini/speed-seed*.json 0.mean_len", "6.5"),
-        ("log.jsonl -1.seconds", "1,830"),
-        ("log.jsonl 1.seconds/60", "30"),
-    ],
-)
-def test_numbers_are_found_and_are_means_over_seeds(folder, name, expected):
-    assert table.quoted(name) == expected
+def call(monkeypatch, capsys, *argv):
+    monkeypatch.setattr(sys, "argv", ["table", *argv])
+    with pytest.raises(SystemExit) as caught:
+        config.run_script(table.main)
+    return caught.value.code or 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "nothing",
-        "a mini accuracy",
-        "long:a mini accuracy",
-        "mini:d mini accuracy",
-        "mini:a mini_long accuracy",
-        "mini:c average accuracy",
-        "mini:a@2 mini accuracy",
-        "mini:c-a average accuracy",
-        "mini:b-a mini mean_len",
-        "mini:a mini acuracy",
-        "table:long",
-        "log.jsonl 7.seconds",
-        "no.json 0",
-        "no*.json 0",
-    ],
-)
-def test_a_mark_without_a_number_is_an_error(folder, name):
-    with pytest.raises(UserError):
-        table.quoted(name)
-
-
-def test_blocks_hold_the_rows(folder):
-    text = table.quoted("table:mini")
-    assert (
-        text.startswith("\n| row |")
-        and text.endswith("|\n")
-        and "| a | 2 | 77.5 ± " in text
-        and text.count("\n") == 5
-    )  # c is no main row
-    assert len({row.count("|") for row in text.strip().splitlines()}) == 1 and text.splitlines()[1].endswith(
-        "| #L |"
-    )
-
-
-def test_the_command_writes_what_differs_and_check_only_tells(folder, monkeypatch, capsys):
-    def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["table", *argv])
-        with pytest.raises(SystemExit) as caught:
-            config.run_script(table.main)
-        return caught.value.code or 0, capsys.readouterr().err
-
+def test_the_command_writes_what_is_stale_and_check_only_names_it(folder, monkeypatch, capsys):
     page = folder / "README.md"
-    before = f"Right: {mark('mini:a mini accuracy', '99.9')} %, kept: {mark('mini:b mini mean_len', '3.0')}.\n{mark('table:mini')}\nEnd 5 %."
-    page.write_text(before)
-    code, said = call("--check")
-    assert (
-        code == 2
-        and "mini:a mini accuracy, table:mini" in said
-        and "mean_len" not in said
-        and page.read_text() == before
-    )
-    assert call()[0] == 0
-    assert (
-        f"Right: {mark('mini:a mini accuracy', '77.5')} %" in page.read_text()
-        and page.read_text().endswith("End 5 %.")
-    )
-    assert call("--check")[0] == 0
-    written = page.read_text()
-    assert call()[0] == 0 and page.read_text() == written  # nothing is left to write
+    page.write_text(f"Before.\n\n{block('99')}\nAfter 5 %.\n", encoding="utf-8")
+    code, message = call(monkeypatch, capsys, "--check")
+    assert code == 2 and "README.md" in message and "methods.md" in message
+    assert "99" in page.read_text(encoding="utf-8") and not (folder / "tables").exists()
+
+    assert call(monkeypatch, capsys)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("Before.\n\n<!-- begin generated: methods -->\n| method |") and "99" not in text
+    assert text.endswith("|\n<!-- end generated -->\n\nAfter 5 %.\n")
+    assert "| 77.5 ±" in text and "| 27.5 ±" in text  # means over seeds
+    assert text.index("| a |") < text.index("| b |")  # the better row first
+    written = (folder / "tables/methods.md").read_text(encoding="utf-8")
+    assert written.startswith("# Methods on mini\n\n| method |") and "1,000 questions" in written
+
+    assert call(monkeypatch, capsys, "--check")[0] == 0
+    assert call(monkeypatch, capsys)[0] == 0 and page.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        block().replace("methods", "nothing"),
+        block().replace("<!-- end generated -->", ""),
+        block().replace("<!-- begin", "in a sentence <!-- begin"),
+    ],
+)
+def test_a_block_without_a_table_or_an_end_is_an_error(folder, text):
+    with pytest.raises(UserError):
+        table.fill(text, folder / "README.md")
+
+
+def test_data_that_is_missing_is_an_error(folder):
+    (folder / "long/rows.jsonl").unlink()
+    with pytest.raises(UserError, match=r"rows\.jsonl"):
+        table.stale()
+
+
+# ------------------------------------------------------------------ where_lost
 
 
 @pytest.mark.parametrize("ratio", [2, 4])
-def test_without_a_given_latent_where_lost_tells_the_models_own_accuracy(tmp_path, monkeypatch, ratio):
-    run = tmp_path / "run"
-    run.train(
-        {
-            "method": "latent_sft",
-            "preset": "smoke",
-            "ratio": ratio,
-            "out": str(run),
-            "max_steps": 2,
-            "test_size": 8,
-            "threads": 1,
-            "train_size": 64,
-            "eval_every": 1,
-        }
-    )
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["where_lost", "--ckpt", str(run), "--questions", "16", "--json", str(tmp_path / "lost.json")],
-    )
-    where_lost.main()
-    told = json.loads((tmp_path / "lost.json").read_text())
-    method, examples = run.load_run(run, torch.device("cpu")), tasks.load("mini", "test", limit=16)
-    assert told["accuracy"][0] > 0.2
-    assert told["accuracy"][0] == pytest.approx(accuracy(method, examples)["accuracy"], abs=1e-4)
+def test_without_a_given_latent_where_lost_has_the_models_own_accuracy(tmp_path, monkeypatch, ratio):
+    run, sizes = tmp_path / "run", {"train_size": 64, "test_size": 8, "max_steps": 2, "eval_every": 1}
+    given = {"method": "latent_sft", "preset": "smoke", "ratio": ratio, "threads": 1, "out": str(run)}
+    train({**given, **sizes})
+    where_lost.main(["--ckpt", str(run), "--questions", "16", "--json", str(tmp_path / "lost.json")])
+    found = json.loads((tmp_path / "lost.json").read_text(encoding="utf-8"))
+    method, examples = load_run(run, torch.device("cpu")), tasks.load("mini", "test", limit=16)
+    assert found["accuracy"][0] > 0.2
+    assert found["accuracy"][0] == pytest.approx(accuracy(method, examples)["accuracy"], abs=1e-4)
     longest = max(len(method.segments(row)) for row in method.gold(examples))
-    assert len(told["accuracy"]) == longest + 1
-    assert [len(t) for t in told["told"]] == [ratio] * (8 // ratio)
+    assert len(found["accuracy"]) == longest + 1
+    assert [len(t) for t in found["told"]] == [ratio] * (8 // ratio)
 
 
-def test_what_a_latent_tells_is_counted_at_its_place_in_the_step(tok, monkeypatch):
+def test_what_a_latent_holds_is_counted_at_its_place_in_the_step(tok, monkeypatch):
     """A decoder that knows nothing but one token of a step is right at that token's place alone."""
     method = METHODS["latent_sft"](
         resolve({"method": "latent_sft", "ratio": 2}), tok, tiny_model(tok.vocab_size, context=512)
     )
     rows = method.gold(tasks.load("mini", "test", limit=20))
-    one = tok.encode("<<1+1=2>>")[-1]  # `>>`, which opens the last segment of each step: Z_3 has to tell it
-    monkeypatch.setattr(
-        method.model,
-        "logits",
-        lambda h: torch.nn.functional.one_hot(torch.full(h.shape[:-1], one), tok.vocab_size).float(),
-    )
-    z = [torch.zeros(len(method.segments(r)), method.model.config.width) for r in rows]
-    told = where_lost.told_by_place(method, rows, z)
+    one = tok.encode("<<1+1=2>>")[-1]  # `>>`, which opens the last segment of each step: Z_3 has to hold it
+
+    def only_one(h):
+        return torch.nn.functional.one_hot(torch.full(h.shape[:-1], one), tok.vocab_size).float()
+
+    monkeypatch.setattr(method.model, "logits", only_one)
+    n = sum(len(method.segments(r)) for r in rows)
+    told = where_lost.told_by_place(method, rows, torch.zeros(n, method.model.config.width))
     assert told == [[0, 0], [0, 0], [1, 0], [0, 0]]

@@ -1,20 +1,22 @@
 # %% [markdown]
 # # 1 · A transformer in one file
 #
-# *30 minutes. Needs: PyTorch, and having seen the words attention and residual stream before.*
+# *30 minutes. Needs: PyTorch, and a first acquaintance with the words "attention" and "residual stream".*
 #
-# All methods of this course are small changes to one loop: a transformer reads some vectors and says what comes next. So we
-# first write that transformer ourselves, in about thirty lines, and check that it computes exactly what the package computes.
-# Then we see the fact on which all latent reasoning stands: **the model reads vectors, not tokens**.
+# Every method of this course is a small change to one loop: a transformer reads vectors and predicts what
+# comes next. So we first write that transformer ourselves, in about thirty lines, and check that it computes
+# exactly what the package computes. Then we look at the fact that all latent reasoning rests on: **the model
+# reads vectors, not tokens**.
 #
 # ```
 #   ids (T,) ──embedding──> x (T, C) ──> block ──> block ── .. ──> norm ──> h (T, C) ──· Eᵀ──> logits (T, V)
 #
-#   block:   x = x + attention(norm(x))        positions talk to one another
-#            x = x + mlp(norm(x))              each position thinks for itself
+#   block:   x = x + attention(norm(x))        positions exchange information
+#            x = x + mlp(norm(x))              each position is processed on its own
 # ```
 #
-# Symbols, the same in all lessons and in the code: B rows, T positions, C width, V vocabulary, H heads, D head size.
+# The symbols are the same in all lessons and in the code: B rows, T positions, C width, V vocabulary, H
+# heads, D head size.
 
 # %%
 import math
@@ -23,28 +25,28 @@ import torch
 import torch.nn.functional as F
 from lesson import BASE, BLUE, ORANGE, plt, show
 
-from minilatent.model import naive_attention
+from minilatent.model import KVCache, naive_attention
 from minilatent.run import load_run
 
-method = load_run(BASE, torch.device("cpu"))  # mini-base: trained on word problems with their chains in words
+method = load_run(BASE, torch.device("cpu"))  # mini-base: trained on word problems and their solutions
 model, tok = method.model, method.tok
 print(model.config)
 
 # %% [markdown]
 # ## Attention on three positions
 #
-# Each position makes a query q, a key k and a value v. Position i looks at the keys of the positions up to its own, and takes
-# the mean of their values, weighted by how well query and key agree:
+# Each position computes a query q, a key k and a value v. Position i compares its query with the keys of all
+# positions up to its own. Its output is the mean of their values, weighted by how well query and key match:
 #
 # $$ y_i = \sum_{j \le i} a_{ij} v_j, \qquad a_{ij} = \mathrm{softmax}_j\,(q_i \cdot k_j / \sqrt{D}) $$
 #
-# Written out, for one head:
+# Written out for one head:
 
 
 # %%
 def my_attention(q, k, v):  # (T, D) each
     T, D = q.shape
-    scores = q @ k.T / math.sqrt(D)  # (T, T)  row i: how much i wants to see each j
+    scores = q @ k.T / math.sqrt(D)  # (T, T)  row i: how well query i matches each key j
     future = torch.ones(T, T, dtype=torch.bool).triu(1)  # above the diagonal: j > i
     weights = scores.masked_fill(future, float("-inf")).softmax(-1)  # rows sum to 1
     return weights @ v, weights  # (T, D)
@@ -57,8 +59,9 @@ y, weights = my_attention(q, k, v)
 print("weights\n", weights, "\ny\n", y)
 
 # %% [markdown]
-# Row 1 can see itself only, so its output is its own value. Row 3 sees all, and likes the third key best. Now the package's
-# version. It takes a batch and many heads, (B, H, T, D), and any mask; `None` means causal.
+# Row 1 sees only itself, so its output is its own value. Row 3 sees all three positions, and the third key
+# matches its query best. Now the package's version. It takes a batch and many heads, (B, H, T, D), and any
+# mask; `None` means causal.
 
 # %%
 theirs = naive_attention(q[None, None], k[None, None], v[None, None], None)[0, 0]
@@ -68,9 +71,10 @@ print(theirs)
 # %% [markdown]
 # ## The whole model
 #
-# Three more parts. A **norm** brings each position's vector to the same size (RMSNorm: divide by the root of the mean square).
-# A **gated MLP** works on each position alone. And **rotary positions**: before q and k meet, each pair of their dimensions is
-# turned by an angle that grows with the position, so that their product knows how far apart the two are.
+# Three more parts are needed. A **norm** brings each position's vector to the same size (RMSNorm: divide by
+# the root of the mean square). A **gated MLP** (multi-layer perceptron) works on each position alone. And
+# **rotary positions**: before q and k are multiplied, each pair of their dimensions is rotated by an angle
+# that grows with the position. Their product then depends on how far apart the two positions are.
 
 
 # %%
@@ -78,7 +82,7 @@ def rms_norm(x, weight, eps=1e-5):
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def turn(x, theta=10_000.0):  # (H, T, D)
+def rotate(x, theta=10_000.0):  # (H, T, D)
     T, half = x.shape[-2], x.shape[-1] // 2
     angle = torch.arange(T)[:, None] * theta ** (-torch.arange(half) / half)  # (T, D/2)
     a, b = x[..., :half], x[..., half:]
@@ -88,7 +92,7 @@ def turn(x, theta=10_000.0):  # (H, T, D)
 def my_block(x, block, heads):  # (T, C)
     n, at, mlp = rms_norm(x, block.norm1.weight), block.attn, block.mlp
     split = lambda y: y.view(len(x), heads, -1).transpose(0, 1)  # (T, C) -> (H, T, D)
-    q, k, v = turn(split(at.q(n))), turn(split(at.k(n))), split(at.v(n))
+    q, k, v = rotate(split(at.q(n))), rotate(split(at.k(n))), split(at.v(n))
     y = torch.stack([my_attention(*head)[0] for head in zip(q, k, v)], dim=1)  # (T, H, D)
     x = x + at.o(y.flatten(1))
     n = rms_norm(x, block.norm2.weight)
@@ -112,47 +116,50 @@ assert torch.allclose(mine, theirs, atol=1e-4)
 print("hidden states", tuple(mine.shape), "largest difference", f"{(mine - theirs).abs().max():.0e}")
 
 # %% [markdown]
-# That is the whole of `minilatent/model.py`, but for other families' parts (GPT-2's learned positions, grouped heads), the mask
-# and the **KV cache**: keys and values of earlier positions never change, so that a step of decoding computes one position, not all.
-# With a cache the hidden states must be the same:
+# This is nearly all of `minilatent/model.py`. What is missing here: the parts that other model families need
+# (GPT-2's learned positions, grouped heads), the mask, and the **KV cache**. Keys and values of earlier
+# positions never change, so they are stored, and a decoding step computes one position instead of all. With a
+# cache the hidden states must be the same:
 
 # %%
-from minilatent.model import KVCache
-
 with torch.no_grad():
     cache = KVCache(model.config, rows=1, capacity=len(ids))
     steps = [model(ids[None, t : t + 1], cache=cache)[0] for t in range(len(ids))]  # one position at a time
 assert torch.allclose(torch.cat(steps), theirs, atol=1e-4)
 
 # %% [markdown]
-# ## What it says
+# ## What the model writes
 #
-# Logits are products with the embedding table itself (`tied`): the likeliest next token is the one whose embedding points
-# most along the hidden state. Let it speak, one token after the other, until it says `<eos>`:
+# The logits are products of the hidden state with the embedding table itself ("tied" weights): the most
+# likely next token is the one whose embedding has the largest product with the hidden state. We let the model
+# generate one token after another until it produces `<eos>`, the end of the sequence:
 
 # %%
-said = []
+written = []
 with torch.no_grad():
-    while not said or said[-1] != tok.eos:
-        h = my_transformer(model.embed(torch.cat([ids, torch.tensor(said, dtype=torch.long)])), model)
-        said.append(int((h[-1] @ model.embed.weight.T).argmax()))
-print(" ".join(tok.name(i) for i in said))
-chain = said[: said.index(tok.end_think)]
+    while not written or written[-1] != tok.eos:
+        h = my_transformer(model.embed(torch.cat([ids, torch.tensor(written, dtype=torch.long)])), model)
+        written.append(int((h[-1] @ model.embed.weight.T).argmax()))
+print(" ".join(tok.name(i) for i in written))
+chain = written[: written.index(tok.end_think)]
 
 # %% [markdown]
-# It thinks in words: `<<12*3=36>>` and so on, then `</think>`, then the answer. The chain has 23<!-- len(chain):d --> tokens.
+# The model reasons in words: `<<12*3=36>>` and so on, then `</think>`, then the answer. This written
+# reasoning is the **chain** (short for chain of thought). It has 23<!-- len(chain):d --> tokens.
 #
-# Where does it look when it is about to write the `36`? Each row below is a head, each column a token that it may look at.
+# Where does the model look when it is about to write `36`? Each row below is a head, each column a token that
+# it can attend to.
 
 # %%
-at = chain.index(tok.encode("=")[0]) + 1  # tokens said up to the first "="
+at = chain.index(tok.encode("=")[0]) + 1  # tokens written up to the first "="
 seen = torch.cat([ids, torch.tensor(chain[:at])])
 rows = []
 with torch.no_grad():
     x = model.embed(seen)
     for block in model.blocks:
-        n, split = rms_norm(x, block.norm1.weight), lambda y: y.view(len(x), 4, -1).transpose(0, 1)
-        for q_, k_ in zip(turn(split(block.attn.q(n))), turn(split(block.attn.k(n)))):
+        n = rms_norm(x, block.norm1.weight)
+        split = lambda y: y.view(len(y), 4, -1).transpose(0, 1)  # (T, C) -> (H, T, D)
+        for q_, k_ in zip(rotate(split(block.attn.q(n))), rotate(split(block.attn.k(n)))):
             rows.append(my_attention(q_, k_, k_)[1][-1])  # the last position's weights
         x = my_block(x, block, 4)
 looks = torch.stack(rows)  # (layers · heads, T)
@@ -160,26 +167,27 @@ figure, ax = plt.subplots(figsize=(12, 4.2))
 ax.imshow(looks, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 ax.set_xticks(range(len(seen)), [tok.name(int(i)).replace("·", "") for i in seen], rotation=70, fontsize=9)
 ax.set_yticks(range(0, 20, 4), [f"layer {n}" for n in range(1, 6)])
-ax.set_title("Where each head looks from “=”, before it says 36")
+ax.set_title("Where each head looks from “=”, before the model writes 36")
 ax.grid(False)
 show(figure, "01-attention")
 first = tok.encode("12")[0]
 on_operands = looks[:, (seen == first) | (seen == tok.encode("3")[0])].sum(1)
-print("the head that looks most at 12 and 3 gives them", f"{on_operands.max():.2f} of its attention")
+print(f"the head that attends most to 12 and 3 gives them {on_operands.max():.2f} of its attention")
 
 # %% [markdown]
-# In the first layer as in the last, some heads look at nothing but one of the equation's own parts, `12`, `*` or `3`: the question has been read, its
-# numbers have been brought here, and what is left is a multiplication.
+# In the first layer and in the last, some heads attend almost only to one part of the equation itself: `12`,
+# `*` or `3`. The question has been read, its numbers have been brought here, and what is left is a
+# multiplication.
 #
 # ## The model reads vectors
 #
-# Nothing in `my_transformer` asked for tokens: it was given vectors. Usually they are rows of the embedding table, but that is a
-# habit, no law. So let us feed something that is no token at all. The question begins with "Ava has 12 apples". We replace the
-# vector of `12` by a mixture of two tokens' vectors,
+# Nothing in `my_transformer` asked for tokens: its input is vectors. Usually they are rows of the embedding
+# table, but that is a habit, not a requirement. So let us feed something that is not a token. The question
+# begins with "Ava has 12 apples". We replace the vector of `12` by a mixture of the vectors of two tokens,
 #
 # $$ z = (1 - \lambda)\, e_{12} + \lambda\, e_{20} $$
 #
-# and ask which number the model copies into its first equation, `<<` ...
+# and ask which number the model copies into its first equation, after `<<`.
 
 # %%
 start = torch.cat([ids, torch.tensor(tok.encode("<<"))])
@@ -195,8 +203,8 @@ with torch.no_grad():
 probs = torch.tensor(probs)  # (21, 2)
 figure, ax = plt.subplots(figsize=(7, 3.6))
 for column, name, colour in ((0, "12", BLUE), (1, "20", ORANGE)):
-    ax.plot(shares, probs[:, column], color=colour, marker="o", markersize=4, label=f"says {name}")
-ax.plot(shares, 1 - probs.sum(1), color="0.6", linestyle="--", label="says something else")
+    ax.plot(shares, probs[:, column], color=colour, marker="o", markersize=4, label=f"predicts {name}")
+ax.plot(shares, 1 - probs.sum(1), color="0.6", linestyle="--", label="predicts something else")
 ax.set(xlabel="λ: share of 20 in the vector that is fed", ylabel="probability", ylim=(-0.02, 1.02))
 ax.set_title("Between two tokens")
 ax.legend(loc="center left")
@@ -206,18 +214,22 @@ half = probs[10]
 print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 
 # %% [markdown]
-# A pure token is copied faithfully: 12 with probability 1.00<!-- probs[0, 0]:.2f --> at the left end. In the middle nothing breaks:
-# the two numbers together have 0.85<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such
-# a vector in its training, and yet it reads it as one of the two, not as noise. It decides quickly: nobody has taught it to keep
-# both. So a single vector can stand between tokens and still mean something to the model. That is what this course is about:
-# what to feed instead of tokens, how to train a model to produce it, and what is gained.
+# A pure token is copied faithfully: at the left end the model predicts 12 with probability
+# 1.00<!-- probs[0, 0]:.2f -->. In the middle nothing breaks: together the two numbers get
+# 0.85<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such a vector in
+# training, yet it reads it as one of the two numbers and not as noise. The switch from one to the other is
+# sharp, because nobody has trained the model to keep both. So a single vector can lie between tokens and
+# still mean something to the model. That is the subject of this course: what to feed instead of tokens, how
+# to train a model to produce it, and what is gained.
 #
 # ## Exercises
-# 1. Remove the division by $\sqrt{D}$ in `my_attention` and run again. Which assertion fails first? Why does attention need it?
-# 2. In the last experiment mix `12` with a word, `tok.encode("Ben ")[0]`, instead of `20`. Is the curve as smooth? And why does the assertion after it fail?
-# 3. Think: with a KV cache, how much computing does the t-th token cost compared with the first? Which part of the block is no
-#    longer the same for all?
+# 1. Remove the division by $\sqrt{D}$ in `my_attention` and run again. Which assertion fails first? Why does
+#    attention need the division?
+# 2. In the last experiment mix `12` with a word, `tok.encode("Ben ")[0]`, instead of `20`. Is the curve as
+#    smooth? And why does the assertion after it fail?
+# 3. With a KV cache, how much computation does the t-th token cost compared with the first? Which part of the
+#    block no longer costs the same for every token?
 #
 # ## Next
-# The model wrote 23 tokens to be right about one number. **What does each of these tokens cost, and does it need all of
-# them?** → [2 · Explicit chain-of-thought and what it costs](02_chain_of_thought.ipynb)
+# The model wrote 23 tokens to get one number right. **What does each of these tokens cost, and are all of
+# them needed?** → [2 · Explicit chain-of-thought and what it costs](02_chain_of_thought.ipynb)

@@ -3,7 +3,8 @@
 #
 # *30 minutes. Needs: lessons 1 and 2.*
 #
-# The first latent methods (Coconut, arXiv 2412.06769; CODI, arXiv 2502.21074) feed the last **hidden state** back as the next input:
+# The first latent methods (Coconut, arXiv 2412.06769; CODI, arXiv 2502.21074) feed the last **hidden state**
+# back as the next input. A vector that is fed back in place of a token is called a **latent**:
 #
 # ```
 #        h_t ─────────┐                       words:   h_t ──> logits ──> one token ──> its embedding
@@ -13,8 +14,9 @@
 #        x_t          └──> x_(t+1) = ?
 # ```
 #
-# It is the obvious thing to do, and the shapes agree: both are vectors of width C. But is what comes *out* of a transformer anything
-# like what goes *in*? We look at three measures: length, direction, and how many directions are used.
+# It is the obvious thing to do, and the shapes agree: both are vectors of width C. But does what comes *out*
+# of a transformer look like what goes *in*? We compare three properties: length, direction, and how many
+# directions are used.
 
 # %%
 import torch
@@ -23,7 +25,7 @@ from lesson import BASE, BLUE, GREY, ORANGE, plt, show
 
 from minilatent import tasks
 from minilatent.batch import encode
-from minilatent.decode import hidden_thinker, standardise
+from minilatent.decode import hidden_thinker, standardise, superposition_thinker
 from minilatent.evaluate import solve_all
 from minilatent.latent import superpose
 from minilatent.run import load_run
@@ -34,15 +36,15 @@ test = tasks.load("mini", "test", limit=200)
 rows, _ = encode(test, tok, model.config.context)
 
 # %% [markdown]
-# We collect, over 200 questions, the hidden states at the chain's positions (what Coconut would feed) and the embeddings of the tokens that
-# are really fed there.
+# Over 200 questions we collect the hidden states at the chain's positions (what Coconut would feed) and the
+# embeddings of the tokens that are really fed there.
 
 # %%
 hidden, logits = [], []
 with torch.no_grad():
     for row in rows:
         ids, start = torch.tensor([row.explicit(tok)[0]]), len(row.question)
-        h = model(ids)[0, start : start + len(row.chain)]  # (T, C) each foretells a chain token
+        h = model(ids)[0, start : start + len(row.chain)]  # (T, C) each predicts a chain token
         hidden.append(h)
         logits.append(model.logits(h))
     H, logits = torch.cat(hidden), torch.cat(logits)  # (n, C), (n, V)
@@ -56,61 +58,46 @@ print("hidden states", tuple(H.shape), " embedding table", tuple(E.shape))
 
 # %%
 length = {"embeddings": fed.norm(dim=-1), "hidden states": H.norm(dim=-1), "superpositions": Z.norm(dim=-1)}
-nearest = lambda x: (
-    (F.normalize(x, dim=-1) @ F.normalize(E, dim=-1).T).max(1).values
-)  # with the best of all tokens
+# the cosine with the nearest of all tokens
+nearest = lambda x: (F.normalize(x, dim=-1) @ F.normalize(E, dim=-1).T).max(1).values
 cosine = {
     "embeddings": nearest(fed[:2000]),
     "hidden states": nearest(H[:2000]),
     "superpositions": nearest(Z[:2000]),
 }
 colours = {"embeddings": GREY, "hidden states": ORANGE, "superpositions": BLUE}
+longest = 1.05 * max(x.max() for x in length.values()).item()
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
-for name in ("hidden states", "superpositions", "embeddings"):  # the last as an outline: it hides nothing
-    colour, kind = colours[name], "step" if name == "embeddings" else "bar"
-    left.hist(
-        length[name].numpy(),
-        bins=60,
-        range=(0, 1.05 * max(x.max() for x in length.values()).item()),
-        color=colour,
-        alpha=0.75,
-        histtype=kind,
-        density=True,
-        label=name,
-    )
-    right.hist(
-        cosine[name].numpy(),
-        bins=60,
-        range=(0, 1.02),
-        color=colour,
-        alpha=0.75,
-        histtype=kind,
-        density=True,
-        label=name,
-    )
+for name in ("hidden states", "superpositions", "embeddings"):
+    kind = "step" if name == "embeddings" else "bar"  # an outline hides nothing
+    style = dict(bins=60, color=colours[name], alpha=0.75, histtype=kind, density=True, label=name)
+    left.hist(length[name].numpy(), range=(0, longest), **style)
+    right.hist(cosine[name].numpy(), range=(0, 1.02), **style)
 left.set(xlabel="length (norm)", ylabel="density", yscale="log", title="How long?")
 right.set(
-    xlabel="cosine with the nearest token's embedding", yscale="log", title="Is any token in that direction?"
+    xlabel="cosine with the nearest token's embedding", yscale="log", title="Is a token in that direction?"
 )
 left.legend()
 show(figure, "03-norms")
 for name in colours:
-    print(
-        f"{name:15s} mean length {length[name].mean():6.2f}   mean cosine with the nearest token {cosine[name].mean():.3f}"
-    )
+    print(f"{name:15s} mean length {length[name].mean():6.2f}   ", end="")
+    print(f"mean cosine with the nearest token {cosine[name].mean():.3f}")
 ratio = length["hidden states"].mean() / length["embeddings"].mean()
 assert ratio > 2 and cosine["hidden states"].mean() < cosine["superpositions"].mean()
 
 # %% [markdown]
-# A hidden state is 11.8<!-- float(ratio):.1f --> times as long as an embedding, and its cosine with the nearest token is
-# 0.76<!-- float(cosine["hidden states"].mean()):.2f --> where a token's own is 1. This although mini-base has *tied* weights: the hidden
-# state is compared with these very embeddings to make the logits. A high product needs length and a *relative* agreement, not the same
-# place. The superpositions (blue) lie where embeddings lie: by construction, because they are averages of them.
+# A hidden state is 11.8<!-- float(ratio):.1f --> times as long as an embedding, and its cosine with the
+# nearest token is 0.76<!-- float(cosine["hidden states"].mean()):.2f -->, where that of an embedding is 1.
+# And this although mini-base has *tied* weights: the logits are products of the hidden state with these very
+# embeddings. A large product needs length and a *relatively* good match, not the same place. The
+# superpositions (blue) lie where embeddings lie. This is so by construction, because they are weighted means
+# of embeddings.
 #
 # ## How many directions?
 #
-# A cloud of vectors may live in few directions though the space has 128. Its singular values tell: normalised to a distribution p, the
-# **effective rank** is $\exp(-\sum_i p_i \log p_i)$: 128 if all directions are used alike, 1 if one is. Ten lines:
+# A cloud of vectors may use only a few directions although the space has 128. Its singular values show how
+# many. Normalise them to a distribution p; then the **effective rank** is $\exp(-\sum_i p_i \log p_i)$: 128
+# if all directions are used equally, 1 if only one is used. In ten lines:
 
 
 # %%
@@ -121,33 +108,31 @@ def effective_rank(X):  # (n, C)
     return torch.exp(-(p * p.clamp(min=1e-12).log()).sum()), values
 
 
-flat = torch.cat([torch.eye(4), -torch.eye(4)])  # four directions, used alike
-thin = flat * torch.tensor([1.0, 1e-6, 1e-6, 1e-6])  # one direction in truth
-print("fixed examples:", effective_rank(flat)[0].item(), effective_rank(thin)[0].item())
+flat = torch.cat([torch.eye(4), -torch.eye(4)])  # four directions, used equally
+thin = flat * torch.tensor([1.0, 1e-6, 1e-6, 1e-6])  # effectively one direction
+print("two examples:", effective_rank(flat)[0].item(), effective_rank(thin)[0].item())
 assert abs(effective_rank(flat)[0] - 4) < 1e-4 and effective_rank(thin)[0] < 1.01
 
 ranks = {}
 figure, ax = plt.subplots(figsize=(7, 3.6))
-for name, X, colour in (
-    ("embedding table", E, GREY),
-    ("hidden states", H, ORANGE),
-    ("superpositions", Z, BLUE),
-):
+clouds = (("embedding table", E, GREY), ("hidden states", H, ORANGE), ("superpositions", Z, BLUE))
+for name, X, colour in clouds:
     ranks[name], values = effective_rank(X)
-    ax.plot(
-        range(1, 129), values / values[0], color=colour, label=f"{name}: effective rank {ranks[name]:.0f}"
-    )
-ax.set(
-    xlabel="direction, the strongest first", ylabel="singular value / largest", yscale="log", title="Spectra"
-)
+    label = f"{name}: effective rank {ranks[name]:.0f}"
+    ax.plot(range(1, 129), values / values[0], color=colour, label=label)
+ax.set(xlabel="direction, the strongest first", ylabel="singular value / largest", yscale="log")
+ax.set_title("Singular values")
 ax.legend()
 show(figure, "03-spectrum")
 
 # %% [markdown]
-# The table's effective rank is 97<!-- float(ranks["embedding table"]):.0f -->, the hidden states' 72<!-- float(ranks["hidden states"]):.0f -->, of 128. Latent-SFT's paper reports that a large
-# LLM's embedding matrix has a low effective rank; a model with 549 tokens in 128 dimensions is another case, which is why one measures. (The superpositions
-# fall off a cliff: only 107<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures of them span hardly more directions.) But do the two
-# clouds use the *same* directions? Take the strongest 32 of one, and see how much of the other they hold:
+# Of 128 possible directions, the table's effective rank is 97<!-- float(ranks["embedding table"]):.0f -->,
+# that of the hidden states 72<!-- float(ranks["hidden states"]):.0f -->. Latent-SFT's paper reports that a
+# large LLM's embedding matrix has a low effective rank. A model with 549 tokens in 128 dimensions is another
+# case, which is why one measures. (The curve of the superpositions drops sharply: only
+# 107<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures
+# of them span hardly more directions.) But do the two clouds use the *same* directions? Take the strongest 32
+# of one and see how much of the other they contain:
 
 
 # %%
@@ -158,19 +143,18 @@ def held(X, of, k=32):
     return ((X @ basis.T).pow(2).sum() / X.pow(2).sum()).item()
 
 
-inside = {
-    name: held(X, fed) for name, X in (("embeddings", fed), ("superpositions", Z), ("hidden states", H))
-}
+inside = {"embeddings": held(fed, fed), "superpositions": held(Z, fed), "hidden states": held(H, fed)}
 print({name: round(v, 3) for name, v in inside.items()})
 assert inside["superpositions"] > inside["hidden states"]
 
 # %% [markdown]
-# The 32 directions that carry most of the fed embeddings hold 96.5 %<!-- inside["superpositions"]:.1% --> of the superpositions' variance but
-# 75.1 %<!-- inside["hidden states"]:.1% --> of the hidden states'.
+# The 32 directions that carry most of the fed embeddings contain 96.5 %<!-- inside["superpositions"]:.1% -->
+# of the superpositions' variance, but only 75.1 %<!-- inside["hidden states"]:.1% --> of the hidden states'.
 #
-# ## Could one just rescale?
+# ## Is rescaling enough?
 #
-# Half of the mismatch is easy to mend: give the hidden state the embeddings' mean and spread. That is `standardise`:
+# Half of the mismatch is easy to repair: give the hidden state the mean and standard deviation of the
+# embeddings. That is `standardise`:
 
 
 # %%
@@ -180,22 +164,16 @@ def my_standardise(h, table):
 
 
 h = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
-print(my_standardise(h, E))  # the two rows become the same
+print(my_standardise(h, E))  # the two rows become equal
 assert torch.allclose(my_standardise(h, E), standardise(h, E), atol=1e-5)
-print(
-    "length",
-    f"{my_standardise(H, E).norm(dim=-1).mean():.2f}",
-    " nearest cosine",
-    f"{nearest(my_standardise(H[:2000], E)).mean():.3f}",
-)
+print(f"mean length {my_standardise(H, E).norm(dim=-1).mean():.2f}", end="   ")
+print(f"mean cosine with the nearest token {nearest(my_standardise(H[:2000], E)).mean():.3f}")
 
 # %% [markdown]
-# The length is right now; the direction is not. So what does the model make of it? No training, only another thing that is fed
-# back at each step of mini-base's thinking:
+# The length is correct now; the direction is not. So what does the model do with such an input? We train
+# nothing here. We only change what is fed back at each step while mini-base thinks:
 
 # %%
-from minilatent.decode import superposition_thinker
-
 thinkers = {
     "a token's embedding": method.thinker(),
     "superposition, k = 10": superposition_thinker(model, 10, tok.never),
@@ -210,24 +188,29 @@ for name, thinker in thinkers.items():
 figure, ax = plt.subplots(figsize=(7, 2.6))
 ax.barh(list(found), [100 * v for v in found.values()], color=[GREY, BLUE, ORANGE, ORANGE])
 ax.invert_yaxis()
-ax.set(xlabel="right answers (%), mini-base, no training", xlim=(0, 100))
+ax.set(xlabel="correct answers (%), mini-base, no training", xlim=(0, 100))
 show(figure, "03-fed")
 assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.3
 
 # %% [markdown]
-# Fed with superpositions the model is right in 97.0 %<!-- found["superposition, k = 10"]:.1% --> of cases, with its own hidden states in
-# 4.5 %<!-- found["hidden state, standardised"]:.1% ± 0.5 --> (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 0.5 --> (as they are). This says nothing yet about what *training* can do: Coconut and CODI
-# train the model to read hidden states, and it learns. But it has to learn a second language for its own input. A superposition
+# Fed with superpositions, the model answers 97.0 %<!-- found["superposition, k = 10"]:.1% --> correctly. Fed
+# with its own hidden states, it answers 4.5 %<!-- found["hidden state, standardised"]:.1% ± 0.5 -->
+# (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 0.5 --> (as they are). This says nothing
+# yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it learns to.
+# But it has to learn a second language for its own input. A **superposition**
 #
 # $$ z = \sum_v \alpha_v\, e_v, \qquad \alpha = \text{a probability vector over the vocabulary} $$
 #
-# always lies between embeddings, where the model can read already. That is the idea of Latent-SFT (arXiv 2510.15522).
+# always lies between embeddings, where the model can already read. That is the idea of Latent-SFT (arXiv
+# 2510.15522).
 #
 # ## Exercises
 # 1. Compute `cosine["hidden states"]` on H minus its mean. How much of the mismatch is one common direction?
-# 2. Fit the best linear map from H to `fed` (`torch.linalg.lstsq`) and feed `hidden @ M`. Is it read? Why is that close to cheating?
-# 3. Think: a superposition has C numbers too, so has it less freedom than a hidden state? Which vectors can never be one?
+# 2. Fit the best linear map from H to `fed` (`torch.linalg.lstsq`) and feed `hidden @ M`. Can the model read
+#    it? Why is that close to cheating?
+# 3. A superposition consists of C numbers, too. Does it have less freedom than a hidden state? Which vectors
+#    can never be a superposition?
 #
 # ## Next
-# On mini-base, superpositions cost hardly anything. **But do they do anything? What exactly is fed back, and how far is it from a
-# single token?** → [4 · One-hot against superposition](04_superposition.ipynb)
+# On mini-base, superpositions cost hardly any accuracy. **But do they change anything? What exactly is fed
+# back, and how far is it from a single token?** → [4 · One-hot against superposition](04_superposition.ipynb)

@@ -3,23 +3,29 @@
 #
 # *35 minutes. Needs: lessons 1 and 4. Paper and pencil help.*
 #
-# Latent-SFT (arXiv 2510.15522) makes its latents with two transformers. The chain is cut into segments S_1 .. S_N of r tokens.
+# Latent-SFT (arXiv 2510.15522) produces its training latents with two transformers. The chain is cut into
+# segments S_1 .. S_N of r tokens each.
 #
 # ```
-#   encoder   Q <think> S_1 L S_2 L .. S_N L </think>            what the model has at L becomes the latent Z_i
+#   encoder   Q <think> S_1 L S_2 L .. S_N L </think>            its output at L_i becomes the latent Z_i
 #   decoder   Q <think> Z_1 S_2 Z_2 S_3 .. S_N Z_N </think> A     has to continue from the latents
 # ```
 #
-# Both are ordinary transformers. What makes them teach something is **who may look at whom**:
+# Both are ordinary transformers. What they learn depends on **which position may attend to which**:
 #
-# - *Induction mask* (encoder): L_i sees the question and S_1 .. S_i, but no earlier L. A latent is made from text.
-# - *Supervision mask* (decoder): the tokens of S_(i+1) see Z_i and the earlier tokens of their own segment, nothing else. What Z_i does not
-#   hold cannot be told. And the answer sees the question and all Z, never a token of the chain: that is the *collapse*.
+# - *Induction mask* (encoder): L_i sees the question and S_1 .. S_i, but no earlier L. A latent is made from
+#   text.
+# - *Supervision mask* (decoder): the tokens of S_(i+1) see Z_i and the earlier tokens of their own segment,
+#   nothing else. What Z_i does not contain, the decoder cannot know. And the answer sees the question and all
+#   Z, never a token of the chain: the model has to go straight from latents to the answer. This transition at
+#   `</think>` is called the *collapse*.
 
 # %%
 import torch
 from lesson import show
 
+from minilatent import tasks
+from minilatent.batch import encode
 from minilatent.config import resolve
 from minilatent.masks import (
     LATENT,
@@ -42,13 +48,15 @@ method = LatentSFT(config, tok, model)
 show(masks_figure(method), "05-masks")
 
 # %% [markdown]
-# Read a row: the position on the left sees the coloured columns. Hatched: earlier, but hidden. Take the row of `3` in the right
-# picture, and follow it with your finger: which three things can it see?
+# Read the figure by rows: the position on the left sees the coloured columns. Hatched cells are earlier
+# positions that are hidden. Take the row of `3` in the right-hand picture and follow it with your finger:
+# which three positions can it see?
 #
 # ## A sequence in two lists
 #
-# A mask builder needs to know of each position what it holds, its *kind*, and which latent it belongs to, its *block*. With them no loop
-# over samples is needed. A small example, r = 2: chain `a b c d`, so S_1 = a b, S_2 = c d.
+# For each position, a mask builder needs to know what it contains (its *kind*) and which latent it belongs to
+# (its *block*). With these two it needs no loop over samples. A small example with r = 2: the chain is
+# `a b c d`, so S_1 = a b and S_2 = c d.
 
 # %%
 encoder = Layout.of(
@@ -69,7 +77,7 @@ print("decoder", list(zip(decoder_names, decoder.kind, decoder.block)))
 # %% [markdown]
 # ## Written out
 #
-# The rules as slow, plain loops, that nobody can misread:
+# The rules as slow, plain loops that nobody can misread:
 
 
 # %%
@@ -78,7 +86,7 @@ def my_induction(kind):
     may = torch.zeros(T, T, dtype=torch.bool)
     for i in range(T):
         for j in range(i + 1):  # causal: nothing later
-            may[i, j] = kind[j] != LATENT or i == j  # a latent is seen by itself alone
+            may[i, j] = kind[j] != LATENT or i == j  # only the latent itself sees a latent
     return may
 
 
@@ -89,7 +97,7 @@ def my_supervision(kind, block):
         for j in range(i + 1):
             if kind[i] == TEXT:  # c, d: their latent and their own segment
                 may[i, j] = block[j] == block[i] and kind[j] != PREFIX
-            else:  # Q, Z, </t>, A: everything but text of the chain
+            else:  # Q, Z, </t>, A: everything but the chain's text
                 may[i, j] = kind[j] != TEXT
     return may
 
@@ -104,8 +112,9 @@ print()
 draw(my_supervision(decoder.kind, decoder.block), decoder_names)
 
 # %% [markdown]
-# Check the second drawing against the rules by hand: `c` sees Z1 and itself; `A` sees Q, `<t>`, Z1, Z2, `</t>` and itself, but neither c nor d.
-# The package makes the same by comparisons of whole tensors, for a batch at once:
+# Check the second drawing against the rules by hand: `c` sees Z1 and itself; `A` sees Q, `<t>`, Z1, Z2,
+# `</t>` and itself, but neither c nor d. The package builds the same masks by comparing whole tensors, for a
+# batch at once:
 
 # %%
 tensor = lambda x: torch.tensor([x])
@@ -115,31 +124,27 @@ assert torch.equal(
     supervision_mask(tensor(decoder.kind), tensor(decoder.block))[0],
 )
 
-from minilatent import tasks
-from minilatent.batch import encode
 
-rows, _ = encode(
-    tasks.load("mini", "test", limit=8), tok, 512
-)  # and on eight real problems, padded to one length
-for layout_of, mine in (
-    (method.encoder_layout, lambda k, b: my_induction(k)),
-    (method.decoder_layout, my_supervision),
-):
-    batch = method.tensors([layout_of(r) for r in rows])
-    fast = (
-        induction_mask(batch["kind"])
-        if layout_of == method.encoder_layout
-        else supervision_mask(batch["kind"], batch["block"])
-    )
-    for b, row in enumerate(rows):
-        T = len(layout_of(row).ids)
-        assert torch.equal(fast[b, :T, :T], mine(layout_of(row).kind, layout_of(row).block))
+# The same for eight real problems, padded to one length
+rows, _ = encode(tasks.load("mini", "test", limit=8), tok, 512)
+encoders = [method.encoder_layout(r) for r in rows]
+fast = induction_mask(method.tensors(encoders)["kind"])
+for b, layout in enumerate(encoders):
+    T = len(layout.ids)
+    assert torch.equal(fast[b, :T, :T], my_induction(layout.kind))
+decoders = [method.decoder_layout(r) for r in rows]
+batch = method.tensors(decoders)
+fast = supervision_mask(batch["kind"], batch["block"])
+for b, layout in enumerate(decoders):
+    T = len(layout.ids)
+    assert torch.equal(fast[b, :T, :T], my_supervision(layout.kind, layout.block))
 
 # %% [markdown]
 # ## Does it leak?
 #
-# A mask is right if information cannot pass. That can be tested without reading it: change a token, and see whose hidden state moves.
-# Mind the depth: what A sees through Z in layer 1, Z may have seen in layer 0. So we ask the whole network.
+# A mask is right if information cannot pass. That can be tested without reading the mask: change a token, and
+# see whose hidden state changes. Depth matters: what A sees through Z in the second layer, Z may have seen in
+# the first. So we test the whole network.
 
 
 # %%
@@ -165,18 +170,12 @@ print("supervision mask: c reaches", hidden)
 print("causal mask:      c reaches", open_)
 assert hidden == ["c", "d"] and "A" in open_
 Z1 = decoder_names.index("Z1")
-assert reached(decoder_names, moved(decoder, supervision_mask(kind, block), Z1)) == [
-    "Z1",
-    "c",
-    "d",
-    "Z2",
-    "</t>",
-    "A",
-]
+below = reached(decoder_names, moved(decoder, supervision_mask(kind, block), Z1))
+assert below == ["Z1", "c", "d", "Z2", "</t>", "A"]
 
 # %% [markdown]
-# With a causal mask the answer can read the chain's words, all but S_1, and hardly needs the latents. Under the supervision mask `c` reaches only
-# its own segment. Now the encoder: does L1 reach L2?
+# With a causal mask the answer can read the words of the chain, all but S_1, and hardly needs the latents.
+# Under the supervision mask `c` reaches only its own segment. Now the encoder: does L1 reach L2?
 
 # %%
 kind = tensor(encoder.kind)
@@ -186,23 +185,27 @@ print("causal mask:    L1 reaches", reached(encoder_names, moved(encoder, causal
 assert reached(encoder_names, moved(encoder, induction_mask(kind), L1)) == ["L1"]
 
 # %% [markdown]
-# Both are the paper's ablations. `--no-ltim` gives the encoder the causal mask (one line in `induce`), `--no-ltsum` the decoder (one line in `loss1`); the
-# positions below stay as they are. The paper's Latent-SFT(2) on Llama-1B has 50.4 % on GSM8K-Aug, without the supervision mask 49.0 %, without the
-# induction mask 41.3 %. <!-- allow: 50.4 %, 49.0 %, 41.3 % --> Would you have guessed which of the two costs more?
+# The paper removes each mask in an ablation. `--no-ltim` gives the encoder the causal mask, `--no-ltsum` the
+# decoder; the positions below stay as they are. The paper's Latent-SFT(2) on Llama-1B has 50.4 % on
+# GSM8K-Aug, 49.0 % without the supervision mask, and 41.3 % without the induction mask. Would you have
+# guessed which of the two matters more?
+#
+# <!-- allow: 50.4 %, 49.0 %, 41.3 % -->
 #
 # ## Positions on two tracks
 #
-# At inference there is no text of the chain: `Q <think> Z Z Z </think> A`. If the decoder counted positions as they stand, Z2 would be at position
-# 5 in training but at 3 at inference. So text takes no place on the main track: it counts on from its latent, and the next latent
-# goes on as if it were not there.
+# At inference there is no text of the chain, only `Q <think> Z Z Z </think> A`. If the decoder numbered its
+# positions as they stand, Z2 would be at position 5 in training but at position 3 at inference. So the text
+# takes no place on the main track: it counts on from its latent, and the next latent continues as if the text
+# were not there.
 
 
 # %%
 def my_positions(kind):
-    positions, main = [], -1  # main: the place on the main track
+    positions, main = [], -1  # main: the last place on the main track
     for k in kind:
         if k == TEXT:
-            positions.append(positions[-1] + 1)  # counts on from what stands before it
+            positions.append(positions[-1] + 1)  # counts on from the position before it
         else:
             main += 1
             positions.append(main)
@@ -212,17 +215,15 @@ def my_positions(kind):
 print(list(zip(decoder_names, my_positions(decoder.kind))))
 assert my_positions(decoder.kind) == dual_track_positions(tensor(decoder.kind))[0].tolist()
 student = method.student_layout(rows[0])  # what stage 2 and inference see
-kept = [
-    p
-    for p, k in zip(my_positions(method.decoder_layout(rows[0]).kind), method.decoder_layout(rows[0]).kind)
-    if k != TEXT
-]
+kind = method.decoder_layout(rows[0]).kind
+kept = [p for p, k in zip(my_positions(kind), kind) if k != TEXT]
 assert kept == list(range(len(student.ids)))  # without its text, training looks like inference
 
 # %% [markdown]
-# The last two lines are the point of it all: remove the text, and what is left has the positions 0, 1, 2, .. Mask and positions
-# together make stage 1's decoder compute for Q, Z, `</think>` and the answer *exactly* what the model will compute at inference. We can ask
-# for that, too: the hidden states with the text (hidden, on its side track) and without it must be equal.
+# The last two lines are the point: remove the text, and what is left has the positions 0, 1, 2, .. Together,
+# mask and positions make stage 1's decoder compute for Q, Z, `</think>` and the answer *exactly* what the
+# model will compute at inference. We can test that, too: the hidden states with the text (invisible, on its
+# side track) and without it must be equal.
 
 # %%
 row = rows[0]
@@ -238,11 +239,13 @@ assert gap < 1e-4
 
 # %% [markdown]
 # ## Exercises
-# 1. Change `block[j] == block[i]` into `block[j] == block[i] - 1` in `my_supervision` (off by one). Which assertion finds it?
-# 2. The first version of the paper's text lets S_(i+1) see Q, `<think>` and Z_1 .. Z_i. Write that mask, and run `moved` for Q under both: why do they
-#    reach the same positions? And what may a lazy latent leave out under this one only?
-# 3. Think: S_1 stands nowhere in the decoder's input. Who checks that Z_1 holds it?
+# 1. Change `block[j] == block[i]` to `block[j] == block[i] - 1` in `my_supervision` (off by one). Which
+#    assertion finds it?
+# 2. The first version of the paper lets S_(i+1) see Q, `<think>` and Z_1 .. Z_i. Write that mask, and run
+#    `moved` for Q under both masks: why do they reach the same positions? And what could a latent leave out
+#    under this mask only?
+# 3. S_1 appears nowhere in the decoder's input. What makes sure that Z_1 contains it?
 #
 # ## Next
-# The masks say what *can* be learned. **What does an encoder put into its latents when a decoder has to live on them?** →
-# [6 · Stage 1](06_stage1.ipynb)
+# The masks decide what *can* be learned. **What does an encoder put into its latents when a decoder depends
+# on them?** → [6 · Stage 1](06_stage1.ipynb)

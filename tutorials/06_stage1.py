@@ -3,12 +3,12 @@
 #
 # *35 minutes. Needs: lessons 4 and 5.*
 #
-# Stage 1 of Latent-SFT makes a teacher's chain of latents out of a chain of words.
+# Stage 1 of Latent-SFT turns a chain of words into a chain of latents, which will be the teacher of stage 2.
 #
 # ```
 #   << 12   L    * 3   L   = 36   L   ..           encoder, a copy of the model, under the induction mask
 #           │          │          │
-#        logits     logits     logits              h(L_i) · Wᵀ, W: the decoder's embeddings. It has no head of its own
+#        logits     logits     logits              h(L_i) · Wᵀ, W: the decoder's embeddings
 #           │top k     │          │
 #           Z1         Z2         Z3               superpositions
 #           │          │          │
@@ -16,8 +16,8 @@
 #                ~~~        ~~~~           ~~~~~   cross-entropy on what follows each latent
 # ```
 #
-# The decoder can continue with `* 3` only if Z1 tells that `<< 12` has been said, so the encoder has to put it there, and in a form
-# that the decoder reads: a mixture of word embeddings.
+# The decoder can continue with `* 3` only if Z1 shows that `<< 12` came before. So the encoder has to put it
+# there, and in a form that the decoder can read: a mixture of word embeddings.
 
 # %%
 import copy
@@ -35,7 +35,7 @@ from minilatent.run import initial_model
 config = resolve({"method": "latent_sft", "ratio": 2})
 model, tok, *_ = initial_model(config)
 method = LatentSFT(config, tok, model)
-method.encoder = copy.deepcopy(model)  # both begin as mini-base
+method.encoder = copy.deepcopy(model)  # both start from mini-base
 rows, _ = encode(tasks.load("mini", "train", limit=2000), tok, 512)
 val = tasks.load("mini", "val", limit=48)
 
@@ -69,20 +69,21 @@ def latents_table(row, top=3):
     with torch.no_grad():
         probs, _ = my_induce(row)
     for segment, p in zip(method.segments(row), probs):
-        said = "  ".join(f"{tok.name(int(i)):>8} {v:.2f}" for v, i in zip(*p.topk(top)))
-        print(f"   S = {' '.join(tok.name(i) for i in segment):12}  latent: {said}")
+        likely = "  ".join(f"{tok.name(int(i)):>8} {v:.2f}" for v, i in zip(*p.topk(top)))
+        print(f"   S = {' '.join(tok.name(i) for i in segment):12}  latent: {likely}")
 
 
 latents_table(row)
 
 # %% [markdown]
-# Untrained, the encoder is a language model that meets an unknown token L: its latents foretell something, perhaps the next word. They do
-# not say what the segment *was*.
+# Before training, the encoder is a language model that meets an unknown token L. Its latents predict
+# something, perhaps the next word. They do not describe the segment that came *before*.
 #
 # ## The loss, by hand
 #
-# L_sup is the cross-entropy of each token behind a latent, averaged inside its block, then over blocks (each S_(i+1) is one, the answer is
-# one). A position says the *next* token; what stands before a latent says nothing, for a latent is no label.
+# L_sup is the cross-entropy of the tokens that follow the latents. It is averaged first inside each block,
+# then over blocks (each S_(i+1) is a block, and the answer is one). Every position predicts the *next* token.
+# The position before a latent predicts nothing, because a latent is not a label.
 
 
 # %%
@@ -108,18 +109,23 @@ print("by hand", round(float(mine), 4), " loss1", {name: round(v, 4) for name, v
 assert abs(mine - logged["sup"]) < 1e-3
 
 # %% [markdown]
-# The second number, `pull`, is ours and not the paper's: the KL divergence (lesson 7 writes it out) from the uniform mixture of the segment's tokens to the encoder's
-# distribution. Left alone, a small encoder invents a private code: nearly one-hot latents of tokens that have nothing to do
-# with the segment, which the decoder learns to decipher. It works, and stage 2 finds it hard to imitate. The paper's plain recipe is
-# `--pull 0 --pull_end 0`: the weight goes from the one to the other in the course of stage 1, and `loss1` leaves the term out where it is 0.
+# The second number, `pull`, is our own addition and not in the paper. It is the KL divergence (lesson 7
+# writes it out) from the uniform mixture of the segment's tokens to the encoder's distribution. Without it, a
+# small encoder invents a private code: nearly one-hot latents of tokens that have nothing to do with the
+# segment, which the decoder learns to decipher. That works in stage 1, but stage 2 finds such latents hard to
+# imitate. `--pull` is the weight of this term; `--pull 0` is the paper's plain loss.
 #
-# `--latent hidden` is an ablation of the paper: no logits and no top k. `induce` then returns the encoder's hidden state at L itself, standardised as in lesson 3,
-# and it is pulled to the embedding of that mixture. On GSM8K-Aug the paper's Latent-SFT(2) falls by it from 50.4 to 41.1 %. <!-- allow: 50.4, 41.1 % -->
+# `--latent hidden` is one of the paper's ablations: no logits and no top k. The latent is then the encoder's
+# hidden state at L itself, standardised as in lesson 3, and it is pulled to the embedding of that mixture. On
+# GSM8K-Aug this lowers the paper's Latent-SFT(2) from 50.4 to 41.1 %.
 #
-# ## Train it, now
+# <!-- allow: 50.4, 41.1 % -->
 #
-# Three phases: the encoder alone (it must speak the decoder's language), the decoder alone, both. The real run takes
-# 250<!-- sum(map(int, config.stage1_steps.split(","))):d --> steps of 64<!-- config.batch_size:d --> examples; here are 75 of 16, in some seconds.
+# ## Train it now
+#
+# Stage 1 has three phases: the encoder alone (it must learn the language that the decoder reads), the decoder
+# alone, then both. The real run takes 250<!-- sum(map(int, config.stage1_steps.split(","))):d --> steps of
+# 64<!-- config.batch_size:d --> examples. Here we take 75 steps of 16 examples, which needs a few seconds.
 
 
 # %%
@@ -142,7 +148,7 @@ def train(modules, steps, start, total, lr=1e-3):
 
 
 def own_mass(some):
-    """The probability that latents give to their own segment's tokens, on average."""
+    """The probability that latents give to the tokens of their own segment, on average."""
     masses = []
     with torch.no_grad():
         for r in some:
@@ -166,10 +172,10 @@ figure, ax = plt.subplots(figsize=(8, 3.6))
 ax.plot([h["sup"] for h in history], color=BLUE, label="L_sup: the decoder's cross-entropy")
 has = [(i, h["pull"]) for i, h in enumerate(history) if "pull" in h]
 ax.plot(*zip(*has), color=ORANGE, label="pull: from the segment's mixture to the latent")
-for x, (name, _, steps) in zip((0, 30, 45), phases):
+for x, (name, _, _) in zip((0, 30, 45), phases):
     ax.axvline(x, color=GREY, linewidth=1, linestyle=":")
     ax.text(x + 0.8, ax.get_ylim()[1] * 0.93, name, color=GREY)
-ax.set(xlabel="step", ylabel="loss (nats)", title="Stage 1, in small")
+ax.set(xlabel="step", ylabel="loss (nats)", title="Stage 1 in 75 steps")
 ax.legend(loc="upper right", bbox_to_anchor=(1, 0.9), frameon=True, framealpha=1, edgecolor="none")
 show(figure, "06-training")
 assert after["mass"] > 3 * before["mass"] and history[-1]["sup"] < history[0]["sup"] / 2
@@ -178,20 +184,27 @@ assert after["mass"] > 3 * before["mass"] and history[-1]["sup"] < history[0]["s
 latents_table(row)
 
 # %% [markdown]
-# The latents have become readable: the mass that a latent gives to its own segment's tokens went from 10.3 %<!-- before["mass"]:.1% ± 3 --> to
-# 80.0 %<!-- after["mass"]:.1% ± 5 --> (84.6 on one processor, 75.7 on another: 75 steps are few). <!-- allow: 84.6, 75.7 --> In a latent like `<< .49  12 .48` two tokens stand side by side in one vector, as lesson 4 could not make mini-base do.
+# The latents have become readable: the probability mass that a latent gives to its own segment's tokens went
+# from 10.3 %<!-- before["mass"]:.1% ± 3 --> to 80.0 %<!-- after["mass"]:.1% ± 5 -->. (With so few steps the
+# second number depends on the processor: 84.6 on one, 75.7 on another.) In a latent like `<< .49  12 .48`,
+# two tokens share one vector. In lesson 4 we could not make mini-base do that.
 #
-# And does it serve? *Compression accuracy* asks: given the encoder's latents of the **gold** chain, does the decoder, running freely,
-# say the right answer? Before training in 12.5 %<!-- before["accuracy"]:.1% ± 7 --> of 48<!-- len(val):d --> questions, now in 66.7 %<!-- after["accuracy"]:.1% ± 25 -->.
-# Be careful with that number, the paper selects its checkpoints by it: the gold chain holds the answer. It measures
-# whether latents can be *read*, not whether anybody can *think* them.
+# Is such a latent useful? *Compression accuracy* asks: given the encoder's latents of the **gold** chain (the
+# reference solution of the data set), does the decoder, generating freely, give the correct answer? Before
+# training it does for 12.5 %<!-- before["accuracy"]:.1% ± 7 --> of 48<!-- len(val):d --> questions, now for
+# 66.7 %<!-- after["accuracy"]:.1% ± 25 -->. Be careful with this number, by which the paper selects its
+# checkpoints: the gold chain contains the answer. It measures whether latents can be *read*, not whether a
+# model can *produce* them.
+#
+# <!-- allow: 84.6, 75.7 -->
 #
 # ## Exercises
-# 1. Set `config.pull = config.pull_end = 0` before the training cell, and take the assertion at its end out. What does `latents_table` show, and what does the
-#    accuracy do?
-# 2. Replace the induction mask by `causal` in `my_induce`: what could L_2 do now that it could not before?
-# 3. Think: the encoder sees S_i itself. Why is it no use at inference, and why must it be thrown away after stage 1?
+# 1. Set `config.pull = 0` before the training cell, and remove the assertion at its end. What does
+#    `latents_table` show, and what happens to the accuracy?
+# 2. Replace the induction mask by `causal` in `my_induce`: what could L_2 do now that it could not do before?
+# 3. The encoder sees S_i itself. Why is it useless at inference, and why must it be thrown away after stage
+#    1?
 #
 # ## Next
-# The encoder reads the gold chain, which nobody has at inference. **How does the model learn to produce these latents by itself?** →
-# [7 · Stage 2](07_stage2.ipynb)
+# The encoder reads the gold chain, which does not exist at inference. **How does the model learn to produce
+# these latents by itself?** → [7 · Stage 2](07_stage2.ipynb)

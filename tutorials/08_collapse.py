@@ -1,10 +1,12 @@
 # %% [markdown]
 # # 8 · Decoding and the collapse
 #
-# *30 minutes. Needs: lessons 4 and 7. Uses the committed checkpoint `tutorials/checkpoints/latent_sft` (r = 2).*
+# *30 minutes. Needs: lessons 4 and 7. Uses the committed checkpoint `tutorials/checkpoints/latent_sft` (r =
+# 2).*
 #
-# At inference nobody gives latents. The model reads the question, feeds back its own superpositions, and at some step its likeliest token is
-# `</think>`. That is fed as an ordinary token, and from then on it writes words: the chain **collapses** into an answer.
+# At inference nobody provides latents. The model reads the question and feeds back its own superpositions
+# until, at some step, its most likely token is `</think>`. This token is fed as an ordinary token, and from
+# then on the model writes words: the chain **collapses** into an answer.
 #
 # ```
 #   Q Q Q <think>   z_1 ─> z_2 ─> .. ─> z_N    argmax = </think>   ─>  53  <eos>
@@ -34,7 +36,7 @@ question = (
 # %% [markdown]
 # ## The loop, written out
 #
-# One question, no cache, nothing clever. Compare it with lesson 2's: only what is fed while it thinks has changed.
+# One question, no cache, no tricks. Compare it with lesson 2: only what is fed during thinking has changed.
 
 
 # %%
@@ -49,7 +51,7 @@ def my_think(question, most=64):
         if thinking and token != tok.end_think and len(latents) < most:
             feed = superpose(logits, model.embed.weight, method.config.k, tok.never)[0]
             latents.append(feed)
-            chain.append(token)  # the likeliest, only to be shown
+            chain.append(token)  # the most likely token, only for display
         elif thinking:
             thinking, feed = False, model.embed.weight[tok.end_think]  # the collapse
         else:
@@ -60,7 +62,7 @@ def my_think(question, most=64):
 
 
 latents, chain, answer = my_think(question)
-print(len(latents), "latents, led by", [tok.name(i) for i in chain], "-> answer", answer)
+print(len(latents), "latents; their most likely tokens:", [tok.name(i) for i in chain], "-> answer", answer)
 out = method.solve([question])  # batched, with a cache
 assert int(out.lengths) == len(latents) and out.answers[0] == answer
 assert torch.allclose(torch.stack(latents), out.latents[0], atol=1e-3)
@@ -68,8 +70,9 @@ assert torch.allclose(torch.stack(latents), out.latents[0], atol=1e-3)
 # %% [markdown]
 # ## The paper's Figure 1, from a trained model
 #
-# `trace` keeps every step's distribution. Columns are steps, the k likeliest tokens stand below one another, the orange curve is the entropy.
-# (`python sample.py --ckpt RUN --figure chain.png` makes the same for any run and question.)
+# `trace` keeps the distribution of every step. Each column is a step, its k most likely tokens stand below
+# one another, and the orange curve is the entropy. (`python sample.py --ckpt RUN --figure chain.png` draws
+# the same for any run and question.)
 
 # %%
 t = trace(method, question)
@@ -77,11 +80,12 @@ print(describe(t, tok))
 show(chain_figure(t, tok), "08-figure1")
 
 # %% [markdown]
-# Read it from left to right: each latent holds two tokens of the chain side by side, `<<` with `12`, then `*` with `3`. The right answer is 53, the model's
-# is `53`<!-- t.answer:s -->; the same chain in words had 23 tokens, here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent yes, and the model
-# does without: that `<<` stands before `12` is always so.
+# Read it from left to right: each latent contains two tokens of the chain side by side, `<<` with `12`, then
+# `*` with `3`. The correct answer is 53, the model's is `53`<!-- t.answer:s -->. The same chain in words had
+# 23 tokens; here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent, yes, but the
+# model does not need it: `<<` always comes before `12`.
 #
-# ## How good, how long
+# ## How good, how long?
 
 # %%
 test = tasks.load("mini", "test", limit=300)
@@ -93,13 +97,16 @@ ratio = words["mean_len"] / latent["mean_len"]
 assert 1.7 < ratio < 2.3
 
 # %% [markdown]
-# Words: 97.7 %<!-- words["accuracy"]:.1% --> with #L 23.8<!-- words["mean_len"]:.1f -->. Latents: 97.0 %<!-- latent["accuracy"]:.1% --> with #L 12.4<!-- latent["mean_len"]:.1f -->. So the chain is
-# 1.9<!-- ratio:.1f --> times shorter, which is r, and it costs some accuracy. Whether that is a good trade is the question of the field; a fair comparison gives
-# every method the same training (`python -m minilatent.reproduce`).
+# Words: 97.7 %<!-- words["accuracy"]:.1% --> correct with #L 23.8<!-- words["mean_len"]:.1f -->. Latents:
+# 97.0 %<!-- latent["accuracy"]:.1% --> with #L 12.4<!-- latent["mean_len"]:.1f -->. So the chain is
+# 1.9<!-- ratio:.1f --> times shorter, about r times, and this costs some accuracy. Whether that is a good
+# trade is the question of the field. A fair comparison gives every method the same amount of training
+# (`python -m minilatent.study.comparison`).
 #
 # ## When does it collapse?
 #
-# Nobody tells the model how many latents to make: `</think>` competes with all other tokens at each step. Here is its probability along the chain:
+# Nobody tells the model how many latents to produce: `</think>` competes with all other tokens at each step.
+# Here is its probability along the chain:
 
 # %%
 ends, right, wrong = [], [], []
@@ -111,32 +118,24 @@ for chosen, out, _ in solve_batches(method, test[:100], keep_probs=True):
 figure, ax = plt.subplots(figsize=(8, 3.4))
 for group, colour in ((right, BLUE), (wrong, RED)):
     for p in group:
-        ax.plot(
-            range(-len(p), 0),
-            p.clamp(min=1e-8),
-            color=colour,
-            alpha=0.25 if group is right else 1,
-            linewidth=1,
-        )
-ax.plot([], [], color=BLUE, label="right answer in the end")
+        alpha = 0.25 if group is right else 1
+        ax.plot(range(-len(p), 0), p.clamp(min=1e-8), color=colour, alpha=alpha, linewidth=1)
+ax.plot([], [], color=BLUE, label="correct answer")
 ax.plot([], [], color=RED, label="wrong answer")
-ax.set(
-    xlabel="steps before the collapse",
-    ylabel="p(</think>), log scale",
-    ylim=(1e-8, 3),
-    yscale="log",
-    title="Is it ever in doubt whether to go on?",
-)
+ax.set(xlabel="steps before the collapse", ylabel="p(</think>), log scale", ylim=(1e-8, 3), yscale="log")
+ax.set_title("Is the model ever in doubt whether to continue?")
 ax.legend(loc="upper left")
 show(figure, "08-end")
 doubts = sum(bool((p > 0.1).any()) for p in right + wrong)
-print(
-    f"in {doubts} of {len(right + wrong)} chains </think> had more than 0.1 at some step before the collapse"
-)
+print(f"{doubts} of {len(right + wrong)} chains: p(</think>) above 0.1 at a step before the collapse")
 
 # %% [markdown]
-# <!-- allow: 0.1 -->In 0<!-- doubts:d --> of 100<!-- len(right + wrong):d --> chains `</think>` had a probability above 0.1 somewhere before the end. Now we end the chain by force, too early
-# or too late, by decoding the answer from `Q <think> Z' </think>`, Z' being the first n of its latents, or the last repeated:
+# In 0<!-- doubts:d --> of 100<!-- len(right + wrong):d --> chains, `</think>` had a probability above 0.1
+# before the last latent. Now we end the chain by force, too early or too late. The answer is decoded from
+# `Q <think> Z' </think>`, where Z' consists of the model's first n latents, or of all of them with the last
+# one repeated:
+#
+# <!-- allow: 0.1 -->
 
 # %%
 some, results = test[:150], {}
@@ -145,38 +144,33 @@ order = sorted(range(len(some)), key=lambda i: len(some[i].question))  # solve_b
 asked = [some[i].question for i in order]
 for change in (-4, -2, -1, 0, 1, 2, 4):
     steps = (out.lengths + change).clamp(min=0)
-    at = (
-        torch.arange(int(steps.max())).minimum(out.lengths[:, None] - 1).clamp(min=0)
-    )  # behind the end: the last again
+    last = (out.lengths[:, None] - 1).clamp(min=0)
+    at = torch.arange(int(steps.max())).minimum(last)  # after the end: the last latent again
     z = out.latents.gather(1, at[:, :, None].expand(-1, -1, out.latents.shape[2]))
     answers = answers_given(method, asked, z, steps)
     results[change] = sum(is_correct(a, some[i].answer) for a, i in zip(answers, order)) / len(some)
 print({k: round(v, 3) for k, v in results.items()})
 figure, ax = plt.subplots(figsize=(7, 3.2))
-ax.bar(
-    [f"{k:+d}" if k else "its own" for k in results],
-    [100 * v for v in results.values()],
-    color=[ORANGE if k else BLUE for k in results],
-)
-ax.set(
-    xlabel="latents taken away or added at the end",
-    ylabel="right answers (%)",
-    ylim=(0, 100),
-    title="Collapse by force",
-)
+names = [f"{k:+d}" if k else "its own" for k in results]
+ax.bar(names, [100 * v for v in results.values()], color=[ORANGE if k else BLUE for k in results])
+ax.set(xlabel="latents removed or added at the end", ylabel="correct answers (%)", ylim=(0, 100))
+ax.set_title("Collapse by force")
 show(figure, "08-force")
 assert results[0] > results[-4] + 0.3
 
 # %% [markdown]
-# Without its last four latents it is right in 0 %<!-- results[-4]:.0% --> of cases, without the last one in 97 %<!-- results[-1]:.0% -->, on its own in 97 %<!-- results[0]:.0% -->,
-# and with one too many in 97 %<!-- results[1]:.0% -->. The result is spoken from the last full equation: that is where the answer is.
+# Without its last four latents the model answers 0 %<!-- results[-4]:.0% --> correctly, without the last one
+# 97 %<!-- results[-1]:.0% -->, on its own 97 %<!-- results[0]:.0% -->, and with one too many
+# 97 %<!-- results[1]:.0% -->. The answer is read from the last complete equation.
 #
 # ## Exercises
-# 1. Feed the *embedding of the likeliest token* instead of the superposition in `my_think` (`feed = model.embed.weight[token]`). Is the answer still right?
-#    Lesson 12 does that for all questions.
-# 2. Write `my_think` with a KV cache. What does the cache hold for a latent that it would not hold for a word? (Trick question.)
-# 3. Ask a question with an irrelevant sentence ("Ben is 9 years old."). At which step would you see that the model has been led astray?
+# 1. In `my_think`, feed the *embedding of the most likely token* instead of the superposition
+#    (`feed = model.embed.weight[token]`). Is the answer still correct? Lesson 12 does that for all questions.
+# 2. Write `my_think` with a KV cache. What does the cache hold for a latent that it would not hold for a
+#    word? (Trick question.)
+# 3. Ask a question with an irrelevant sentence ("Ben is 9 years old."). At which step would you see that the
+#    model has been misled?
 #
 # ## Next
-# A superposition needs a softmax and a teacher. There is a more direct way to make r tokens one vector: add up their embeddings. **What is the right scale of a
-# sum?** → [9 · Merging embeddings](09_merging.ipynb)
+# A superposition needs a softmax and a teacher. There is a more direct way to turn r tokens into one vector:
+# add up their embeddings. **What is the right scale of a sum?** → [9 · Merging embeddings](09_merging.ipynb)

@@ -1,15 +1,16 @@
 # %% [markdown]
-# # 12 · What does a latent hold?
+# # 12 · What does a latent contain?
 #
 # *40 minutes. Needs: lesson 8. Uses the committed checkpoint `tutorials/checkpoints/latent_sft` (r = 2).*
 #
-# Three claims are made about latents, and three kinds of evidence go with them. They are easily confused:
+# Three claims are made about latents, each with its own kind of evidence. They are easily confused:
 #
-# | claim | evidence | what could fool it |
-# |---|---|---|
-# | a latent *holds* r tokens | ECR@K: are the segment's tokens among its K likeliest? | large K: frequent tokens are found without understanding |
-# | a chain follows *several* paths at once | N_eff over a question's valid chains | valid chains share most of their tokens |
-# | the answer *comes from* the latents | interventions: replace them, and see | nothing that is only looked at |
+# - **A latent contains r tokens.** Evidence: ECR@K, whether the segment's tokens are among the latent's K
+#   most likely tokens. It misleads when K is large: frequent tokens are then always found.
+# - **A chain follows several paths at once.** Evidence: N_eff over a question's valid chains. It misleads
+#   because valid chains share most of their tokens.
+# - **The answer comes from the latents.** Evidence: interventions, which replace the latents and compare the
+#   answers. Merely looking at latents cannot show this.
 #
 # The rule of this lesson: **no number without its control.**
 
@@ -31,18 +32,19 @@ test = tasks.load("mini", "test", limit=240)
 # %% [markdown]
 # ## ECR@K, by hand
 #
-# The effective compression rate: cut the gold chain into segments, one a latent; count how many of a segment's tokens are among the K likeliest of its
-# latent; average over latents. With r = 2 it can reach 2. A chain in words has 1.
+# The effective compression rate (ECR): cut the gold chain into segments, one per latent; count how many of a
+# segment's tokens are among the K most likely tokens of its latent; average over latents. With r = 2 the
+# maximum is 2. A chain in words has 1.
 
 
 # %%
 def my_ecr(probs, chain, K, r=2):  # (N, V), list of tokens
     N = len(probs)
-    r = max(r, -(-len(chain) // N))  # too few latents: each has to hold more
+    r = max(r, -(-len(chain) // N))  # too few latents: each has to contain more
     found = 0
     for t in range(N):
-        offered = set(probs[t].topk(K).indices.tolist())
-        found += sum(token in offered for token in chain[t * r : (t + 1) * r])
+        likely = set(probs[t].topk(K).indices.tolist())
+        found += sum(token in likely for token in chain[t * r : (t + 1) * r])
     return found / N
 
 
@@ -51,16 +53,16 @@ chain = tok.encode(test[0].chain)
 steps = out.lengths
 for K in (1, 2, 5, 10):
     mine = my_ecr(out.probs[0, : steps[0]], chain, K)
-    theirs = ecr(
-        out.probs.topk(10).indices, steps, torch.tensor([chain]), torch.tensor([len(chain)]), 2, (K,)
-    )
+    top, length = out.probs.topk(10).indices, torch.tensor([len(chain)])
+    theirs = ecr(top, steps, torch.tensor([chain]), length, 2, (K,))
     print(f"ECR@{K} = {mine:.3f}")
     assert abs(mine - theirs.item()) < 1e-5
 
 # %% [markdown]
 # ## The control
 #
-# `evaluate` does it for all questions, and for a blind opponent: the K tokens that are most frequent in *training chains*, offered at every step.
+# `evaluate` does this for all questions. It also does it for a control that knows nothing about the question:
+# the K tokens that are most frequent in *training chains*, at every step.
 
 # %%
 frequent = frequent_tokens(tok, tasks.load("mini", "train", limit=1000))
@@ -68,23 +70,12 @@ print("most frequent:", [tok.name(int(i)) for i in frequent[:12]])
 result = evaluate(method, test, "mini", frequent=frequent)
 ks = [k for k in ("1", "2", "5", "10", "20", "50", "100", "200", "300") if k in result["ecr"]]
 figure, ax = plt.subplots(figsize=(7, 3.6))
-ax.plot([int(k) for k in ks], [result["ecr"][k] for k in ks], color=BLUE, marker="o", label="the latents")
-ax.plot(
-    [int(k) for k in ks],
-    [result["ecr_control"][k] for k in ks],
-    color=GREY,
-    marker="o",
-    linestyle="--",
-    label="the K most frequent tokens",
-)
-ax.set(
-    xscale="log",
-    xlabel="K",
-    ylabel="ECR@K, tokens a latent",
-    ylim=(0, 2.1),
-    title="What is found among the K likeliest?",
-)
-ax.set_xticks([int(k) for k in ks], ks)
+x, control = [int(k) for k in ks], [result["ecr_control"][k] for k in ks]
+ax.plot(x, [result["ecr"][k] for k in ks], "o-", color=BLUE, label="the latents")
+ax.plot(x, control, "o--", color=GREY, label="the K most frequent tokens")
+ax.set(xscale="log", xlabel="K", ylabel="ECR@K, tokens per latent", ylim=(0, 2.1))
+ax.set_title("What is found among the K most likely tokens?")
+ax.set_xticks(x, ks)
 ax.minorticks_off()
 ax.legend(loc="lower right")
 show(figure, "12-ecr")
@@ -93,13 +84,18 @@ print({k: (round(result["ecr"][k], 3), round(result["ecr_control"][k], 3)) for k
 assert gain2 > gain100 and result["ecr"]["2"] > 1.6 and gain2 > 0.8
 
 # %% [markdown]
-# ECR@2 is 1.91<!-- result["ecr"]["2"]:.2f --> of 2, the control's 0.50<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 1.92<!-- result["ecr"]["100"]:.2f --> and 1.91<!-- result["ecr_control"]["100"]:.2f -->: a vocabulary
-# of 549 has few tokens that chains use at all. The paper quotes K from 50 to 300; with a small vocabulary only a small K says something. So: these latents *do* hold their segments.
+# ECR@2 is 1.91<!-- result["ecr"]["2"]:.2f --> of 2, that of the control
+# 0.50<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 1.92<!-- result["ecr"]["100"]:.2f --> and
+# 1.91<!-- result["ecr_control"]["100"]:.2f -->: only few of the 549 tokens in the vocabulary ever occur in
+# chains. The paper quotes K from 50 to 300; with a small vocabulary only a small K is informative. So these
+# latents *do* contain their segments.
 #
 # ## N_eff, by hand
 #
-# mini knows all valid orders of a problem's steps. If a chain of latents followed two orders at once, its mass would be on the tokens of both. Score each valid chain by the mass that the latents give to its tokens,
-# normalise to weights w, and count: $N_{eff} = 1 / \sum_m w_m^2$.
+# mini knows all valid orders of a problem's steps. If a chain of latents followed two orders at once, its
+# probability mass would be on the tokens of both. **N_eff**, the effective number of parallel chains,
+# measures this. Score each valid chain by the mass that the latents give to its tokens, normalise the scores
+# to weights w, and count: $N_{eff} = 1 / \sum_m w_m^2$.
 
 # %%
 multi = next(e for e in test if len(e.chains) == 2)
@@ -124,31 +120,33 @@ mine, w = my_n_eff(probs, chains)
 weights = chain_weights(out.probs, out.lengths, *pad_chains([chains], tok.pad), 2)
 assert abs(mine - parallelism(weights)["n_eff"].item()) < 1e-3
 print(f"weights {[round(x, 3) for x in w]}, N_eff {mine:.3f}")
-one = torch.zeros_like(probs)  # latents that hold the first chain and nothing else
+one = torch.zeros_like(probs)  # latents that contain the first chain and nothing else
 for t in range(len(probs)):
     for token in chains[0][2 * t : 2 * t + 2]:
         one[t, token] = 0.5
 blind, _ = my_n_eff(one, chains)
-print(f"N_eff of latents that hold one chain only: {blind:.3f}")
+print(f"N_eff of latents that contain one chain only: {blind:.3f}")
 
 # %% [markdown]
-# N_eff here is 1.9<!-- mine:.1f -->, so "more than one chain"? Latents that were *built* to hold one chain and nothing else have 1.9<!-- blind:.1f -->: both orders consist of `<<`, `=`, `>>` at the
-# same places, and these give mass to both. (The paper's Top-2 Score, the second weight over the first, is 0.70<!-- min(w) / max(w):.2f --> here, and misleads in the same way.)
-# Over all questions with several chains, by all tokens and by those that tell the chains apart:
+# N_eff is 1.9<!-- mine:.1f --> here, so "more than one chain"? Latents that were *built* to contain one chain
+# and nothing else have 1.9<!-- blind:.1f -->. Both orders consist of `<<`, `=` and `>>` at the same places,
+# and these give mass to both. (The paper's Top-2 Score, the second weight divided by the first, is
+# 0.70<!-- min(w) / max(w):.2f --> here and misleads in the same way.) Now over all questions with several
+# chains, once with all tokens and once with those that distinguish the chains:
 
 # %%
 pairs = [("all tokens", ""), ("tokens that differ", "_distinct")]
+print(f"{result['n_multi']} questions with {result['n_chains']:.1f} valid chains on average")
 for name, suffix in pairs:
-    print(
-        f"{name:20s} N_eff {result['n_eff' + suffix]:.2f}   one chain only {result['n_eff_one_path' + suffix]:.2f}   "
-        f"another question's chains {result['n_eff_control' + suffix]:.2f}   (of {result['n_chains']:.1f} chains, {result['n_multi']} questions)"
-    )
+    print(f"{name:20s} N_eff {result['n_eff' + suffix]:.2f}   ", end="")
+    print(f"one chain only {result['n_eff_one_path' + suffix]:.2f}   ", end="")
+    print(f"another question's chains {result['n_eff_control' + suffix]:.2f}")
 figure, ax = plt.subplots(figsize=(7, 3.2))
 x = torch.arange(2)
 for shift, key, colour, name in (
     (-0.27, "n_eff", BLUE, "the latents"),
     (0, "n_eff_one_path", ORANGE, "one chain only"),
-    (0.27, "n_eff_control", GREY, "others' chains"),
+    (0.27, "n_eff_control", GREY, "other questions' chains"),
 ):
     ax.bar(x + shift, [result[key + s] for _, s in pairs], 0.25, color=colour, label=name)
 ax.axhline(1.7, color=RED, linestyle=":", linewidth=1)
@@ -161,33 +159,46 @@ excess = result["n_eff_distinct"] - result["n_eff_one_path_distinct"]
 assert result["n_eff"] > 1.7 and abs(result["n_eff"] - result["n_eff_one_path"]) < 0.2 and abs(excess) < 0.2
 
 # %% [markdown]
-# By all tokens N_eff is 2.33<!-- result["n_eff"]:.2f -->, above the paper's threshold for "parallel", 1.7 (its own models have 3.6 and 4.6 on questions with more chains). <!-- allow: 1.7, 3.6, 4.6 -->
-# One chain alone gets 2.32<!-- result["n_eff_one_path"]:.2f -->. By the tokens that differ it is 1.40<!-- result["n_eff_distinct"]:.2f --> against 1.41<!-- result["n_eff_one_path_distinct"]:.2f -->: an excess of -0.01<!-- excess:.2f -->, about nothing. These latents
-# follow *one* chain, well compressed. A readable picture and a large N_eff would have told another story. (And latents that know nothing have the *largest* N_eff: see the others' chains.)
+# With all tokens N_eff is 2.33<!-- result["n_eff"]:.2f -->, above 1.7, the paper's threshold for "parallel"
+# (its own models have 3.6 and 4.6 on questions with more chains). One chain alone gets
+# 2.32<!-- result["n_eff_one_path"]:.2f -->. With the tokens that differ it is
+# 1.40<!-- result["n_eff_distinct"]:.2f --> against 1.41<!-- result["n_eff_one_path_distinct"]:.2f -->: a
+# difference of -0.01<!-- excess:.2f -->, practically nothing. These latents follow *one* chain, well
+# compressed. A readable picture and a large N_eff would have suggested otherwise. (And latents that know
+# nothing have the *largest* N_eff: see the other questions' chains.)
+#
+# <!-- allow: 1.7, 3.6, 4.6 -->
 #
 # ## Interventions
 #
-# Now the third claim. The model thinks freely; its latents are replaced; the answer is decoded from `Q <think> Z' </think>`. The *donor* of `swap` is another question of the same length: does the answer become the
-# donor's?
+# Now the third claim. The model thinks freely, its latents are replaced, and the answer is decoded from
+# `Q <think> Z' </think>`. `swap` takes the latents of a *donor*, another question whose chain has the same
+# length: does the answer become the donor's?
 
 # %%
-print("there are:", list(INTERVENTIONS))
+print("available:", list(INTERVENTIONS))
 names = ["keep", "top1", "shuffle", "truncate", "mean", "zeros", "noise", "swap"]
 found = intervene(method, test[:160], names)
-for name, r in found.items():
-    more = f"   becomes the donor's: {r['follows_donor']:.1%}" if "follows_donor" in r else ""
-    print(f"{name:9s} right {r['accuracy']:.1%}   same answer as its own {r['unchanged']:.1%}{more}")
+
+
+def print_interventions(found):
+    for name, r in found.items():
+        more = f"   becomes the donor's: {r['follows_donor']:.1%}" if "follows_donor" in r else ""
+        print(f"{name:9s} correct {r['accuracy']:.1%}   answer unchanged {r['unchanged']:.1%}{more}")
+
+
+print_interventions(found)
 
 # %% [markdown]
-# A test that always says "used" proves nothing. So we need a case whose answer we know, a **positive control**: chain-of-thought in words, whose answer must come from its words
-# (lesson 2: without them it is lost). The same interventions on mini-base, where the "latents" are the embeddings of the tokens that it wrote:
+# A test that always says "used" proves nothing. So we need a case whose result we know, a **positive
+# control**: explicit chain-of-thought, whose answer must come from its words (lesson 2: without them it is
+# lost). We repeat the interventions on mini-base, where the "latents" are the embeddings of the tokens that
+# it wrote:
 
 # %%
 words = load_run(BASE, torch.device("cpu"))
 explicit = intervene(words, test[:80], names)
-for name, r in explicit.items():
-    more = f"   becomes the donor's: {r['follows_donor']:.1%}" if "follows_donor" in r else ""
-    print(f"{name:9s} right {r['accuracy']:.1%}   same answer as its own {r['unchanged']:.1%}{more}")
+print_interventions(explicit)
 figure, ax = plt.subplots(figsize=(8, 4.2))
 for shift, who, colour, label in (
     (-0.2, found, BLUE, "Latent-SFT"),
@@ -195,54 +206,62 @@ for shift, who, colour, label in (
 ):
     y = [i + shift for i in range(len(names))]
     ax.barh(y, [100 * who[n]["accuracy"] for n in names], 0.38, color=colour, label=label)
-    ax.plot(
-        100 * who["swap"]["follows_donor"],
-        y[-1],
-        "D",
-        color=RED,
-        clip_on=False,
-        label=None if shift > 0 else "swap: the donor's answer",
-    )
+    donor_label = None if shift > 0 else "swap: the donor's answer"
+    ax.plot(100 * who["swap"]["follows_donor"], y[-1], "D", color=RED, clip_on=False, label=donor_label)
 ax.set_yticks(range(len(names)), names)
 ax.invert_yaxis()
-ax.set(xlabel="right answers (%)", xlim=(0, 102), title="What was thought, replaced")
+ax.set(xlabel="correct answers (%)", xlim=(0, 102), title="The thoughts, replaced")
 ax.legend(loc="center right")
 show(figure, "12-interventions")
 for who in (found, explicit):
-    assert (
-        who["keep"]["unchanged"] > 0.99
-        and who["noise"]["accuracy"] < who["keep"]["accuracy"] / 2
-        and who["swap"]["follows_donor"] > 0.5
-    )
+    assert who["keep"]["unchanged"] > 0.99 and who["swap"]["follows_donor"] > 0.5
+    assert who["noise"]["accuracy"] < who["keep"]["accuracy"] / 2
     assert max(who[n]["accuracy"] for n in ("mean", "zeros", "swap")) < 0.4
 assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < found["keep"]["accuracy"] - 0.2
 
 # %% [markdown]
-# Kept as they are, 97.5 %<!-- found["keep"]["accuracy"]:.1% --> right (the check that replacing costs nothing). With noise of the same norm 5.0 %<!-- found["noise"]["accuracy"]:.1% -->, with the mean latent 3.8 %<!-- found["mean"]["accuracy"]:.1% -->, with zeros
-# 3.1 %<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the answer becomes *that* question's in 100.0 %<!-- found["swap"]["follows_donor"]:.1% --> of cases. In words these are 5.0 %<!-- explicit["noise"]["accuracy"]:.1% -->, 0.0 %<!-- explicit["mean"]["accuracy"]:.1% -->, 2.5 %<!-- explicit["zeros"]["accuracy"]:.1% -->
-# and 100.0 %<!-- explicit["swap"]["follows_donor"]:.1% -->: the latents pass the test as words do. The answer comes from them. (Noise alone would be weak evidence: a model that never saw such input may break for that reason. Swap feeds
-# real latents, and the answer goes where they point.)
+# Kept as they are, 97.5 %<!-- found["keep"]["accuracy"]:.1% --> are correct (this checks that replacing costs
+# nothing). With noise of the same norm 5.0 %<!-- found["noise"]["accuracy"]:.1% --> are correct, with the
+# mean latent 3.8 %<!-- found["mean"]["accuracy"]:.1% -->, with zeros
+# 3.1 %<!-- found["zeros"]["accuracy"]:.1% -->. With another question's latents the answer becomes *that*
+# question's in 100.0 %<!-- found["swap"]["follows_donor"]:.1% --> of cases.
 #
-# ## Where the kinds of evidence contradict one another
+# In words the four numbers are 5.0 %<!-- explicit["noise"]["accuracy"]:.1% -->,
+# 0.0 %<!-- explicit["mean"]["accuracy"]:.1% -->, 2.5 %<!-- explicit["zeros"]["accuracy"]:.1% --> and
+# 100.0 %<!-- explicit["swap"]["follows_donor"]:.1% -->: the latents behave in the test as words do. The
+# answer comes from them. (Noise alone would be weak evidence: a model that never saw such input may break for
+# that reason. Swap feeds real latents, and the answer follows them.)
 #
-# `top1` feeds one token a step, the likeliest, instead of the mixture: 53.1 %<!-- found["top1"]["accuracy"]:.1% --> stay right. (For words it changes nothing, by construction.) So the mixture is *used*. Does that make it a superposition of
-# several lines of thought? N_eff said no: what is mixed are the r tokens of *one* segment of one chain. Put the three side by side:
+# ## Where the kinds of evidence disagree
 #
-# | you look at | and you could conclude | but |
-# |---|---|---|
-# | ECR@2 of 1.91<!-- result["ecr"]["2"]:.2f --> | two tokens in each latent | true, and its control has 0.50<!-- result["ecr_control"]["2"]:.2f --> |
-# | N_eff of 2.33<!-- result["n_eff"]:.2f --> | "more than 1.7: several chains at once" | latents made of one chain have 2.32<!-- result["n_eff_one_path"]:.2f --> |
-# | top1 costs 44<!-- 100 * (found["keep"]["accuracy"] - found["top1"]["accuracy"]):.0f --> points | "a superposition of thoughts, and it matters" | it is a *compression*: half of each segment is cut out |
+# `top1` feeds one token per step, the most likely one, instead of the mixture:
+# 53.1 %<!-- found["top1"]["accuracy"]:.1% --> stay correct. (For words it changes nothing, by construction.)
+# So the mixture is *used*. Does that make it a superposition of several lines of thought? N_eff said no: what
+# is mixed are the r tokens of *one* segment of one chain. Put the three side by side:
 #
-# `shuffle`, the question's own latents in random order, keeps 26.2 %<!-- found["shuffle"]["accuracy"]:.1% -->: what is held is the same, so ECR without order would see no change, but where it stands matters. (Some survive: where the last latents
-# happen to stay in place, or the numbers alone are enough.)
+# - ECR@2 is 1.91<!-- result["ecr"]["2"]:.2f -->. Conclusion: two tokens in each latent. True; its control has
+#   0.50<!-- result["ecr_control"]["2"]:.2f -->.
+# - N_eff is 2.33<!-- result["n_eff"]:.2f -->, above the threshold of 1.7. Conclusion: several chains at once.
+#   False; latents made of one chain have 2.32<!-- result["n_eff_one_path"]:.2f -->.
+# - top1 costs 44<!-- 100 * (found["keep"]["accuracy"] - found["top1"]["accuracy"]):.0f --> points.
+#   Conclusion: the mixture is a superposition of thoughts, and it matters. Half true; it is a *compression*,
+#   and top1 cuts out half of each segment.
+#
+# `shuffle`, the question's own latents in random order, keeps 26.2 %<!-- found["shuffle"]["accuracy"]:.1% -->
+# correct. The content is the same, so an ECR that ignores order would not change, but the position matters.
+# (Some answers survive where the last latents happen to stay in place, or where the numbers alone are
+# enough.)
 #
 # ## Exercises
-# 1. What is lost when the latent is `12 .51  << .49` and `<<` wins by a hair? Write an intervention `second`, which feeds the *second* likeliest token's embedding, and one that feeds the likeliest *number* of each latent. Compare with top1.
-#    (`solve_batches(.., keep_probs=True)` has the probabilities, and `answers_given` of `minilatent/analysis.py` decodes from what you feed, as in lesson 8.)
-# 2. ECR@2 on `mini_long` (five and six steps; never trained): does it fall before the accuracy does, or after?
-# 3. On ProsQA Coconut stays right when its latents are noise (arXiv 2602.22441). How can a model be right with latents that it does not use, and would any *picture* of them show it?
+# 1. What is lost when the latent is `12 .51  << .49` and `<<` wins by a small margin? Write an intervention
+#    `second` that feeds the embedding of the *second* most likely token, and one that feeds the most likely
+#    *number* of each latent. Compare with top1. (`solve_batches(.., keep_probs=True)` has the probabilities,
+#    and `answers_given` of `minilatent/study/interventions.py` decodes from what you feed, as in lesson 8.)
+# 2. ECR@2 on `mini_long` (five and six steps, never trained): does it fall before the accuracy does, or
+#    after?
+# 3. On ProsQA, Coconut's answers stay correct when its latents are replaced by noise (arXiv 2602.22441). How
+#    can a model be correct with latents that it does not use, and would any *picture* of them show it?
 #
 # ## Next
-# All of this was seen on a model of a million parameters and on problems made by a grammar. **What does it take to do it on GSM8K with a real model?** →
-# [13 · From mini to GSM8K](13_real_models.ipynb)
+# All of this was observed on a model with a million parameters and on problems generated by a grammar. **What
+# does it take to do it on GSM8K with a real model?** → [13 · From mini to GSM8K](13_real_models.ipynb)

@@ -1,21 +1,21 @@
 # %% [markdown]
 # # 13 · From mini to GSM8K, with GPT-2 or Qwen on one GPU
 #
-# *25 minutes. Needs: lessons 6 to 8. Nothing is downloaded here: the model folder and the data file are made on the spot, tiny, but in the real formats.*
+# *25 minutes. Needs: lessons 6 to 8. Nothing is downloaded here: the model folder and the data file are
+# created by the lesson, tiny, but in the real formats.*
 #
-# Nothing of the method changes. What changes is around it:
+# The method stays the same. What changes is around it:
 #
 # | | mini | a real model |
 # |---|---|---|
-# | weights | `minilatent/base` | a Hugging Face folder: `config.json`, `model.safetensors`, `tokenizer.json` |
+# | weights | `minilatent/base` | a Hugging Face folder: `config.json`, `model.safetensors`, .. |
 # | family | RMSNorm, SwiGLU, rotary | GPT-2, Llama, Qwen2, Qwen3, by configuration |
-# | `<think>` and the others | in the vocabulary | new tokens, new rows of the embedding table |
+# | markers such as `<think>` | in the vocabulary | new tokens, new rows of the embedding table |
 # | data | a grammar | `gsm8k`, `gsm8k_aug`, or a jsonl file |
-# | memory | none to speak of | calculated before you start |
+# | memory | hardly any | calculated before you start |
 
 # %%
 import json
-import re
 import tempfile
 from pathlib import Path
 
@@ -27,18 +27,20 @@ from minilatent import tasks
 from minilatent.backbones.pretrained import load_pretrained
 from minilatent.config import resolve
 from minilatent.model import ModelConfig, Transformer
+from minilatent.run import load_run, train
 from minilatent.tasks.words import load as make_problems
 from minilatent.tokenizer import mini_tokenizer
 from minilatent.tools.benchmark import training_memory
 from minilatent.tools.export import export
 
-folder = tempfile.TemporaryDirectory()  # all that this lesson writes
+folder = tempfile.TemporaryDirectory()  # everything that this lesson writes
 here = Path(folder.name)
 
 # %% [markdown]
 # ## A folder in the real format
 #
-# A random Qwen2: two layers, grouped heads, biases on q, k and v. `export` writes any model of ours as such a folder (it is how you share a trained one).
+# A random Qwen2: two layers, grouped heads, biases on q, k and v. `export` writes any of our models as such a
+# folder, which is also how you share a trained one.
 
 # %%
 tok = mini_tokenizer()
@@ -59,19 +61,9 @@ tiny = Transformer(
 tiny.init_weights(torch.Generator().manual_seed(0))
 export(tiny, tok, here / "qwen2")
 print(sorted(p.name for p in (here / "qwen2").iterdir()))
-settings = json.loads((here / "qwen2" / "config.json").read_text())
-print(
-    {
-        k: settings.get(k)
-        for k in (
-            "model_type",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-        )
-    }
-)
+settings = json.loads((here / "qwen2" / "config.json").read_text(encoding="utf-8"))
+for key in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+    print(f"  {key:20} {settings[key]}")
 with safe_open(here / "qwen2" / "model.safetensors", "pt") as f:
     theirs = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
 for name in sorted(theirs)[:8]:
@@ -80,7 +72,9 @@ for name in sorted(theirs)[:8]:
 # %% [markdown]
 # ## Reading it: names to names
 #
-# Loading weights is a dictionary. Ten lines of it, for this family (`pretrained.py` has all, and refuses a tensor that finds no place: dropping one in silence is the classical bug):
+# Loading weights is a matter of renaming. The dictionary for this family is short.
+# (`minilatent/backbones/pretrained.py` has all families. It refuses a tensor that it cannot place: to drop
+# one silently is the classic bug.)
 
 # %%
 OURS = {
@@ -106,7 +100,7 @@ def my_name(theirs):
 
 
 mine = {my_name(name): shape for name, shape in theirs.items()}
-assert mine == {name: tuple(t.shape) for name, t in tiny.state_dict().items()}  # every one finds its place
+assert mine == {name: tuple(t.shape) for name, t in tiny.state_dict().items()}  # every tensor finds its place
 model, real_tok = load_pretrained(str(here / "qwen2"))
 text = "Ava has 12 apples. How many apples does she have?"
 ids = torch.tensor([real_tok.encode(text)])
@@ -116,7 +110,7 @@ print(f"largest difference of the logits {gap:.0e}")
 assert gap < 1e-4
 
 # %% [markdown]
-# If `transformers` is installed, it is the judge: the same folder, its own code.
+# If `transformers` is installed, it is the reference: the same folder, read by its own code.
 
 # %%
 try:
@@ -135,30 +129,27 @@ else:
 #
 # ## Markers
 #
-# A published tokenizer has no `<latent>`. In its pieces it would be five or six tokens, and a latent has to be *one* slot. So the markers are added behind the vocabulary, and the embedding table grows by as many
-# rows: the mean of the old ones plus a little noise, so that a new token is neither loud nor impossible.
+# A published tokenizer has no `<latent>`. It would split the word into five or six tokens, but a latent has
+# to be *one* slot. So the markers are appended to the vocabulary, and the embedding table grows by as many
+# rows. Each new row is the mean of the old ones plus a little noise, so that the model predicts a new token
+# neither always nor never.
 
 # %%
 before = model.config.vocab_size
 old_mean = model.embed.weight.detach().mean(0)
 model.resize(before + 5)
 new = model.embed.weight.detach()[before:]
-print(
-    "rows",
-    before,
-    "->",
-    model.config.vocab_size,
-    "  norm of the old mean",
-    f"{old_mean.norm():.3f}",
-    " of the new rows",
-    [f"{x:.3f}" for x in new.norm(dim=-1).tolist()],
-)
-assert (new - old_mean).norm(dim=-1).max() < 0.2 * model.embed.weight[:before].norm(dim=-1).mean() * 2
+print("rows", before, "->", model.config.vocab_size)
+print("norm of the old mean", f"{old_mean.norm():.3f}")
+print("norms of the new rows", [f"{x:.3f}" for x in new.norm(dim=-1).tolist()])
+assert (new - old_mean).norm(dim=-1).max() < 0.4 * model.embed.weight[:before].norm(dim=-1).mean()
 
 # %% [markdown]
 # ## GSM8K's format, and the same command
 #
-# A jsonl file, a line a problem; the chain is cut out of the `<<..>>` marks. Then the usual command line, with `--init FOLDER --data FILE`. Here it takes two steps a stage, on forty problems:
+# The data file is jsonl, with one problem per line; the chain is extracted from the `<<..>>` marks. The
+# command line is the usual one, with `--init FOLDER --data FILE`. Here it takes two steps per stage, on forty
+# problems:
 #
 # ```sh
 # python train.py --method latent_sft --init qwen2 --data train.jsonl --max_steps 2 --batch_size 4 ...
@@ -167,15 +158,14 @@ assert (new - old_mean).norm(dim=-1).max() < 0.2 * model.embed.weight[:before].n
 # %%
 lines = []
 for e in make_problems("mini", "train", 40):
-    solution = "\n".join(
-        f"{left} is {right} {mark}" for mark in e.steps for left, right in [mark.strip("<>").split("=")]
-    )
-    lines.append(json.dumps({"question": e.question, "answer": f"{solution}\n#### {e.answer}"}))
-(here / "train.jsonl").write_text("\n".join(lines))
+    solution = ""
+    for step in e.steps:  # <<12*3=36>>
+        left, right = step.strip("<>").split("=")
+        solution += f"{left} is {right} {step}\n"
+    lines.append(json.dumps({"question": e.question, "answer": f"{solution}#### {e.answer}"}))
+(here / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
 print(lines[0], "\n")
 print(tasks.load(here / "train.jsonl", "train")[0].chain)
-
-from minilatent.run import load_run, train
 
 given = {
     "method": "latent_sft",
@@ -193,16 +183,18 @@ given = {
 train(given)  # what train.py calls
 run = load_run(here / "run", torch.device("cpu"))
 out = run.solve([e.question for e in tasks.load(here / "train.jsonl", "val")[:2]])
-print("after two steps it thinks for", out.lengths.tolist(), "latents and says", out.answers)
+print("after two steps it thinks for", out.lengths.tolist(), "latents and answers", out.answers)
 assert (here / "run" / "metrics.jsonl").exists()
 
 # %% [markdown]
-# Nonsense, of course: two steps of a random model. But every stage, the saving, the loading and the decoding have been gone through, in the format that `Qwen/Qwen2.5-0.5B-Instruct` has.
+# The answers are nonsense, of course: two steps of a random model. But every stage has run, and so have
+# saving, loading and decoding, in the format of `Qwen/Qwen2.5-0.5B-Instruct`.
 #
 # ## Will it fit?
 #
-# Weights, gradients and AdamW's two moments take 16 bytes for each *trained* parameter in float32; activations take the rest. The formula, for Latent-SFT's first stage (two models, the heaviest), with the shapes of some
-# published models; 64 rows of 160 tokens a pass:
+# In float32, weights, gradients and AdamW's two moments take 16 bytes for each *trained* parameter;
+# activations take the rest. Here is the estimate for Latent-SFT's first stage (two models, so it needs the
+# most memory), with the shapes of two published models and 64 rows of 160 tokens per pass:
 
 # %%
 SHAPES = {
@@ -214,90 +206,104 @@ for preset, shape in SHAPES.items():
     for checkpointing in (False, True):
         config = resolve({"method": "latent_sft", "preset": preset, "grad_checkpoint": checkpointing})
         needs[preset, checkpointing] = training_memory(shape, config, 160, 48)["total"]
-        print(
-            f"{preset:14s} {'with' if checkpointing else 'without':7s} --grad_checkpoint {needs[preset, checkpointing]:6.1f} GB"
-        )
+        option = "with" if checkpointing else "without"
+        print(f"{preset:14s} {option:7s} --grad_checkpoint {needs[preset, checkpointing]:6.1f} GB")
 assert needs["gpt2", True] < needs["gpt2", False] < 24
-table = re.findall(
-    r"^\| .*\|$", (ROOT / "README.md").read_text().split("| `--preset` |")[1].split("\n\n")[0], re.MULTILINE
-)
-print("README: CoT-SFT / Latent-SFT's first stage, gigabytes", *table, sep="\n")
-said = {row.split("`")[1]: [float(x) for x in re.findall(r"/ ([\d.]+)", row)] for row in table}
-assert abs(said["gpt2"][0] - needs["gpt2", False]) < 0.1 and abs(said["gpt2"][1] - needs["gpt2", True]) < 0.1
-assert abs(said["qwen2.5-0.5b"][0] - needs["qwen2.5-0.5b", True]) < 0.1  # its preset has it on already
 
 # %% [markdown]
-# GPT-2's first stage takes 15<!-- needs["gpt2", False]:.0f --> GB, with `--grad_checkpoint` 7<!-- needs["gpt2", True]:.0f -->: one consumer GPU. (`python -m minilatent.benchmark FOLDER --memory PRESET` prints the parts; a README table has all
-# presets.) Then:
+# GPT-2's first stage takes 15<!-- needs["gpt2", False]:.0f --> GB, with `--grad_checkpoint`
+# 7<!-- needs["gpt2", True]:.0f --> GB: one consumer GPU is enough.
+# (`python -m minilatent.tools.benchmark FOLDER --memory PRESET` prints the parts.) Then:
 #
 # ```sh
-# python train.py --method cot_sft    --preset gpt2                       # the reference: chains in words
-# python train.py --method latent_sft --preset gpt2 --init out/cot_sft    # as every method of the comparison, from CoT-SFT
+# python train.py --method cot_sft --preset gpt2                          # the reference: chains in words
+# python train.py --method latent_sft --preset gpt2 --init out/cot_sft    # starts from CoT-SFT
 # python eval.py --ckpt out/latent_sft --data gsm8k gsm_hard svamp multiarith --intervene
 # ```
 #
-# The same for a Qwen, with LoRA (only adapters, the markers' rows and a method's heads are trained and saved); `--accumulate` halves or quarters the rows of a pass where memory is short:
+# The same for a Qwen, with LoRA (only adapters, the markers' rows and a method's heads are trained and
+# saved). Where memory is short, `--accumulate` splits a batch into several passes:
 #
 # ```sh
 # python train.py --method latent_sft --preset qwen2.5-0.5b --accumulate 8
-# python train.py --method colar      --preset gpt2 --init out/cot_sft    # colar freezes the embeddings: it needs markers that are trained
+# # CoLaR freezes the embeddings, so it needs markers that are already trained:
+# python train.py --method colar --preset gpt2 --init out/cot_sft
 # torchrun --nproc_per_node=4 train.py --method latent_sft --preset qwen2.5-0.5b
 # ```
 #
 # ## What to expect
 #
-# First the cheap signs, in `metrics.jsonl`. Stage 1's `sup` falls within the first hundreds of steps; if chains still run into `max_chain` (`closed` below 1 in `eval.py`), then `</think>` is not learnt yet, and accuracy means nothing. An hour or
-# two of training is little on GSM8K (what they brought SmolLM2-135M stands below): users of CoLaR's release who trained on its 7,473 questions alone got about 3 %; the papers take the 385,620 of GSM8K-Aug. Published accuracies on GSM8K's test set after training on GSM8K-Aug, each range from
-# several papers with recipes of their own: <!-- allow: 3 %, 42.5, 44.1, 16.5, 19.1, 24.1, 30.0, 34.1, 36.6, 40.9, 43.7, 11.1, 18.4, 59.8, 15.7, 39.4, 29.6, 43.2 -->
+# Look at the cheap signs first, in `metrics.jsonl`. Stage 1's `sup` falls within the first hundreds of steps.
+# If chains still run into `max_chain` (`closed` below 1 in `eval.py`), the model has not learned `</think>`
+# yet, and its accuracy means nothing. An hour or two of training is little on GSM8K. (What it brought for
+# SmolLM2-135M is shown below.) Users who trained CoLaR's release on GSM8K's 7,473 questions alone got about
+# 3 %; the papers use the 385,620 of GSM8K-Aug. Published accuracies (in %) on GSM8K's test set after training
+# on GSM8K-Aug; each range covers several papers with recipes of their own:
 #
-# | | CoT | No-CoT | pause | iCoT | Coconut | CODI | CoLaR | Latent-SFT(2) |
-# |---|---|---|---|---|---|---|---|---|
-# | GPT-2, 124 M | 42.5 to 44.1 | 16.5 to 19.1 | 24.1 | 30.0 | 34.1 to 36.6 | 40.9 to 43.7 | 11.1 (c = 2), 18.4 (c = 5) | none |
-# | `Qwen2.5-0.5B-Instruct` | 59.8 | | | | 15.7 | 39.4 | 29.6 (c = 2) | 43.2 |
+# | | GPT-2, 124 M | `Qwen2.5-0.5B-Instruct` |
+# |---|---|---|
+# | CoT | 42.5 to 44.1 | 59.8 |
+# | No-CoT | 16.5 to 19.1 | |
+# | pause | 24.1 | |
+# | iCoT | 30.0 | |
+# | Coconut | 34.1 to 36.6 | 15.7 |
+# | CODI | 40.9 to 43.7 | 39.4 |
+# | CoLaR | 11.1 (c = 2), 18.4 (c = 5) | 29.6 (c = 2) |
+# | Latent-SFT(2) | | 43.2 |
 #
-# A CoT-SFT far below its row says that something around the method is wrong (batch, epochs, `</think>`): mend that first. And CoLaR at the level of no chain at all on GPT-2 is a published result, not your mistake.
+# If your CoT-SFT is far below its row, something other than the method is wrong (batch size, epochs,
+# `</think>`): repair that first. And that CoLaR on GPT-2 is no better than no chain at all is a published
+# result, not your mistake.
+#
+# <!-- allow: 3 %, 42.5, 44.1, 16.5, 19.1, 24.1, 30.0, 34.1, 36.6, 40.9, 43.7, 11.1, 18.4, 59.8, 15.7 -->
+# <!-- allow: 39.4, 29.6, 43.2 -->
 #
 # ## What has been recorded
 #
-# Honesty first: what this repository holds for a real model is read here from its files, whatever they say.
+# This repository also has results of a real model, SmolLM2-135M on GSM8K. They are read from their files,
+# good or bad; [results/smollm2/README.md](../../results/smollm2/README.md) explains them.
 
 # %%
 records = {}
 for path in sorted((ROOT / "results" / "smollm2").glob("*.json")):
-    found = json.loads(path.read_text())
-    for r in found if isinstance(found, list) else []:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, list):
+        continue  # a benchmark
+    for r in found:
         records.setdefault(r["data"], []).append((path.stem, r))
         low, high = r["ci95"]
-        print(
-            f"{path.stem:22s} {r['data']:18s} n = {r['n']:5d}: {r['accuracy']:5.1%} (95 %: {low:5.1%} to {high:5.1%}), #L {r['mean_len']:.1f}"
-        )
-about = (ROOT / "results" / "smollm2" / "README.md").read_text()
-print("\n" + re.sub(r"<!-- .*? -->", "", about.split("\n## ")[0]))
+        accuracy = f"{r['accuracy']:5.1%} (95 %: {low:5.1%} to {high:5.1%})"
+        print(f"{path.stem:22s} {r['data']:18s} n = {r['n']:5d}: {accuracy}, #L {r['mean_len']:.1f}")
 figure, axes = plt.subplots(1, len(records), figsize=(11, 3.4), sharey=True)
 for ax, (name, runs) in zip(axes, records.items()):
     for y, (_, r) in enumerate(runs):
         ax.plot([100 * x for x in r["ci95"]], [y, y], color=GREY, linewidth=3)
         ax.plot(100 * r["accuracy"], y, "o", color=BLUE)
     ax.set_yticks(range(len(runs)), [run for run, _ in runs])
-    ax.set(
-        xlabel="right (%)",
-        xlim=(0, None),
-        ylim=(-0.6, len(runs) - 0.4),
-        title=name.removesuffix("_test.jsonl"),
-    )
+    ax.set(xlabel="correct (%)", xlim=(0, None), ylim=(-0.6, len(runs) - 0.4))
+    ax.set_title(name.removesuffix("_test.jsonl"))
 figure.suptitle("SmolLM2-135M, results/smollm2, as recorded, with 95 % intervals", y=1.06)
 show(figure, "13-recorded")
 assert records
 
 # %% [markdown]
-# Read such a table with the questions that you have learnt to ask. How many questions are behind it, and how wide is the interval? Did the chains end by themselves, or were they cut off? Were the rows trained for the same budget? Was anything chosen on
-# the test set? (On GSM8K-Aug, mind, the test set *is* GSM8K's.) And for published numbers: the same method differs by tens of points between papers, because recipes do.
+# Read such results with the questions that you have learned to ask. How many questions are behind a number,
+# and how wide is the interval? Did the chains end by themselves, or were they cut off? Were the rows trained
+# with the same budget? Was anything selected on the test set? (On GSM8K-Aug, the test set *is* GSM8K's.) And
+# for published numbers: the same method differs by tens of points between papers, because recipes do.
 #
 # ## Exercises
-# 1. Make the tiny folder a GPT-2 (`n_kv_head=4, position="learned", norm="layernorm", mlp="gelu", bias=True, qkv_bias=True`, no `rope_theta`) and export it. Print all of `theirs`: which tensors change their names, which are
+# 1. Make the tiny folder a GPT-2
+#    (`n_kv_head=4, position="learned", norm="layernorm", mlp="gelu", bias=True, qkv_bias=True`, no
+#    `rope_theta`) and export it. Print all of `theirs`: which tensors change their names, which are
 #    transposed, and where have q, k and v gone?
-# 2. Give `--lora_rank 8` to the training above. Which file becomes small, and what must not be moved away any more?
-# 3. Think: mini-base is right in nearly all cases before latent training begins; GPT-2 on GSM8K in less than half. Which of the conclusions of lessons 8 and 12 would you expect to hold there, and how would you test it?
+# 2. Add `--lora_rank 8` to the training above. Which file becomes small, and which folder must you not move
+#    any more?
+# 3. mini-base answers nearly all questions correctly before latent training begins; GPT-2 on GSM8K fewer than
+#    half. Which of the conclusions of lessons 8 and 12 would you expect to hold there, and how would you test
+#    it?
 #
-# ## Where to go
-# The [labs](../labs/README.md) let you build these parts yourself, against tests that know the plausible mistakes. And a question to which this course has no answer: **is there a latent that thinks what words cannot say, and how would you prove it?**
+# ## Where to go next
+# In the [labs](../labs/README.md) you build these parts yourself, against tests that know the plausible
+# mistakes. And one question has no answer in this course: **is there a latent that expresses what words
+# cannot, and how would you prove it?**

@@ -1,20 +1,22 @@
-"""The lessons: check them, bring their numbers up to date, make their notebooks.
+"""Check the lessons, update the numbers in their prose, build their notebooks.
 
-    python tutorials/build.py --check [1 5 12]     run the lessons; fails on an error, a wrong number, a stale notebook
-    python tutorials/build.py --update [1 5 12]    run them and write the numbers that came out into their prose
-    python tutorials/build.py [1 5 12]             make the notebooks anew, with their outputs (--bare: without, and run nothing)
+    python tutorials/build.py --check [1 5 12]    run lessons; fail on errors, wrong numbers, stale notebooks
+    python tutorials/build.py --update [1 5 12]   run lessons and write the computed numbers into their prose
+    python tutorials/build.py [1 5 12]            build notebooks with outputs (--bare: without, run nothing)
 
-A lesson is one text file in jupytext's percent format, tutorials/NN_name.py, that plain `python` runs, too. Its notebook is
-tutorials/notebooks/NN_name.ipynb: a head that finds (on Colab: fetches) the repository, then the lesson's own cells.
+A lesson is a text file in jupytext's percent format, tutorials/NN_name.py, which plain `python` runs, too.
+Its notebook, tutorials/notebooks/NN_name.ipynb, starts with a cell that finds the repository (and downloads
+it on Colab), followed by the cells of the lesson.
 
-Numbers in prose. What a lesson has computed is quoted with a mark, which a notebook does not show:
+Numbers in prose. A number that the lesson has computed carries a mark, which a notebook does not show:
 
-    The base is right in 97.9 %<!-- accuracy:.1% --> of cases, in `36`<!-- word:s -->, and took 3.1<!-- seconds:.1f ± 5 --> s.
+    mini-base answers 97.9 %<!-- accuracy:.1% --> correctly, in 3.1<!-- seconds:.1f ± 5 --> seconds.
 
-Behind the number (or code span) stands EXPRESSION:FORMAT, evaluated after the cells above it. The text must be exactly what
-comes out; with `± t` a number may be t away from it (in the units of the text: for what differs between machines). Any other
-decimal number or percentage in prose needs `<!-- allow: 0.5, 20 % -->` somewhere in the lesson, unless it stands in a code
-span, a formula or a citation ([1], arXiv, a link's address). So a forgotten mark is found as a wrong number is.
+After the number (or code span) stands EXPRESSION:FORMAT. The expression is evaluated after the cells above
+it, and the text must equal the result. With `± t` a number may differ by t (in the units of the text), for
+what varies between machines. Any other decimal number or percentage in prose must be listed in `<!-- allow:
+0.5, 20 % -->` somewhere in the lesson, unless it stands in a code span, a formula or a citation ([1], arXiv,
+the address of a link). So a missing mark is found just like a wrong number.
 """
 
 import argparse
@@ -32,16 +34,16 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-REPOSITORY = "https://github.com/minilatent/minilatent"  # the one place that knows where the repository lives
+REPOSITORY = "https://github.com/minilatent/minilatent"  # its address; written here only
 TUTORIALS = Path(__file__).resolve().parent
-LIMIT = 180  # CPU seconds that a lesson may take
+LIMIT = 180  # maximum CPU seconds of a lesson
 
 SETUP = f'''\
-# Finds the repository and goes to its root. On Colab it is fetched and installed first: that takes some minutes.
+# Go to the root of the repository. On Colab, download and install it first, which takes some minutes.
 import os, subprocess, sys
 if "google.colab" in sys.modules and not os.path.exists("minilatent/minilatent"):
     subprocess.run(["git", "clone", "--depth", "1", "{REPOSITORY}", "minilatent"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", "minilatent/requirements.txt"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./minilatent"], check=True)
     os.chdir("minilatent")
 while not os.path.exists("tutorials/lesson.py") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
@@ -52,9 +54,9 @@ sys.path.insert(0, "tutorials")'''
 MARK = re.compile(
     r"(?P<text>`[^`]+`|[-−]?\d[\d,]*(?:\.\d+)?(?:[ \u00a0]?%)?)?[ ]*<!--(?P<inside>.*?)-->", re.DOTALL
 )
-ASKED = re.compile(r"(?P<expression>.+):(?P<format>[^:±]*?)\s*(?:±\s*(?P<tolerance>[\d.]+))?", re.DOTALL)
+QUERY = re.compile(r"(?P<expression>.+):(?P<format>[^:±]*?)\s*(?:±\s*(?P<tolerance>[\d.]+))?", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+[ \u00a0]?%?|[ \u00a0]?%)")
-# What a number may stand in without a mark: code, formulas, addresses, citations.
+# Where a number needs no mark: code, formulas, addresses, citations.
 EXEMPT = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<https?:[^>]*>|(?:arXiv:?\s*)\d{4}\.\d{4,5}(?:v\d+)?",
     re.DOTALL | re.IGNORECASE,
@@ -63,17 +65,18 @@ EXEMPT = re.compile(
 
 @dataclass
 class Mark:
-    text: str  # what the prose says
+    text: str  # in the prose
     expression: str
     format: str
     tolerance: float
 
     def render(self, namespace: dict) -> str:
-        """What it should say: "97.9 %" with a space, a minus that is a minus, a code span stays one."""
-        said = format(eval(self.expression, namespace), self.format)
+        """The text that it should have: "97.9 %" with a space, a true minus sign if the prose uses one, code
+        as code."""
+        value = format(eval(self.expression, namespace), self.format)
         if self.text.startswith("`"):
-            return f"`{said}`"
-        return re.sub(r"(?<=\d)%$", " %", said).replace("-", "−" if "−" in self.text else "-")
+            return f"`{value}`"
+        return re.sub(r"(?<=\d)%$", " %", value).replace("-", "−" if "−" in self.text else "-")
 
     def holds(self, right: str) -> bool:
         if self.text.replace("\u00a0", " ") == right:
@@ -86,8 +89,8 @@ def as_number(text: str) -> float:
 
 
 def read_prose(text: str) -> tuple[list[Mark], list[str], list[str], list[str]]:
-    """Of one markdown cell: its marks, the numbers that need one but have none, those that it allows, and what is
-    wrong with its comments."""
+    """Read one markdown cell: its marks, the numbers without a mark, the numbers that it allows, and faults
+    in comments."""
     marks, allowed, faults = [], [], []
 
     def take(m: re.Match) -> str:
@@ -95,11 +98,11 @@ def read_prose(text: str) -> tuple[list[Mark], list[str], list[str], list[str]]:
         if inside.startswith("allow:"):
             allowed.extend(plain(word) for word in inside[len("allow:") :].split(","))
             return m["text"] or ""
-        asked = ASKED.fullmatch(inside)
-        if not m["text"] or not asked:
-            faults.append(f"a comment that is no mark, or no number before it: {m[0].strip()!r}")
+        query = QUERY.fullmatch(inside)
+        if not m["text"] or not query:
+            faults.append(f"a comment that is not a mark, or has no number before it: {m[0].strip()!r}")
             return ""
-        marks.append(Mark(m["text"], asked["expression"], asked["format"], float(asked["tolerance"] or 0)))
+        marks.append(Mark(m["text"], query["expression"], query["format"], float(query["tolerance"] or 0)))
         return ""
 
     rest = EXEMPT.sub(" ", MARK.sub(take, text))
@@ -107,12 +110,12 @@ def read_prose(text: str) -> tuple[list[Mark], list[str], list[str], list[str]]:
 
 
 def plain(number: str) -> str:
-    """One way to write a number of the allow list: "20 %" and "20%" are the same."""
+    """A number in one notation: "20 %" and "20%" are the same."""
     return re.sub(r"[\s\u00a0]", "", number.replace("−", "-"))
 
 
 def prose_faults(cells: list) -> list[str]:
-    """What can be seen without running a lesson."""
+    """The faults that are visible without running the lesson."""
     found, allowed, faults = [], [], []
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -134,81 +137,73 @@ def cells_of(path: Path) -> list:
 
 
 def run_cells(path: Path, report: Path) -> None:
-    """In a process of its own: the lesson's cells as one script, its marks evaluated where they stand."""
+    """Run the lesson's cells as one script and evaluate each mark where it stands. Called in a process of its
+    own."""
     namespace, found, start = {"__name__": "__main__", "__file__": str(path)}, [], time.process_time()
     for number, cell in enumerate(cells_of(path), 1):
         if cell.cell_type == "markdown":
             found += [mark.render(namespace) for mark in read_prose(cell.source)[0]]
         elif cell.cell_type == "code":
             name = f"{path.name}, cell {number}"
-            linecache.cache[name] = (
-                len(cell.source),
-                None,
-                cell.source.splitlines(True),
-                name,
-            )  # for tracebacks
+            lines = cell.source.splitlines(True)
+            linecache.cache[name] = (len(cell.source), None, lines, name)  # for tracebacks
             exec(compile(cell.source, name, "exec"), namespace)
-    report.write_text(json.dumps({"numbers": found, "seconds": time.process_time() - start}))
+    seconds = time.process_time() - start
+    report.write_text(json.dumps({"numbers": found, "seconds": seconds}), encoding="utf-8")
 
 
 def run(path: Path) -> tuple[dict | None, str]:
-    """What run_cells reports; None and the end of its output if it failed."""
+    """What run_cells reports (None if it failed), and the end of its output."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        done = subprocess.run(
-            [sys.executable, __file__, "--cells", str(path), str(report)],
-            capture_output=True,
-            text=True,
-            cwd=TUTORIALS.parent,
-        )
-        return (json.loads(report.read_text()) if report.exists() else None), (done.stdout + done.stderr)[
-            -3000:
-        ]
+        command = [sys.executable, __file__, "--cells", str(path), str(report)]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=TUTORIALS.parent)
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+        return found, (done.stdout + done.stderr)[-3000:]
 
 
 def marks_of(path: Path) -> list[Mark]:
-    return [
-        mark for cell in cells_of(path) if cell.cell_type == "markdown" for mark in read_prose(cell.source)[0]
-    ]
+    marks = []
+    for cell in cells_of(path):
+        if cell.cell_type == "markdown":
+            marks += read_prose(cell.source)[0]
+    return marks
 
 
 def check(path: Path) -> tuple[list[str], float]:
-    """All that is wrong with a lesson, and the CPU seconds that it took."""
+    """Everything that is wrong with a lesson, and the CPU seconds that it took."""
     faults = prose_faults(cells_of(path)) + stale(path)
     report, output = run(path)
     if report is None:
         return [*faults, f"it does not run:\n{output}"], 0.0
     for mark, right in zip(marks_of(path), report["numbers"], strict=True):
         if not mark.holds(right):
-            faults.append(f"the prose says {mark.text}, but {mark.expression} is {right}")
+            faults.append(f"the prose has {mark.text}, but {mark.expression} is {right}")
     if report["seconds"] > LIMIT:
         faults.append(f"it takes {report['seconds']:.0f} CPU seconds, more than {LIMIT}")
     return faults, report["seconds"]
 
 
 def update(path: Path) -> list[str]:
-    """Write the right numbers into the lesson's text; what was changed."""
+    """Write the computed numbers into the lesson's text. Returns the changes."""
     report, output = run(path)
     if report is None:
         raise SystemExit(f"{path.name} does not run:\n{output}")
     todo, changed = iter(list(zip(marks_of(path), report["numbers"], strict=True))), []
 
     def put(m: re.Match) -> str:
-        if (
-            m["inside"].strip().startswith("allow:")
-            or not m["text"]
-            or not ASKED.fullmatch(m["inside"].strip())
-        ):
+        inside = m["inside"].strip()
+        if inside.startswith("allow:") or not m["text"] or not QUERY.fullmatch(inside):
             return m[0]
         mark, right = next(todo)
         if mark.text != m["text"]:
-            raise SystemExit(f"{path.name}: the mark at {m[0]!r} stands outside of prose")
+            raise SystemExit(f"{path.name}: the mark {m[0]!r} stands outside of the prose")
         if mark.holds(right):
             return m[0]
         changed.append(f"{mark.text} -> {right}")
         return right + m[0][len(m["text"]) :]
 
-    path.write_text(MARK.sub(put, path.read_text()))
+    path.write_text(MARK.sub(put, path.read_text(encoding="utf-8")), encoding="utf-8")
     return changed
 
 
@@ -217,21 +212,19 @@ def update(path: Path) -> list[str]:
 
 def notebook_of(path: Path) -> nbformat.NotebookNode:
     """The lesson as a notebook without outputs."""
-    where = (
-        f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/tutorials/notebooks/{path.stem}.ipynb"
+    repository = REPOSITORY.removeprefix("https://github.com/")
+    notebooks = f"{repository}/blob/main/tutorials/notebooks"
+    colab = f"https://colab.research.google.com/github/{notebooks}/{path.stem}.ipynb"
+    source = f"{REPOSITORY}/blob/main/tutorials/{path.name}"
+    head = (
+        f"[Open in Colab]({colab}) · To install the package, run `pip install -e .` in the repository's root; "
+        f"on Colab the next cell installs it (`!pip install git+{REPOSITORY}` gives you the package without the "
+        f"lessons).\n\nThis notebook is built from [{path.name}]({source}): edit that file."
     )
-    badge = (
-        f"[Open in Colab](https://colab.research.google.com/github/{where}) · this notebook is made from "
-        f"[{path.name}]({REPOSITORY}/blob/main/tutorials/{path.name}): change that file, not this one."
-    )
-    cells = [nbformat.v4.new_markdown_cell(badge), nbformat.v4.new_code_cell(SETUP), *cells_of(path)]
-    notebook = nbformat.v4.new_notebook(
-        cells=cells,
-        metadata={
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        },
-    )
+    cells = [nbformat.v4.new_markdown_cell(head), nbformat.v4.new_code_cell(SETUP), *cells_of(path)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}
     return notebook
@@ -242,7 +235,7 @@ def notebook_path(path: Path) -> Path:
 
 
 def stale(path: Path) -> list[str]:
-    """Whether the notebook's cells are the lesson's. Outputs are not compared: timings and last digits differ."""
+    """A fault if the notebook's cells differ from the lesson's. Outputs are not compared: timings vary."""
     target = notebook_path(path)
     if not target.exists():
         return [f"it has no notebook: python tutorials/build.py {path.name[:2]}"]
@@ -253,25 +246,21 @@ def stale(path: Path) -> list[str]:
 
 
 def make_notebook(path: Path, bare: bool = False) -> None:
-    """Write the notebook, executed, or bare: its cells alone."""
+    """Write the notebook, executed, or without outputs (bare)."""
     notebook, target = notebook_of(path), notebook_path(path)
     target.parent.mkdir(exist_ok=True)
     if not bare:
         from nbclient import NotebookClient
 
-        NotebookClient(
-            notebook,
-            timeout=1800,
-            kernel_name="python3",
-            record_timing=False,
-            resources={"metadata": {"path": str(target.parent)}},
-        ).execute()
+        options = dict(timeout=1800, kernel_name="python3", record_timing=False)
+        where = {"metadata": {"path": str(target.parent)}}
+        NotebookClient(notebook, resources=where, **options).execute()
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata = {}
-        if cell.cell_type == "code":  # progress bars and warnings are no part of a lesson
+        if cell.cell_type == "code":  # progress bars and warnings are left out
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-            for output in cell.outputs:  # a temporary folder has another name each time
+            for output in cell.outputs:  # a temporary folder has a new name each time
                 if "text" in output:
                     output.text = re.sub(re.escape(tempfile.gettempdir()) + r"/tmp\w+", "FOLDER", output.text)
     nbformat.write(notebook, target)
@@ -292,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("numbers", nargs="*", type=int, help="which lessons (default: all)")
+    parser.add_argument("numbers", nargs="*", type=int, help="numbers of lessons (default: all)")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--update", action="store_true")
     parser.add_argument("--bare", action="store_true")
@@ -309,20 +298,15 @@ def main() -> None:
         if args.check:
             faults, seconds = check(path)
             failed, total = failed + bool(faults), total + seconds
-            print(
-                f"{'FAIL' if faults else 'ok  '} {path.stem:32s} {seconds:6.1f} s",
-                *faults,
-                sep="\n     " if faults else "",
-                flush=True,
-            )
+            line = f"{'FAIL' if faults else 'ok  '} {path.stem:32s} {seconds:6.1f} s"
+            print(line, *faults, sep="\n     ", flush=True)
         elif args.update:
             changed = update(path)
             print(path.stem, *(changed or ["nothing to change"]), sep="\n     ", flush=True)
         else:
             make_notebook(path, args.bare)
-            print(
-                f"{notebook_path(path).name}: {notebook_path(path).stat().st_size / 1e3:.0f} kB", flush=True
-            )
+            target = notebook_path(path)
+            print(f"{target.name}: {target.stat().st_size / 1e3:.0f} kB", flush=True)
     if args.check:
         print(f"{failed} lessons fail, {total:.0f} CPU seconds in all")
     raise SystemExit(bool(failed))

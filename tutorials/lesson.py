@@ -1,4 +1,5 @@
-"""What all lessons share: the path to the package, one thread, the figures' look. There is nothing to learn here."""
+"""Shared by all lessons: the path to the package, one thread, the style of the figures. Nothing to learn
+here."""
 
 import io
 import os
@@ -17,7 +18,7 @@ BASE = ROOT / "minilatent" / "base"  # mini-base: explicit chain-of-thought, 1.0
 LATENT_SFT = ROOT / "tutorials" / "checkpoints" / "latent_sft"
 COLAR = ROOT / "tutorials" / "checkpoints" / "colar"
 
-torch.set_num_threads(1)  # these models are tiny, and one thread makes the same numbers every time
+torch.set_num_threads(1)  # these models are tiny, and one thread gives the same numbers every time
 torch.set_printoptions(precision=3, sci_mode=False, linewidth=110)
 plt.rcParams.update(
     {**STYLE, "text.parse_math": True, "figure.constrained_layout.use": True, "axes.titlelocation": "left"}
@@ -25,7 +26,7 @@ plt.rcParams.update(
 
 
 def show(figure, name: str) -> None:
-    """A figure in the notebook. A script writes it nowhere, unless MINILATENT_FIGURES names a folder."""
+    """Show a figure in the notebook. A script saves it only if MINILATENT_FIGURES names a folder."""
     if folder := os.environ.get("MINILATENT_FIGURES"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         figure.savefig(Path(folder) / f"{name}.png", dpi=100, bbox_inches="tight", facecolor="white")

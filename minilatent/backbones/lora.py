@@ -1,13 +1,15 @@
-"""LoRA by hand (Hu et al., arXiv 2106.09685): a frozen model, and beside each of its matrices a small one that learns.
+"""LoRA by hand (Hu et al., arXiv 2106.09685): a frozen model, and beside each of its matrices a small one
+that learns.
 
     W' = W + (α / rank) · B A        W (out, in) frozen, A (rank, in), B (out, rank)
 
-B starts at 0: at first the model is the one it was. Only A and B have gradients and AdamW's moments, and only they
-are saved; `merge` adds them to W, after which nothing is slower than before.
+B starts at 0: at first the model is the one it was. Only A and B have gradients and AdamW's moments, and
+only they are saved; `merge` adds them to W, after which nothing is slower than before.
 
-The markers are new words, and the papers freeze the embedding. A new row near the mean of the others, as `resize`
-makes it, can never be the argmax (the mean of points is inside their hull), so a frozen `</think>` would never be said.
-So the markers' rows are learned too, they alone of the embedding and of the head.
+The markers are new words, and the papers freeze the embedding. A new row near the mean of the others, as
+`resize` makes it, can never be the argmax (the mean of points is inside their hull), so a frozen
+`</think>` would never be said. So the markers' rows are learned too, they alone of the embedding and of
+the head.
 """
 
 import copy
@@ -17,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import load_into
 from ..config import Config, UserError
 from ..model import Transformer
 
@@ -31,9 +32,8 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         bound = 1 / math.sqrt(base.in_features)
-        self.lora_a = nn.Parameter(
-            torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        )
+        low = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_a = nn.Parameter(low)
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
         self.scale, self.dropout = alpha / rank, dropout
 
@@ -45,7 +45,8 @@ class LoRALinear(nn.Linear):
         return self.weight + self.scale * (self.lora_b @ self.lora_a).to(self.weight)
 
     def __deepcopy__(self, memo):
-        """A copy has an adapter of its own and shares what is frozen: Latent-SFT's encoder costs no second model."""
+        """A copy has an adapter of its own and shares what is frozen: Latent-SFT's encoder costs no
+        second model."""
         memo |= {id(p): p for p in (self.weight, self.bias) if p is not None}
         new = memo[id(self)] = LoRALinear.__new__(LoRALinear)
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -53,8 +54,9 @@ class LoRALinear(nn.Linear):
 
 
 class PutRows(torch.autograd.Function):
-    """The table with `rows` at `index`, written in place: to copy a whole vocabulary at every call would cost more than
-    all the rest. Of the table's gradient, which the head's product makes anyway, the rows take theirs."""
+    """The table with `rows` at `index`, written in place: to copy a whole vocabulary at every call would
+    cost more than all the rest. Of the table's gradient, which the head's product makes anyway, the rows
+    take theirs."""
 
     @staticmethod
     def forward(ctx, table, rows, index):
@@ -87,34 +89,26 @@ class MarkerRows(nn.Module):
 
 
 def add_lora(model: Transformer, config: Config, markers: list[int]) -> None:
-    """Freeze the model and put adapters into it, as --lora_rank, --lora_alpha, --lora_dropout and --lora_targets say.
+    """Freeze the model and put adapters into it, as --lora_rank, --lora_alpha and --lora_dropout say.
     UserError if they make no sense."""
-    targets = [t for t in config.lora_targets.split(",") if t]
-    for name in targets:
-        if name not in TARGETS:
-            raise UserError(f"--lora_targets {name} is none of {', '.join(TARGETS)}")
-    if config.lora_rank < 1 or not 0 <= config.lora_dropout < 1:
+    rank, dropout = config.lora_rank, config.lora_dropout
+    if rank < 1 or not 0 <= dropout < 1:
         raise UserError(
-            f"--lora_rank {config.lora_rank} --lora_dropout {config.lora_dropout}: a rank is at least 1, "
-            "a dropout in 0..1"
+            f"--lora_rank {rank} --lora_dropout {dropout}: a rank is at least 1, a dropout in 0..1"
         )
     generator = torch.Generator().manual_seed(config.seed)
-    alpha = config.lora_alpha or 2 * config.lora_rank
+    alpha = config.lora_alpha or 2 * rank
     model.requires_grad_(False)
     for block in model.blocks:
         for part in (block.attn, block.mlp):
-            for name in targets:
+            for name in TARGETS:
                 if hasattr(part, name):  # GPT-2 has no gate
-                    setattr(
-                        part,
-                        name,
-                        LoRALinear(
-                            getattr(part, name), config.lora_rank, alpha, config.lora_dropout, generator
-                        ),
-                    )
+                    setattr(part, name, LoRALinear(getattr(part, name), rank, alpha, dropout, generator))
     model.embed = MarkerRows(model.embed.weight, markers)
     if not model.config.tied:
         model.head = MarkerRows(model.head.weight, markers)
+    adapters = ("lora_a", "lora_b", "lora_rows")
+    model.frozen_names = {name for name in model.state_dict() if not name.endswith(adapters)}
     model.train(model.training)  # the new modules too
 
 
@@ -124,9 +118,8 @@ def merge(model: Transformer) -> Transformer:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                plain = nn.Linear(
-                    child.in_features, child.out_features, child.bias is not None, device="meta"
-                )
+                has_bias = child.bias is not None
+                plain = nn.Linear(child.in_features, child.out_features, has_bias, device="meta")
                 plain.weight = nn.Parameter(child.merged())
                 if child.bias is not None:  # a copy of the model may share it
                     plain.bias = nn.Parameter(child.bias.clone())
@@ -135,33 +128,10 @@ def merge(model: Transformer) -> Transformer:
         rows = getattr(model, name, None)
         if isinstance(rows, MarkerRows):
             V, C = rows.table.shape
-            plain = (
-                nn.Embedding(V, C, device="meta")
-                if name == "embed"
-                else nn.Linear(C, V, bias=False, device="meta")
-            )
+            plain = nn.Linear(C, V, bias=False, device="meta")
+            if name == "embed":
+                plain = nn.Embedding(V, C, device="meta")
             plain.weight = nn.Parameter(rows.weight.detach())
             setattr(model, name, plain)
+    model.frozen_names = set()
     return model.train(model.training).requires_grad_(True)
-
-
-def frozen(module: nn.Module) -> dict[str, Tensor]:
-    """What the adapters in a module leave as it was, by its name in the state dict; {} without adapters."""
-    return {
-        f"{prefix}.{name}".lstrip("."): tensor
-        for prefix, model in module.named_modules()
-        if isinstance(model, Transformer) and isinstance(model.embed, MarkerRows)
-        for name, tensor in model.state_dict().items()
-        if not name.split(".")[-1].startswith("lora_")
-    }
-
-
-def own_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict without what is frozen for good: the base model's file has that."""
-    base = frozen(module)
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in base}
-
-
-def load_own(module: nn.Module, tensors: dict[str, Tensor], path) -> None:
-    """`own_state` back into its place. UserError names a tensor that is missing, left over or misshapen."""
-    load_into(module, {**frozen(module), **tensors}, path)

@@ -1,7 +1,7 @@
 """Pretrained weights of the GPT-2, Llama, Qwen2 and Qwen3 families, from a Hugging Face folder or the hub.
 
-A folder is config.json, safetensors and a tokenizer. What config.json asks for is either what `model.py` computes or
-refused by name; every tensor of the files must find its place and every place its tensor.
+A folder is config.json, safetensors and a tokenizer. What config.json asks for is either what `model.py`
+computes or refused by name; every tensor of the files must find its place and every place its tensor.
 """
 
 import dataclasses
@@ -14,24 +14,54 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import UserError
+from ..files import read_json
 from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
-from .hf_tokenizer import read_json
 
-HUB_FILES = [
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-]
+HUB_FILES = (
+    "config.json generation_config.json model*.safetensors model.safetensors.index.json tokenizer.json "
+    "tokenizer_config.json vocab.json merges.txt chat_template.jinja"
+).split()
 
-# Their module -> ours; {} is the layer. GPT-2 keeps q, k, v in one matrix, and its matrices (in, out).
+# Keys of config.json -> fields of ModelConfig.
+GPT2_KEYS = {
+    "vocab_size": "vocab_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "width",
+    "n_inner": "hidden",
+    "n_positions": "context",
+    "layer_norm_epsilon": "norm_eps",
+    "tie_word_embeddings": "tied",
+}
+LLAMA_KEYS = {
+    "vocab_size": "vocab_size",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_kv_head",
+    "hidden_size": "width",
+    "head_dim": "head_dim",
+    "intermediate_size": "hidden",
+    "max_position_embeddings": "context",
+    "attention_bias": "bias",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tied",
+}
+KEYS = {"gpt2": GPT2_KEYS, "llama": LLAMA_KEYS, "qwen2": LLAMA_KEYS, "qwen3": LLAMA_KEYS}
+OPTIONAL = ("n_inner", "num_key_value_heads", "head_dim", "attention_bias", "tie_word_embeddings")
+OPTIONAL += ("layer_norm_epsilon", "rms_norm_eps")
+# What a family has without a key in config.json, and what it has if the key is missing.
+GPT2 = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "qkv_bias": True}
+LLAMA = {"bias": False, "qkv_bias": False, "tied": False, "norm_eps": 1e-6}
+DEFAULTS = {
+    "gpt2": GPT2 | {"tied": True, "norm_eps": 1e-5},
+    "llama": LLAMA,
+    "qwen2": LLAMA | {"qkv_bias": True},
+    "qwen3": LLAMA | {"qk_norm": True},
+}
+
+# Their modules -> ours; {} is the layer. GPT-2 keeps q, k, v in one matrix, and its matrices (in, out).
 GPT2_NAMES = {
     "wte": "embed",
     "wpe": "embed_position",
@@ -62,15 +92,13 @@ LLAMA_NAMES = {
 }
 NAMES = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES, "qwen2": LLAMA_NAMES, "qwen3": LLAMA_NAMES}
 ROPE_KEYS = {
-    "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-NOT_WEIGHTS = re.compile(
-    r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-)  # old buffers
+# Buffers that older versions of transformers saved.
+NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
-# Keys of config.json and the only values with which `model.py` computes what they ask for. A missing key is fine.
+# Keys of config.json and their only values that `model.py` implements. A missing key is fine.
 ONLY = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
@@ -87,38 +115,30 @@ ONLY = {
 def load_pretrained(
     name_or_folder: str | Path, dtype: torch.dtype = torch.float32
 ) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a local folder or, by its name, of the hub; the embedding has rows for our markers."""
+    """Model and tokenizer of a local folder or the hub. The embedding gets rows for our markers."""
     folder = find_folder(str(name_or_folder))
     model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder)
-    size = model.config.vocab_size
-    if tok.to_id.max() >= size:
-        raise UserError(
-            f"{folder}: the tokenizer makes ids up to {tok.to_id.max()}, the model knows {size}: "
-            "they do not belong together"
-        )
-    if tok.vocab_size > size:
+    if tok.vocab_size > model.config.vocab_size:
         model.resize(tok.vocab_size)
     return model, tok
 
 
 def find_folder(name: str) -> Path:
-    """A local folder, or the hub's model of that name, downloaded. UserError if there is neither, or none that we can compute."""
+    """A local folder, or the hub's model of that name, downloaded. UserError if neither exists, or if the
+    model is not implemented."""
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise UserError(f"{name} is no folder, nor the name of a model on the hub")
     try:
-        from huggingface_hub import (
-            snapshot_download,
-        )  # only a named hub model needs the network, or this library
+        from huggingface_hub import snapshot_download  # here, because a local folder needs no network
 
-        model_config(
-            Path(snapshot_download(name, allow_patterns=["config.json"])) / "config.json"
-        )  # before gigabytes of what we refuse
+        config = Path(snapshot_download(name, allow_patterns=["config.json"])) / "config.json"
+        model_config(config)  # may refuse it, before gigabytes are downloaded
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # no network, no such model, no access: errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{name} is no folder and cannot be had from the hub ({reason}); to do without the hub, "
@@ -128,70 +148,33 @@ def find_folder(name: str) -> Path:
 
 def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
     """A Hugging Face config.json as ours, and its family. UserError names what we cannot compute.
-    hf: what the file holds, where it is not written yet."""
+    hf: the file's content, where it is not written yet."""
     hf = read_json(path) if hf is None else hf
     family = hf.get("model_type") if isinstance(hf, dict) else None
     if family not in NAMES:
         raise UserError(f"{path}: model_type {family!r} is not implemented; there is {', '.join(NAMES)}")
-    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling (whose type was called `type`)
-    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)} | (
-        hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    )
+    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling (with `type`).
+    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
+    rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     rope.setdefault("rope_type", rope.get("type", "default"))
+    given = rope | hf | {"rope_theta": rope["rope_theta"]}
     for key, values in ONLY.items():
-        value = hf.get(key, rope.get(key))
-        if value is not None and value not in values:
-            raise UserError(
-                f"{path}: {key} = {value!r} is not implemented"
-                + (f", only {' or '.join(map(repr, values))}" if values else "")
-            )
+        if given.get(key) is not None and given[key] not in values:
+            only = f", only {' or '.join(map(repr, values))}" if values else ""
+            raise UserError(f"{path}: {key} = {given[key]!r} is not implemented{only}")
     if "sliding_attention" in (hf.get("layer_types") or []):
         raise UserError(f"{path}: sliding_attention layers are not implemented, only full_attention")
-    bias, mlp_bias = hf.get("attention_bias", False), hf.get("mlp_bias", False)
-    if bias != mlp_bias:
-        raise UserError(
-            f"{path}: attention_bias = {bias} with mlp_bias = {mlp_bias} is not implemented, "
-            "only both or none"
-        )
+    if hf.get("attention_bias", False) != hf.get("mlp_bias", False):
+        raise UserError(f"{path}: one of attention_bias and mlp_bias is not implemented, only both or none")
     try:
-        if family == "gpt2":
-            C, H = hf["n_embd"], hf["n_head"]
-            config = ModelConfig(
-                vocab_size=hf["vocab_size"],
-                n_layer=hf["n_layer"],
-                n_head=H,
-                n_kv_head=H,
-                width=C,
-                head_dim=C // H,
-                hidden=hf.get("n_inner") or 4 * C,
-                context=hf["n_positions"],
-                position="learned",
-                norm="layernorm",
-                mlp="gelu",
-                bias=True,
-                qkv_bias=True,
-                tied=hf.get("tie_word_embeddings", True),
-                norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-            )
-        else:
-            C, H = hf["hidden_size"], hf["num_attention_heads"]
-            config = ModelConfig(
-                vocab_size=hf["vocab_size"],
-                n_layer=hf["num_hidden_layers"],
-                n_head=H,
-                n_kv_head=hf.get("num_key_value_heads") or H,
-                width=C,
-                head_dim=hf.get("head_dim") or C // H,
-                hidden=hf["intermediate_size"],
-                context=hf["max_position_embeddings"],
-                bias=bias,
-                qkv_bias=bias or family == "qwen2",
-                qk_norm=family == "qwen3",
-                tied=hf.get("tie_word_embeddings", False),
-                rope_theta=rope["rope_theta"],
-                rope_scaling=rope_scaling(rope),
-                norm_eps=hf.get("rms_norm_eps", 1e-6),
-            )
+        fields = dict(DEFAULTS[family])
+        for key, field in KEYS[family].items():
+            if given.get(key) is not None or key not in OPTIONAL:
+                fields[field] = given[key]
+        C, H = fields["width"], fields["n_head"]
+        fields = {"n_kv_head": H, "head_dim": C // H, "hidden": 4 * C} | fields
+        fields["qkv_bias"] = fields["qkv_bias"] or fields["bias"]
+        config = ModelConfig(**fields, rope_scaling=rope_scaling(rope))
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -204,11 +187,11 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
 
 
 def rope_scaling(rope: dict) -> dict | None:
-    """What of Hugging Face's rope parameters `model.rope_frequencies` needs. KeyError if it is not there."""
+    """The parameters that `model.rope_frequencies` needs. KeyError if one is missing."""
     kind = rope["rope_type"]
-    return (
-        {"rope_type": kind} | {key: float(rope[key]) for key in ROPE_KEYS[kind]} if ROPE_KEYS[kind] else None
-    )
+    if kind == "default":
+        return None
+    return {"rope_type": kind} | {key: float(rope[key]) for key in ROPE_KEYS[kind]}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -230,15 +213,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of one file, one by one, under the names of the tables. Opened anew for each: the pages of a mapped
-    file that were read stay in memory until it is closed."""
+    """The weights of one file, one by one, under the names of the tables. The file is opened anew for each:
+    pages of a mapped file that were read stay in memory until it is closed."""
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
         for name in names:
-            short = re.sub(
-                r"^(transformer|model)\.", "", name
-            )  # a model saved without its head has no prefix
+            short = re.sub(r"^(transformer|model)\.", "", name)  # a model without its head has no prefix
             if not NOT_WEIGHTS.fullmatch(short):
                 with safe_open(path, "pt") as file:
                     yield short, file.get_tensor(name)
@@ -265,7 +246,7 @@ def is_transposed(family: str, theirs: str) -> bool:
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The model of a folder. Memory holds one copy of it: the modules are made without weights, then given theirs."""
+    """The model of a folder. Memory holds it once: the modules are made without weights."""
     config, family = model_config(folder / "config.json")
     with torch.device("meta"):
         model = Transformer(config)
@@ -279,16 +260,15 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
         for theirs, tensor in read_tensors(path):
             if theirs not in places:
                 raise UserError(
-                    f"{path} has a tensor '{theirs}' that this model does not have, or has it twice"
+                    f"{path} has a tensor '{theirs}' that has no place in the model, or a second one"
                 )
             ours, transposed = places.pop(theirs), is_transposed(family, theirs)
             rows = [shapes[name][0] for name in ours]
-            shape = (sum(rows), *shapes[ours[0]][1:])[:: -1 if transposed else 1]
+            shape = (sum(rows), *shapes[ours[0]][1:])
+            shape = shape[::-1] if transposed else shape
             if tensor.shape != shape or not tensor.is_floating_point():
-                raise UserError(
-                    f"{path}: '{theirs}' is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                    f"this model needs floats of shape {shape}"
-                )
+                found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                raise UserError(f"{path}: '{theirs}' is {found}, this model needs floats of shape {shape}")
             tensor = tensor.t() if transposed else tensor
             for name, part in zip(ours, tensor.split(rows)):
                 weights[name] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -297,8 +277,7 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
         head = weights.pop("head.weight", None)
         if head is not None and not torch.equal(head, weights.get("embed.weight", head)):
             raise UserError(
-                f"{folder}: config.json says that the head is the embedding, but lm_head.weight "
-                "differs from it"
+                f"{folder}: config.json ties head and embedding, but lm_head.weight differs from it"
             )
     if places:
         raise UserError(f"{folder} lacks the tensor '{next(iter(places))}'")

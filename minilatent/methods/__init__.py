@@ -7,9 +7,11 @@ from .cot_sft import CoTSFT
 from .icot import ICoT
 from .latent_rl import LatentRL
 from .latent_sft import LatentSFT
-from .method import Method
+from .method import Method, Stage
 from .no_cot import NoCoT
 from .pause import Pause
+
+__all__ = ["METHODS", "CoLaR", "LatentSFT", "Method", "Stage", "build"]
 
 METHODS: dict[str, type[Method]] = {
     "cot_sft": CoTSFT,
@@ -23,3 +25,8 @@ METHODS: dict[str, type[Method]] = {
     "colar": CoLaR,
     "colar_rl": CoLaRRL,
 }
+
+
+def build(config, tok, model, folder=None) -> Method:
+    """The method that the settings name."""
+    return METHODS[config.method].variant(config)(config, tok, model, folder)

@@ -1,55 +1,90 @@
-"""CoLaR: the chain's embeddings merged in blocks of c, a head that predicts the next merged one, and GRPO on top.
+"""CoLaR: the chain's embeddings merged in blocks of c, a head that predicts the next one, and GRPO on top.
 
-Tan et al., "Think Silently, Think Fast: Dynamic Latent Compression of LLM Reasoning Chains", arXiv 2505.16552.
+Tan et al., "Think Silently, Think Fast: Dynamic Latent Compression of LLM Reasoning Chains",
+arXiv 2505.16552.
 
-    z_i    = sum of a block's token embeddings / √c           B_1..B_N: the chain in blocks of c tokens
-    input    Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>          causal
-    L_comp   cross-entropy of the language head; the label before z_i is one token of B_i, drawn at random
-    L_latent of the latent head, N(μ, σ) over the *next* input: at <think> and z_1 .. z_(N-1) of the next z, at z_N
-             of the embedding of </think>; targets divided by the embedding table's std
+    z_i       sum of a block's token embeddings / √c (eq. 2)        B_1..B_N: the chain in blocks of c tokens
+    input     Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>       causal
+    L_comp    cross-entropy of the language head; the label before z_i is one token of B_i, sampled
+    L_latent  of the latent head, N(μ, σ) over the *next* input: at <think> and z_1 .. z_(N-1) of the next z,
+              at z_N of the embedding of </think>; targets divided by the embedding table's std (eq. 5, 6)
 
-A training step draws one c from 1..c_max and says it in the prompt, so that one model thinks at every speed. At
-inference the latent head's μ (or a sample) is fed back until the language head, at the latent just fed, predicts
-</think>. The embedding table stays frozen: the targets are made of it. (With --lora_rank it is frozen
-anyway, but for the markers' rows, see lora.py; the latent head is trained and saved with the adapters.)
+A training step draws one c from 1..c_max and says it in the prompt, so that one model thinks at every
+speed. At inference the latent head's μ (or a sample) is fed back until the language head, at the latent
+just fed, predicts </think>. The embedding table stays frozen: the targets are made of it. (With
+--lora_rank it is frozen anyway, but for the markers' rows; the latent head is trained and saved with the
+adapters.)
 
-    python train.py --method colar [--init out/cot_sft] [--latent_loss nll] [--pooling mean] [--no-compressed_labels] [--own_latents 1]
+    python train.py --method colar [--init out/cot_sft] [--latent_loss nll] [--pooling mean]
     python eval.py --ckpt out/colar --speed 1 2 3 4 5
     python train.py --method colar_rl --init out/colar        RL on top of an NLL model, see CoLaRRL
 
 Where we differ, and why:
-  - soft-MSE is taken in closed form; the release draws one ε.
+  - soft-MSE is taken in closed form; the release samples one ε.
   - The std is computed from the weights; the release writes one number a model into its code.
-  - Greedy end decision: the release draws it, at temperature 1, which ends some chains too early or too late at
-    random; it has to do so in RL, where what is not drawn cannot be learnt. `--sample_end` does the same.
+  - Greedy end decision: the release samples it, at temperature 1, which ends some chains too early or too
+    late at random. RL has to do so, too: what is not sampled cannot be learnt. `--sample_end` does the
+    same.
+  - No second pass on the model's own latents; the release ships one with weight 0.
 """
 
+import math
 import random
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..batch import Row, encode_question, pad, segments
+from ..batch import Batch, Row, encode_prompt, pad, segments
 from ..checkpoint import load_into
-from ..config import UserError
-from ..evaluate import accuracy
-from ..latent import LatentHead, compress
+from ..config import Config, UserError, opt
+from ..latent import compress
 from ..losses import cross_entropy, gaussian_nll, log_not, mean, soft_mse
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from ..tasks.answers import Example
-from .grpo import GRPO
-from .method import Batch, Method, Stage
+from .grpo import GRPO, RL_PRESETS, GRPOSettings
+from .method import Method, Stage
+
+
+@dataclass
+class Settings(Config):
+    speed: str = opt("2", "compression factor asked for at inference: a number, or auto")
+    c_max: int = opt(5, "in training a step's factor is drawn from 1..c_max")
+    auto: float = opt(0.0, "share of the steps whose prompt says auto instead of the factor")
+    pooling: str = opt("sqrt", "a block becomes its sum / √c, or its mean", choices=("sqrt", "mean"))
+    head_width: int = opt(0, "width of the latent head (0: the model's)")
+    latent_loss: str = opt(
+        "soft_mse", "loss of the latent head; mse: a deterministic head", choices=("soft_mse", "nll", "mse")
+    )
+    entropy_weight: float = opt(0.0, "α of soft_mse")
+    sigma_floor: float = opt(0.0, "lower bound of the latent head's σ, in units of the embeddings' std")
+    latent_weight: float = opt(1.0, "weight of the latent head's loss")
+    compressed_labels: bool = opt(
+        True, "cross-entropy on a block's tokens (off: only on whether the chain goes on)"
+    )
+    latent_temperature: float = opt(0.0, "temperature of the latents at inference (0: the mean)")
+    sample_end: bool = opt(False, "sample the end of the chain at inference instead of the likelier choice")
+
+    def check(self) -> None:
+        super().check()
+        if self.speed != "auto" and not (self.speed.isdigit() and int(self.speed)):
+            raise UserError(f"--speed {self.speed} is neither a whole number from 1 on nor auto")
 
 
 class CoLaR(Method):
+    Settings = Settings
+    PRESETS = {
+        "mini": {"steps": 2200, "lr": 3e-3, "head_width": 512, "latent_weight": 10.0},
+        "gpu": {"steps": 75_000, "lr": 1e-4, "c_max": 5, "head_width": 0},  # the paper's: at most 50 epochs
+        "lora": {"lora_rank": 128},
+    }
+
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
         C = model.config.width
-        self.latent_head = LatentHead(
-            C, config.head_width or C, config.latent_loss == "mse", config.sigma_floor
-        )
+        deterministic = config.latent_loss == "mse"
+        self.latent_head = LatentHead(C, config.head_width or C, deterministic, config.sigma_floor)
         self.latent_head.init_weights(torch.Generator().manual_seed(config.seed))
         self.register_buffer("scale", model.embed.weight.detach().std())  # () the table is frozen, so is this
 
@@ -57,25 +92,105 @@ class CoLaR(Method):
     def inherit(cls, config, settings) -> None:
         if settings.get("method") in ("colar", "colar_rl"):
             config.head_width = settings["head_width"]
-            if config.method == "colar_rl":
-                config.latent_loss = settings["latent_loss"]
-                config.sigma_floor = max(config.sigma_floor, settings.get("sigma_floor", 0.0))
 
     def adopt(self, tensors, settings) -> None:
-        if (
-            not settings
-            and self.config.init != "none"
-            and self.model.config.tied
-            and not self.config.lora_rank
-        ):
+        tied = self.model.config.tied and not self.config.lora_rank
+        if not settings and self.config.init != "none" and tied:
             raise UserError(
-                "colar freezes the embedding table, which is this model's language head, too: it could not learn to "
-                "say </think>. Train a run of cot_sft first and --init its folder, or give --lora_rank"
+                "colar freezes the embedding table, which is this model's language head, too: it could not "
+                "learn to predict </think>. Train a run of cot_sft first and --init its folder, or give "
+                "--lora_rank"
             )
-        head = {n[len("latent_head.") :]: t for n, t in tensors.items() if n.startswith("latent_head.")}
+        head = {n.removeprefix("latent_head."): t for n, t in tensors.items() if n.startswith("latent_head.")}
         if head:
             load_into(self.latent_head, head, f"the latent head of --init {self.config.init}")
             self.scale.copy_(tensors["scale"])
+
+    # ------------------------------------------------------------------ the supervised stage
+
+    def stages(self, train: list[Row]) -> list[Stage]:
+        c_max = self.config.c_max
+        lengths = [len(r.prompt) - 1 + len(r.chain) for r in train]
+        about = f"compressed chains, a factor from 1 to {c_max} each step"
+        stage = self.stage(
+            "colar", about, train, lengths, trained=self.trainable(), validate=self.every_speed
+        )
+        c, some = 1 + c_max // 2, train[:1000]
+        stage.tokens = sum(len(self.layout(r, c, c).ids) for r in some) / max(1, len(some))
+        return [stage]
+
+    def trainable(self) -> list[str]:
+        """All but the embedding table, and with it a tied language head."""
+        names = [f"model.{name}" for name, _ in self.model.named_children()]
+        if not self.config.lora_rank:
+            names.remove("model.embed")
+        return [*names, "latent_head"]
+
+    def layout(self, row: Row, c: int, said: int | str) -> Layout:
+        """Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>"""
+        latents = [self.tok.latent] * len(segments(row.chain, c))
+        prompt = encode_prompt(row.text, self.tok, said)
+        return Layout.of((prompt, PREFIX, 0), (latents, LATENT, 0), (row.tail, TAIL, 0))
+
+    def collate(self, rows: list[Row], rng: random.Random) -> Batch:
+        c = rng.randint(1, self.config.c_max)
+        said = "auto" if rng.random() < self.config.auto else c
+        blocks = [block for r in rows for block in segments(r.chain, c)]
+        return {**self.tensors([self.layout(r, c, said) for r in rows]), "blocks": pad(blocks, self.tok.pad)}
+
+    def loss(self, batch: Batch, noise: torch.Generator):
+        config, ids, kind, blocks = (
+            self.config,
+            batch["ids"],
+            batch["kind"],
+            batch["blocks"],
+        )  # (B, T), (n, c)
+        real = blocks != self.tok.pad
+        z = compress(self.model.embed(blocks), real, config.pooling)  # (n, C)
+        u = torch.rand(len(blocks), generator=noise).to(real.device)
+        sampled = (u * real.sum(1)).long()[:, None]  # (n, 1) in 0..count-1
+        ids = ids.masked_scatter(kind == LATENT, blocks.gather(1, sampled)[:, 0])  # a latent's label
+        x = self.embed_with(ids, kind, z)  # (B, T, C)
+        h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]  # (B, T - 1, C), (B, T - 1)
+
+        compression = self.compressed_cross_entropy(h, ids[:, 1:], following)  # L_comp
+        predicts = (following == LATENT) | (kind[:, :-1] == LATENT)  # (B, T - 1) <think>, z_1 .. z_N
+        mu, log_sigma = self.latent_head(h[predicts])  # (m, C) each
+        target = (x[:, 1:][predicts] / self.scale).detach().float()
+        latent = self.latent_loss(mu.float(), log_sigma.float(), target)  # L_latent
+        logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
+        return compression + config.latent_weight * latent, logged
+
+    def compressed_cross_entropy(self, h: Tensor, labels: Tensor, following: Tensor) -> Tensor:
+        """L_comp: h (B, T - 1, C), and what follows each position: its label and its kind (B, T - 1)."""
+        before_latent, before_tail = following == LATENT, following == TAIL
+        if self.config.compressed_labels:
+            labelled = before_latent | before_tail
+            return cross_entropy(self.model.logits(h[labelled]), labels[labelled])
+        # The ablation: before a latent the language head learns only that the chain goes on. (Decoding
+        # ends it where </think> is the likeliest token, as ever: among spread-out others that may be
+        # below one half.)
+        logits = self.model.logits(h[before_tail]).float()
+        tail = F.cross_entropy(logits, labels[before_tail], reduction="none")
+        goes_on = log_not(self.model.logits(h[before_latent]), self.tok.end_think)
+        return mean(torch.cat([tail, -goes_on]))
+
+    def latent_loss(self, mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
+        if self.config.latent_loss == "nll":
+            return gaussian_nll(mu, log_sigma, target)
+        return soft_mse(mu, log_sigma, target, self.config.entropy_weight)
+
+    def every_speed(self, examples: list[Example]) -> dict[str, float]:
+        """Accuracy at every speed that is trained; their mean chooses the best checkpoint."""
+        found, asked = {}, self.config.speed
+        for c in range(1, self.config.c_max + 1):
+            self.config.speed = str(c)
+            found[c] = self.accuracy(examples)
+        self.config.speed = asked
+        scores = {"accuracy": sum(r["accuracy"] for r in found.values()) / len(found)}
+        for key in ("accuracy", "mean_len"):
+            scores |= {f"{key}_c{c}": r[key] for c, r in found.items()}
+        return scores
 
     # ------------------------------------------------------------------ inference
 
@@ -84,7 +199,7 @@ class CoLaR(Method):
         return 1 if self.config.speed == "auto" else int(self.config.speed)
 
     def prompt(self, question: str) -> list[int]:
-        return [*encode_question(question, self.tok, self.config.speed), self.tok.think]
+        return encode_prompt(question, self.tok, self.config.speed)
 
     def thinker(self, temperature: float | None = None, generator: torch.Generator | None = None):
         temperature = self.config.latent_temperature if temperature is None else temperature
@@ -99,181 +214,120 @@ class CoLaR(Method):
         return think
 
     def fresh(self) -> torch.Generator:
-        """For samples at inference: the same for every call, so that no result depends on what was evaluated before."""
+        """For samples at inference, new for every call: no result depends on what was evaluated before."""
         return torch.Generator().manual_seed(self.config.seed)
 
     def decoding(self):
-        return {
-            **super().decoding(),
-            "min_chain": 1,
-            "sample_end": self.fresh() if self.config.sample_end else None,
-        }
+        sample_end = self.fresh() if self.config.sample_end else None
+        return {**super().decoding(), "min_chain": 1, "sample_end": sample_end}
 
-    # ------------------------------------------------------------------ the supervised stage
 
-    def layout(self, row: Row, c: int, said: int | str) -> Layout:
-        """Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>"""
-        return Layout.of(
-            (encode_question(row.text, self.tok, said) + [self.tok.think], PREFIX, 0),
-            ([self.tok.latent] * len(segments(row.chain, c)), LATENT, 0),
-            ([self.tok.end_think, *row.answer], TAIL, 0),
-        )
+class LatentHead(nn.Module):
+    """From a hidden state to a diagonal Gaussian over the next latent: μ and log σ, (..., C) each
+    (section 3.2). deterministic: μ alone, σ = 0 (the ablation). floor: lower bound of σ. In full
+    precision: a density is sensitive."""
 
-    def collate(self, rows: list[Row], rng: random.Random) -> Batch:
-        c = rng.randint(1, self.config.c_max)
-        said = "auto" if rng.random() < self.config.auto else c
-        return {
-            **self.tensors([self.layout(r, c, said) for r in rows]),
-            "blocks": pad([s for r in rows for s in segments(r.chain, c)], self.tok.pad),
-        }  # (n, c)
+    def __init__(self, width: int, hidden: int, deterministic: bool = False, floor: float = 0.0):
+        super().__init__()
+        self.floor = floor
+        layers = nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
+        self.body = nn.Sequential(*layers)
+        self.mu = nn.Linear(hidden, width)
+        self.log_sigma = None if deterministic else nn.Linear(hidden, width)
 
-    def loss(self, batch: Batch, noise: torch.Generator, progress: float):
-        config, ids, kind, blocks = (
-            self.config,
-            batch["ids"],
-            batch["kind"],
-            batch["blocks"],
-        )  # (B, T), (n, c)
-        real = blocks != self.tok.pad
-        z = compress(self.model.embed(blocks), real, config.pooling)  # (n, C)
-        drawn = (
-            torch.rand(len(blocks), generator=noise).to(real.device) * real.sum(1)
-        ).long()  # (n,) in 0..count-1
-        ids = ids.masked_scatter(kind == LATENT, blocks.gather(1, drawn[:, None])[:, 0])  # a latent's label
-        x = self.embed_with(ids, kind, z)  # (B, T, C)
-        h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]  # (B, T-1, C), (B, T-1)
+    def init_weights(self, generator: torch.Generator) -> None:
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, 0.0, p.shape[1] ** -0.5, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+        if self.log_sigma is not None:  # σ = 1, the targets' own: a small σ would rule the NLL's first steps
+            nn.init.zeros_(self.log_sigma.weight)
 
-        loss = compression = self.compressed_cross_entropy(h, ids[:, 1:], following)
-        predicts = (following == LATENT) | (kind[:, :-1] == LATENT)  # (B, T-1) <think>, z_1 .. z_N
-        mu, log_sigma = self.latent_head(h[predicts])  # (m, C) each
-        latent = self.latent_loss(
-            mu.float(), log_sigma.float(), (x[:, 1:][predicts] / self.scale).detach().float()
-        )
-        loss = loss + config.latent_weight * latent
-        logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
-        if config.own_latents > 0:  # exposed to what it will feed itself
-            mu, log_sigma = self.latent_head(h[following == LATENT])  # (n, C)
-            own = (mu + log_sigma.exp() * torch.randn(mu.shape, generator=noise).to(mu)) * self.scale
-            h = self.model(embeds=self.embed_with(ids, kind, own))[:, :-1]
-            answer = cross_entropy(self.model.logits(h[following == TAIL]), ids[:, 1:][following == TAIL])
-            logged["own"] = answer.item()
-            loss = loss + config.own_latents * answer
-        return loss, logged
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = self.body(hidden.to(self.mu.weight.dtype))
+            mu = self.mu(x)
+            if self.log_sigma is None:
+                return mu, torch.full_like(mu, float("-inf"))
+            log_sigma = self.log_sigma(x)
+            if self.floor:  # σ + floor
+                log_sigma = torch.logaddexp(log_sigma, torch.full_like(mu, math.log(self.floor)))
+            return mu, log_sigma
 
-    def compressed_cross_entropy(self, h: Tensor, labels: Tensor, following: Tensor) -> Tensor:
-        """L_comp: h (B, T-1, C), and what stands behind each position: its label and its kind (B, T-1)."""
-        if self.config.compressed_labels:
-            counts = (following == LATENT) | (following == TAIL)
-            return cross_entropy(self.model.logits(h[counts]), labels[counts])
-        # The ablation: before a latent the language head learns only that the chain goes on. (Decoding ends it where </think> is the
-        # likeliest token, as ever: with the rest spread over the vocabulary that may be below one half.)
-        tail = F.cross_entropy(
-            self.model.logits(h[following == TAIL]).float(), labels[following == TAIL], reduction="none"
-        )
-        goes_on = log_not(self.model.logits(h[following == LATENT]), self.tok.end_think)
-        return mean(torch.cat([tail, -goes_on]))
 
-    def latent_loss(self, mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
-        if self.config.latent_loss == "nll":
-            return gaussian_nll(mu, log_sigma, target)
-        return soft_mse(mu, log_sigma, target, self.config.entropy_weight)
+# ---------------------------------------------------------------------- RL
 
-    # ------------------------------------------------------------------ the whole
 
-    def trainable(self) -> list[torch.nn.Module]:
-        """All but the embedding table, and with it a tied language head."""
-        frozen = () if self.config.lora_rank else ("embed",)
-        return [child for name, child in self.model.named_children() if name not in frozen] + [
-            self.latent_head
-        ]
-
-    def validate(self, val: list[Example]) -> dict[str, float]:
-        """Accuracy at every speed that is trained; their mean chooses the best checkpoint."""
-        found, asked = {}, self.config.speed
-        for c in range(1, self.config.c_max + 1):
-            self.config.speed = str(c)
-            found[c] = accuracy(self, val)
-        self.config.speed = asked
-        overall = sum(r["accuracy"] for r in found.values()) / len(found)  # `mean` is losses.py's
-        return {
-            "accuracy": overall,
-            **{f"accuracy_c{c}": r["accuracy"] for c, r in found.items()},
-            **{f"mean_len_c{c}": r["mean_len"] for c, r in found.items()},
-        }
-
-    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
-        yield Stage(
-            "colar",
-            train,
-            [len(r.question) + len(r.chain) for r in train],
-            self.collate,
-            self.loss,
-            self.trainable(),
-            self.config.steps,
-            self.config.lr,
-            lambda: self.validate(val),
-        )
-
-    def plan(self, train: list[Row]):
-        c = 1 + self.config.c_max // 2
-        tokens = sum(len(self.layout(r, c, c).ids) for r in train[:1000]) / max(1, len(train[:1000]))
-        return [
-            (
-                "colar",
-                self.config.steps,
-                tokens * (1 + (self.config.own_latents > 0)),
-                f"compressed chains, a factor from 1 to {self.config.c_max} each step",
-            )
-        ]
+@dataclass
+class RLSettings(GRPOSettings, Settings):
+    log_density: str = opt(
+        "mean", "a latent's log-density: its mean over the width, or the sum", choices=("mean", "sum")
+    )
 
 
 class CoLaRRL(GRPO, CoLaR):
-    """GRPO (see rl.py) from a CoLaR checkpoint that was trained by NLL: its σ is a distribution, soft-MSE's goes to 0.
+    """GRPO (see grpo.py) from a CoLaR checkpoint that was trained by NLL: its σ is a distribution,
+    soft-MSE's goes to 0.
 
-    Latents are drawn from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density is its mean over
-    the C dimensions of the width (the release's choice), so ρ is the C-th root of the likelihood ratio: clipping at 1 ± ε
-    is C times more lenient, and a latent weighs about as much as a token. `--log_density sum` is the likelihood ratio
-    itself; a small step in C dimensions moves it far, and most is clipped. `--sigma_floor` above the start's own draws from further away.
+    Latents are sampled from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density
+    is its mean over the C dimensions of the width (the release's choice), so ρ is the C-th root of the
+    likelihood ratio: clipping at 1 ± ε is C times more lenient, and a latent weighs about as much as a
+    token. `--log_density sum` is the likelihood ratio itself; a small step in C dimensions moves it far,
+    and most is clipped. `--sigma_floor` above the start's own samples from further away.
 
-    What to expect: on mini little (results/README.md). A draw moves a latent by σ in every direction, so by σ along the line to
-    another block's embedding, which is a hundred σ away: it refines a latent, and never tries another number.
+    What to expect: on mini little (results/README.md). A sample moves a latent by σ in every direction,
+    so by σ along the line to another block's embedding, which is a hundred σ away: it refines a latent,
+    and never tries another number.
     """
 
-    each_latent = ("z",)
+    Settings = RLSettings
+    PRESETS = {
+        **RL_PRESETS,
+        "mini": {"optimizer": "adamw", "steps": 180, "lr": 3e-5, "batch_size": 64, "latent_loss": "nll"},
+        "smoke": {"group": 4, "max_chain": 24},
+    }
+    latent_tensors = ("z",)
+
+    @classmethod
+    def inherit(cls, config, settings) -> None:
+        super().inherit(config, settings)
+        if settings.get("method") in ("colar", "colar_rl"):
+            config.latent_loss = settings["latent_loss"]
+            config.sigma_floor = max(config.sigma_floor, settings.get("sigma_floor", 0.0))
 
     def adopt(self, tensors, settings) -> None:
         if settings.get("method") not in ("colar", "colar_rl"):
             raise UserError(
-                "colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, then --init its folder"
+                "colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, "
+                "then --init its folder"
             )
-        if (
-            settings["latent_loss"] == "mse"
-            or settings["latent_loss"] == "soft_mse"
-            and not settings["entropy_weight"]
-        ):
+        loss = settings["latent_loss"]
+        if loss == "mse" or loss == "soft_mse" and not settings["entropy_weight"]:
             raise UserError(
-                f"colar_rl draws latents with the latent head's σ: its --init was trained with --latent_loss {settings['latent_loss']}, "
-                "which leaves none. Train one with --latent_loss nll"
+                "colar_rl samples latents with the latent head's σ: its --init was trained with "
+                f"--latent_loss {loss}, which leaves none. Train one with --latent_loss nll"
             )
         super().adopt(tensors, settings)
 
-    def sampler(self, generator):
+    def stages(self, train: list[Row]) -> list[Stage]:
+        return [self.rl_stage(train)]
+
+    def trainable(self) -> list[str]:
+        return [*super().trainable(), "latent_head"]
+
+    def policy(self, generator: torch.Generator):
         return self.thinker(1.0, generator)
 
-    def drawn(self, out, real):
+    def sampled_latents(self, out, real):
         return {"z": out.latents[real]}  # (n, C)
 
-    def fed(self, batch):
+    def latent_embeddings(self, batch):
         return batch["z"]
 
     def latent_log_prob(self, batch, hidden):
         mu, log_sigma = (t.float() for t in self.latent_head(hidden))  # (n, C)
-        density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob((batch["z"] / self.scale).float())
+        z = (batch["z"] / self.scale).float()
+        density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob(z)  # (n, C)
         density = density.mean(-1) if self.config.log_density == "mean" else density.sum(-1)
         return density, {"sigma": log_sigma.exp()}
-
-    def trainable(self):
-        return [*super().trainable(), self.latent_head]
-
-    def stages(self, train, val):
-        yield Stage(**self.rl_stage(train, val))

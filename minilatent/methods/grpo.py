@@ -1,257 +1,260 @@
 """GRPO for a model that thinks in latents: what the RL stages of CoLaR and Latent-SFT share.
 
-For each question G chains and answers are drawn: latents by the method's own policy, the end of the chain and the
-answer's tokens from the language head. The reward is 1 for a right answer; A = (r - mean) / (std + ε) of its group.
+For each question G chains and answers are sampled: latents by the method's own policy, the end of the
+chain and the answer's tokens from the language head. The reward is 1 for a right answer; the advantage A
+= (r - mean) / (std + ε) of its group.
 
-    J = mean over samples of   mean over its latents      min(ρA, clip(ρ)A)      ρ of the latent z_i
-                             + mean over its decisions    min(ρA, clip(ρ)A)      ρ of "go on" or "end here" at z_i
-                             + mean over its answer       min(ρA, clip(ρ)A)      ρ of a token
+    J = mean over samples of  mean over its latents     min(ρA, clip(ρ)A)   ρ of the latent z_i
+                            + mean over its decisions   min(ρA, clip(ρ)A)   ρ of "go on" or "end here" at z_i
+                            + mean over its answer      min(ρA, clip(ρ)A)   ρ of a token
 
-So each sample's chain has one advantage to share, A/length a latent: short right chains are made likelier by
-more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent and token alike.
-A group whose answers are all right or all wrong is silent: it has no advantage, no part in J, and costs no pass.
+So each sample's chain has one advantage to share, A/length a latent: short right chains are made likelier
+by more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent
+and token alike. A group whose answers are all right or all wrong has no advantage: it has no part in J,
+and costs no pass.
 
-A model that was taught where its chains end, ends them so confidently that sampling hardly ever tries another length: `--end_temperature` above 1 makes the
-policy that draws and is trained less sure. (Greedy decoding is the same at every temperature.)
+A model that was taught where its chains end, ends them so confidently that sampling rarely tries another
+length: `--end_temperature` above 1 makes the policy that is sampled and trained less sure. (Greedy
+decoding is the same at every temperature.)
 
 ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there.
 """
 
 import random
-import sys
 import zlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .. import parallel
-from ..batch import Row, pad
-from ..config import UserError
+from ..batch import Batch, Row, pad, tail
+from ..config import Config, UserError, opt
 from ..decode import Decoded, Thinker, decode
-from ..evaluate import accuracy
-from ..losses import advantages, clipped_surrogate, log_not, mean, mean_by
+from ..losses import log_not, mean, mean_by
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from ..tasks.answers import Example, is_correct
+from .method import Stage
 
-Batch = dict[str, Tensor]
+
+@dataclass
+class GRPOSettings(Config):
+    group: int = opt(8, "G, chains and answers sampled for each question")
+    inner: int = opt(1, "updates on each rollout")
+    end_temperature: float = opt(1.0, "temperature of the decision to go on or end, in rollouts", least=1e-3)
+    clip_ratio: float = opt(0.2, "ε of the clipped surrogate")
+    average: bool = opt(True, "average a sample's terms over its length (off: all latents and tokens alike)")
+
+
+# 3,000 steps of 32 questions are as many rows a pass as elsewhere; dropout would change the compared
+# probabilities.
+RL_PRESETS = {
+    "gpu": {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250},
+    "lora": {"lora_dropout": 0.0},
+}
 
 
 class GRPO:
-    """What a method gains for its RL stage: `class X(GRPO, Method)`. Every chain has at least one latent. It says how a
-    latent is drawn, and the log-probability of a drawn one; n: the latents of a batch, R = rows · G: its samples."""
+    """What a method gains for its RL stage: `class X(GRPO, Method)`. Every chain has at least one latent.
+    The method says how a latent is sampled, and the log-probability of a sampled one. n: the latents of a
+    batch, R = rows · G: its samples."""
 
-    each_latent: tuple[str, ...]  # the names of a batch's tensors with a row for each latent: `drawn`'s
+    latent_tensors: tuple[str, ...]  # the names of a batch's tensors with a row for each latent
 
-    def sampler(self, generator: torch.Generator) -> Thinker:
-        """The policy that draws latents."""
+    # ------------------------------------------------------------------ what the method says
+
+    def policy(self, generator: torch.Generator) -> Thinker:
+        """How latents are sampled."""
         raise NotImplementedError
 
-    def drawn(self, out: Decoded, real: Tensor) -> Batch:
-        """What a batch keeps of the latents that were drawn, (n, ..). real (R, N): which places of `out` hold one."""
+    def sampled_latents(self, out: Decoded, real: Tensor) -> Batch:
+        """What a batch keeps of the sampled latents, (n, ..). real (R, N): which places of `out` hold one."""
         raise NotImplementedError
 
-    def fed(self, batch: Batch) -> Tensor:
+    def latent_embeddings(self, batch: Batch) -> Tensor:
         """The embeddings that were fed for these latents, (n, C)."""
         raise NotImplementedError
 
     def latent_log_prob(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Batch]:
-        """Their log-probabilities, (n,), by the hidden states (n, C) that predict them; and what to tell in the log."""
+        """Their log-probabilities, (n,), by the states (n, C) that predict them; and statistics for the
+        log."""
         raise NotImplementedError
 
-    def credit(self, name: str, batch: Batch, sample: Tensor) -> Tensor:
+    def advantage_of(self, part: str, batch: Batch, sample: Tensor) -> Tensor:
         """The advantage of each latent, decision or answer token, (m,), of the samples (m,)."""
         return batch["advantage"][sample]
 
-    def judge(self, batch: Batch, rewards: Tensor) -> Batch:
-        """The batch with its samples' rewards (rows, G) and their advantages (R,)."""
+    def with_advantages(self, batch: Batch, rewards: Tensor) -> Batch:
+        """The batch with its samples' rewards (rows, G) and advantages (R,)."""
         return {**batch, "rewards": rewards, "advantage": advantages(rewards).view(-1)}
 
-    def heard(self, batch: Batch) -> Batch:
-        """The same with the samples of those groups only that are not silent. Of a good model's groups most are."""
-        heard = (batch["advantage"].view_as(batch["rewards"]) != 0).any(1)  # (rows,)
-        heard[0] |= ~heard.any()  # a pass needs a row
-        heard = heard.repeat_interleave(batch["rewards"].shape[1])  # (R,)
-        latents = heard.repeat_interleave((batch["kind"] == LATENT).sum(1))  # (n,)
-        return {
-            **batch,
-            **{name: batch[name][heard] for name in ("ids", "kind", "closed", "right", "advantage")},
-            **{name: batch[name][latents] for name in self.each_latent},
-        }
+    # ------------------------------------------------------------------ the stage
 
-    @torch.no_grad()
-    def remember(self, batch: Batch) -> Batch:
-        """And the log-probabilities of what was heard under the policy that drew it, by the same pass as in the loss."""
-        part = self.heard(batch)
-        with self.autocast():
-            old, told = self.log_probs(part)
-        values, sample = (torch.cat(x) for x in zip(*old.values()))
-        likely = mean_by(values, sample, len(part["ids"]))[0]  # a sample's mean log-probability
-        return {
-            **batch,
-            "likely": likely,
-            **{"old_" + name: value for name, (value, _) in old.items()},
-            **{"told_" + name: value for name, value in told.items()},
-        }
+    def rl_stage(self, train: list[Row]) -> Stage:
+        some = train[:1000]
+        tokens = sum(len(self.prompt(r.text)) + len(r.chain) / self.ratio for r in some) / max(1, len(some))
+        stage = self.stage(
+            self.config.method,
+            f"{self.config.group} samples a question",
+            train,
+            [len(r.prompt) - 1 for r in train],
+            rollout=self.rollout,
+            trained=self.trainable(),
+            validate=self.accuracy_and_collapse,
+            inner=self.config.inner,
+            judge_start=True,
+        )
+        stage.tokens = (self.config.group + 1) * tokens
+        return stage
+
+    def trainable(self) -> list[str]:
+        """All but the embedding table, and with it a tied language head."""
+        names = [f"model.{name}" for name, _ in self.model.named_children()]
+        return [name for name in names if name != "model.embed" or self.config.lora_rank]
 
     def adopt(self, tensors, settings) -> None:
         if self.config.lora_dropout:
             raise UserError(
-                f"{self.config.method} compares a sample's probabilities before and after an update, dropout changes them: "
-                "--lora_dropout 0"
+                f"{self.config.method} compares a sample's probabilities before and after an update, dropout "
+                "changes them: --lora_dropout 0"
             )
         super().adopt(tensors, settings)
 
     @torch.no_grad()
     def rollout(self, rows: list[Row], rng: random.Random) -> Batch:
-        """G sampled chains and answers of each row's question, side by side, and what their tokens scored. A group stays
-        in one process, and each process draws its own."""
+        """G sampled chains and answers for each row's question, side by side, with their rewards,
+        advantages and old log-probabilities. A group stays in one process, and each process samples its
+        own."""
         tok, G = self.tok, self.config.group
-        # The parts of an accumulated step get the same rng: what is drawn for them must differ.
-        generator = torch.Generator().manual_seed(
-            rng.getrandbits(62) + parallel.rank() + zlib.crc32(rows[0].text.encode())
-        )
+        # The parts of an accumulated step get the same rng: what is sampled for them must differ.
+        generator = torch.Generator().manual_seed(rng.getrandbits(62) + zlib.crc32(rows[0].text.encode()))
         questions = [self.prompt(r.text) for r in rows]
         lengths = torch.tensor([len(q) for q in questions], device=self.device)
-        out = decode(
-            self.model,
-            tok,
-            self.model.embed(pad(questions, tok.pad).to(self.device)),
-            lengths,
-            self.sampler(generator),
-            **{
-                **self.decoding(),
-                "sample_end": generator,
-                "sample_answer": generator,
-                "end_temperature": self.config.end_temperature,
-                "samples": G,
-            },
-        )
+        options = {
+            **self.decoding(),
+            "sample_end": generator,
+            "sample_answer": generator,
+            "end_temperature": self.config.end_temperature,
+            "samples": G,
+        }
+        prefix = self.model.embed(pad(questions, tok.pad).to(self.device))
+        out = decode(self.model, tok, prefix, lengths, self.policy(generator), **options)
+
         prompts = [q for q in questions for _ in range(G)]
         gold = [tok.decode(r.answer) for r in rows for _ in range(G)]
         right = torch.tensor([is_correct(a, g) for a, g in zip(out.answers, gold)], device=self.device)
-        said = [[t for t in row if t != tok.pad] for row in out.tokens.tolist()]
-        steps = out.lengths.tolist()
-        batch = self.tensors(
-            [
-                Layout.of((p, PREFIX, 0), ([tok.latent] * n, LATENT, 0), ([tok.end_think, *answer], TAIL, 0))
-                for p, n, answer in zip(prompts, steps, said)
-            ]
-        )
-        batch = {name: t.to(self.device) for name, t in batch.items()}
+        layouts = []
+        for prompt, n, answer in zip(prompts, out.lengths.tolist(), out.tokens.tolist()):
+            answer = [t for t in answer if t != tok.pad]
+            latents = ([tok.latent] * n, LATENT, 0)
+            layouts.append(Layout.of((prompt, PREFIX, 0), latents, (tail(answer, tok), TAIL, 0)))
+        batch = {name: t.to(self.device) for name, t in self.tensors(layouts).items()}
         real = torch.arange(out.latents.shape[1], device=self.device) < out.lengths[:, None]
         whole = out.closed & (out.tokens == tok.eos).any(1)  # neither chain nor answer was cut off
-        batch |= {
-            "closed": out.closed,
-            "whole": whole,
-            "right": right,
-            **self.drawn(out, real),
-        }  # (R,), (n, ..)
-        return self.remember(self.judge(batch, right.float().view(-1, G)))
+        batch |= {"closed": out.closed, "whole": whole, "right": right}  # (R,) each
+        batch |= self.sampled_latents(out, real)  # (n, ..)
+        return self.with_old_log_probs(self.with_advantages(batch, right.float().view(-1, G)))
+
+    @torch.no_grad()
+    def with_old_log_probs(self, batch: Batch) -> Batch:
+        """The batch with the log-probabilities under the policy that sampled it, by the same pass as in
+        the loss."""
+        part = self.informative(batch)
+        with self.autocast():
+            old, statistics = self.log_probs(part)
+        values, sample = (torch.cat(x) for x in zip(*old.values()))
+        likely = mean_by(values, sample, len(part["ids"]))[0]  # a sample's mean log-probability
+        batch = {**batch, "likely": likely}
+        batch |= {"old_" + name: value for name, (value, _) in old.items()}
+        return batch | {"log_" + name: value for name, value in statistics.items()}
+
+    def informative(self, batch: Batch) -> Batch:
+        """The samples of those groups that have an advantage. Of a good model's groups most have none."""
+        groups = (batch["advantage"].view_as(batch["rewards"]) != 0).any(1)  # (rows,)
+        groups[0] |= ~groups.any()  # a pass needs a row
+        samples = groups.repeat_interleave(batch["rewards"].shape[1])  # (R,)
+        latents = samples.repeat_interleave((batch["kind"] == LATENT).sum(1))  # (n,)
+        part = dict(batch)
+        part |= {name: batch[name][samples] for name in ("ids", "kind", "closed", "right", "advantage")}
+        return part | {name: batch[name][latents] for name in self.latent_tensors}
 
     def log_probs(self, batch: Batch) -> tuple[dict[str, tuple[Tensor, Tensor]], Batch]:
-        """The log-probabilities of all that was drawn, and which sample each belongs to: (m,), (m,) for the latents,
-        the decisions and the answer's tokens. And what latent_log_prob has to tell."""
+        """The log-probabilities of all that was sampled, and which sample each belongs to: (m,), (m,) for
+        the latents, the decisions and the answer's tokens. And latent_log_prob's statistics."""
         ids, kind = batch["ids"], batch["kind"]  # (R, T)
-        h = self.model(embeds=self.embed_with(ids, kind, self.fed(batch)))[:, :-1]
+        h = self.model(embeds=self.embed_with(ids, kind, self.latent_embeddings(batch)))[:, :-1]
         here, following = kind[:, :-1], kind[:, 1:]
         sample = torch.arange(len(ids), device=ids.device)[:, None].expand_as(here)
-        latents, told = self.latent_log_prob(batch, h[following == LATENT])
+        latents, statistics = self.latent_log_prob(batch, h[following == LATENT])
 
         # At each latent the chain goes on or ends; one that was cut off has not decided its last.
         decided = (here == LATENT) & ((following == LATENT) | batch["closed"][:, None])
         logits = self.allowed(self.model.logits(h[decided])) / self.config.end_temperature
-        p_end = logits.log_softmax(-1)[:, self.tok.end_think]
-        decision = torch.where(following[decided] == TAIL, p_end, log_not(logits, self.tok.end_think))
+        end = self.tok.end_think
+        p_end, p_on = logits.log_softmax(-1)[:, end], log_not(logits, end)
+        decision = torch.where(following[decided] == TAIL, p_end, p_on)
 
-        tail = (here == TAIL) & (following == TAIL)  # from </think> on: the answer
-        logits = self.allowed(self.model.logits(h[tail]))
-        answer = logits.log_softmax(-1).gather(-1, ids[:, 1:][tail][:, None])[:, 0]
+        in_answer = (here == TAIL) & (following == TAIL)  # from </think> on
+        logits = self.allowed(self.model.logits(h[in_answer]))
+        answer = logits.log_softmax(-1).gather(-1, ids[:, 1:][in_answer][:, None])[:, 0]
         return {
             "latents": (latents, sample[following == LATENT]),
             "decisions": (decision, sample[decided]),
-            "answer": (answer, sample[tail]),
-        }, told
+            "answer": (answer, sample[in_answer]),
+        }, statistics
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Without the tokens that decoding never draws."""
-        return logits.float().index_fill(
-            -1, torch.tensor(self.tok.never, device=logits.device), float("-inf")
-        )
+        """Without the tokens that decoding never feeds."""
+        never = torch.tensor(self.tok.never, device=logits.device)
+        return logits.float().index_fill(-1, never, float("-inf"))
 
-    def loss(self, batch: Batch, noise, progress: float):
-        objective, told, part = 0.0, {}, self.heard(batch)
+    def loss(self, batch: Batch, noise=None):
+        objective, logged, part = 0.0, {}, self.informative(batch)
         for name, (new, sample) in self.log_probs(part)[0].items():
-            gain, told["clipped_" + name] = clipped_surrogate(
-                new, batch["old_" + name], self.credit(name, part, sample), self.config.clip_ratio
-            )
-            # Without averaging, a sample of twice the length counts twice among the latents, or the decisions, or the answers; the
-            # scale of each of these three stays that of the average.
-            objective = objective + mean(
-                mean_by(gain, sample, len(part["ids"]))[0] if self.config.average else gain
-            )
+            advantage = self.advantage_of(name, part, sample)
+            gain, clipped = clipped_surrogate(new, batch["old_" + name], advantage, self.config.clip_ratio)
+            # Without averaging, a sample of twice the length counts twice among the latents, or the
+            # decisions, or the answers; the scale of each of these three stays that of the average.
+            terms = mean_by(gain, sample, len(part["ids"]))[0] if self.config.average else gain
+            objective = objective + mean(terms)
+            logged["clipped_" + name] = clipped
         rewards, length = batch["rewards"], (batch["kind"] == LATENT).sum(1)
-        # Of all samples; what latent_log_prob has told (σ, entropy) of those that were heard.
-        told |= {
+        logged |= {
             "reward": rewards,
             "accuracy": batch["right"],
             "len": length,
-            "silent": (batch["advantage"].view_as(rewards) == 0).all(1),
+            "no_advantage": (batch["advantage"].view_as(rewards) == 0).all(1),
             "one_latent": length == 1,
             "cut_off": ~batch["closed"],
-            **{
-                name.removeprefix("told_"): value for name, value in batch.items() if name.startswith("told_")
-            },
         }
-        return -objective, {name: mean(values.float()).item() for name, values in told.items()}
+        # latent_log_prob's (σ, entropy) are of the informative samples alone.
+        logged |= {name.removeprefix("log_"): v for name, v in batch.items() if name.startswith("log_")}
+        return -objective, {name: mean(values.float()).item() for name, values in logged.items()}
 
-    # ------------------------------------------------------------------ the whole
-
-    def trainable(self) -> list[torch.nn.Module]:
-        """All but the embedding table, and with it a tied language head."""
-        return [
-            child for name, child in self.model.named_children() if name != "embed" or self.config.lora_rank
-        ]
-
-    def validate(self, val: list[Example]) -> dict[str, float]:
-        """Greedy accuracy and length; a collapse is told as it is seen."""
-        found = accuracy(self, val)
-        collapsed = {
-            "one latent": found["mean_len"] < 1.05,
-            "the maximum of --max_chain": found["mean_len"] > 0.95 * self.config.max_chain,
-        }
-        if parallel.rank() == 0 and any(collapsed.values()):
-            print(
-                f"the chains have collapsed to {' and '.join(what for what, is_so in collapsed.items() if is_so)}: "
-                f"accuracy {found['accuracy']:.3f}, #L {found['mean_len']:.1f}",
-                file=sys.stderr,
-            )
+    def accuracy_and_collapse(self, examples: list[Example]) -> dict[str, float]:
+        """Greedy accuracy and length, with a warning when the chains have collapsed to one length."""
+        found = self.accuracy(examples)
+        if found["mean_len"] < 1.05:
+            print(f"the chains have collapsed to one latent: accuracy {found['accuracy']:.3f}")
+        elif found["mean_len"] > 0.95 * self.config.max_chain:
+            print(f"the chains have grown to --max_chain: accuracy {found['accuracy']:.3f}")
         return found
 
-    def rl_stage(self, train: list[Row], val: list[Example]) -> dict:
-        """What methods.method.Stage takes. `collate` makes a batch by rolling out."""
-        return dict(
-            name=self.config.method,
-            items=train,
-            lengths=[len(r.question) for r in train],
-            collate=self.rollout,
-            loss=self.loss,
-            trained=self.trainable(),
-            steps=self.config.steps,
-            lr=self.config.lr,
-            validate=lambda: self.validate(val),
-            inner=self.config.inner,
-            judge_start=True,
-        )
 
-    def plan(self, train: list[Row]):
-        tokens = sum(len(self.prompt(r.text)) + len(r.chain) / self.ratio for r in train[:1000]) / max(
-            1, len(train[:1000])
-        )
-        return [
-            (
-                self.config.method,
-                self.config.steps,
-                (self.config.group + 1) * tokens,
-                f"{self.config.group} samples a question",
-            )
-        ]
+# ---------------------------------------------------------------------- the maths
+
+
+def advantages(rewards: Tensor, counts: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """A reward against its group's, (questions, G) -> (r - mean) / (std + ε) of each row. Equal rewards: 0.
+    counts (questions, G): which samples the group's mean and std are of; the others get 0."""
+    counts = torch.ones_like(rewards) if counts is None else counts.to(rewards.dtype)
+    n = counts.sum(1, keepdim=True).clamp(min=1)
+    spread = (rewards - (rewards * counts).sum(1, keepdim=True) / n) * counts
+    return spread / ((spread.pow(2).sum(1, keepdim=True) / n).sqrt() + eps)
+
+
+def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """PPO's min(ρA, clip(ρ, 1 ± clip) A) with ρ = exp(new - old), to be maximised, and where the clip
+    took over the gradient. (n,) each."""
+    ratio = (new - old).exp()
+    plain, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
+    return torch.minimum(plain, clipped), clipped < plain

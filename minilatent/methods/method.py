@@ -1,89 +1,125 @@
-"""What a method is: modules, the stages that train them, and how it thinks at inference."""
+"""What a method is: settings, modules, the stages that train them, and how it thinks at inference."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..batch import Row, encode_question, pad
+from ..batch import IGNORE, Batch, Row, encode_prompt, pad
+from ..checkpoint import frozen
 from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
+from ..evaluate import accuracy
+from ..losses import cross_entropy
 from ..masks import LATENT, PAD, Layout
 from ..model import Transformer
 from ..tasks.answers import Example
 from ..tokenizer import Tokenizer
 
-Batch = dict[str, Tensor]
-
 
 @dataclass
 class Stage:
-    """One optimisation: what is trained, on what, by which loss, and how its best moment is known."""
+    """One optimisation: what is trained, on what, by which loss, and how its best moment is found."""
 
     name: str
+    about: str  # in words, for the summary
     items: Sequence  # what `collate` makes batches of
-    lengths: list[int]  # tokens per item, to put equal lengths side by side
+    lengths: list[int]  # tokens of each item; items of about equal length go into one batch
     collate: Callable[[list, random.Random], Batch]  # items of one step, and that step's random numbers
-    loss: Callable[
-        [Batch, torch.Generator, float], tuple[Tensor, dict[str, float]]
-    ]  # batch, noise, progress in 0..1
-    trained: list[nn.Module]  # everything else is frozen
+    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]]  # batch, noise -> loss, to log
+    trained: list[str]  # the method's modules by name, as "model" or "model.blocks"; the rest is frozen
     steps: int
     lr: float
-    validate: Callable[[], dict[str, float]]  # the first of these chooses the best checkpoint
-    optimizer: str = ""  # another than --optimizer
+    validate: Callable[[list[Example]], dict[str, float]]  # the first value chooses the best checkpoint
+    before: Callable[[], None] = lambda: None  # runs when the stage starts, from the best of the one before
+    rollout: Callable[[list, random.Random], Batch] | None = None  # RL: instead of `collate`
     inner: int = 1  # updates on each batch (RL: on each rollout)
-    judge_start: bool = False  # where it begins is a candidate for the best, too
+    optimizer: str = ""  # if another than --optimizer
+    judge_start: bool = False  # the state before the first step may be the best, too
+    tokens: float = 0.0  # that the passes over one item read, on average (default: the mean length)
+
+    def __post_init__(self):
+        self.tokens = self.tokens or sum(self.lengths) / max(1, len(self.lengths))
 
 
 class Method(nn.Module):
     """One subclass a method. It owns the model and all that is trained beside it."""
 
+    Settings: type[Config] = Config
+    PRESETS: dict[str, dict] = {}  # the method's part of config.PRESETS
     explicit = False  # True: a step of its chain is an ordinary token
     mixed = False  # True: a step of its chain is a mixture of tokens
-    needs_chain = True  # False: examples without a chain can be trained on, too
+    needs_chain = True  # False: it can also be trained on examples without a chain
+    ratio = 1  # chain tokens that a step of thinking stands for, at least
+    mixture_size = 10  # likeliest tokens of a step that measures look at
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()
         self.config, self.tok, self.model, self.folder = config, tok, model, folder
 
-    def stages(self, train: list[Row], val: list[Example]) -> Iterator[Stage]:
-        """The stages in order. What stands between two `yield`s runs when the first is over and its best
-        checkpoint is loaded."""
+    @classmethod
+    def variant(cls, config: Config) -> type[Method]:
+        """The class for these settings: an ablation that changes the flow is a subclass of its own."""
+        return cls
+
+    # ------------------------------------------------------------------ what a method says of itself
+
+    @classmethod
+    def extra_latents(cls, config: Config) -> int:
+        """r, where training reads a latent behind every r chain tokens beside the chain; else 0."""
+        return 0
+
+    def stages(self, train: list[Row]) -> list[Stage]:
+        """The stages in order."""
         raise NotImplementedError
 
-    def plan(self, train: list[Row]) -> list[tuple[str, int, float, str]]:
-        """What `stages` will do, told before it starts: name, steps, tokens an example goes through, in words."""
-        raise NotImplementedError
+    def stage(self, name: str, about: str, items: Sequence, lengths: list[int], **other) -> Stage:
+        """A Stage with the usual parts, but for what `other` names."""
+        parts = {
+            "collate": getattr(self, "collate", None),
+            "loss": getattr(self, "loss", None),
+            "trained": ["model"],
+            "steps": self.config.steps,
+            "lr": self.config.lr,
+            "validate": self.accuracy,
+        }
+        return Stage(name, about, items, lengths, **{**parts, **other})
 
     def thinker(self) -> Thinker | None:
         """How it thinks at inference; None: it does not."""
         raise NotImplementedError
+
+    def prompt(self, question: str) -> list[int]:
+        return encode_prompt(question, self.tok)
+
+    def decoding(self) -> dict:
+        """Options of decode(): how long chain and answer may be, and how a chain ends."""
+        return {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer}
 
     @classmethod
     def inherit(cls, config: Config, settings: dict) -> None:
         """Take over what must be as in the run named by --init, whose settings these are."""
 
     def adopt(self, tensors: dict[str, Tensor], settings: dict) -> None:
-        """What the run named by --init holds beside its model (CoLaR's latent head), and that run's settings."""
+        """What the run named by --init holds beside its model (CoLaR's latent head), and its settings."""
 
-    def decoding(self) -> dict:
-        """Options of decode(): how long chain and answer may be, and how a chain ends."""
-        return {"max_chain": self.config.max_chain, "max_answer": self.config.max_answer}
+    # ------------------------------------------------------------------ what all methods share
 
-    @property
-    def ratio(self) -> int:
-        """Chain tokens that a step of thinking stands for, at least. (One latent for a step of the chain has no such
-        number: ECR then cuts the reference evenly into as many segments as there were latents.)"""
-        return 1 if self.config.segmentation == "step" else self.config.ratio
-
-    def prompt(self, question: str) -> list[int]:
-        return [*encode_question(question, self.tok), self.tok.think]
+    def train_only(self, names: list[str]) -> dict[str, nn.Parameter]:
+        """Freeze all parameters but those of the modules named, and return these. What adapters leave as
+        it was stays frozen, too."""
+        chosen, base = {}, frozen(self)
+        for name, p in self.named_parameters():
+            inside = any(name.startswith(module + ".") for module in names)
+            p.requires_grad_(inside and name not in base)
+            if p.requires_grad:
+                chosen[name] = p
+        return chosen
 
     @property
     def device(self) -> torch.device:
@@ -91,9 +127,12 @@ class Method(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """Mixed precision, where --dtype asks for it: the trainer's for every loss."""
-        return torch.autocast(
-            self.device.type, getattr(torch, self.config.dtype), enabled=self.config.dtype != "float32"
-        )
+        dtype = self.config.dtype
+        return torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
+
+    def accuracy(self, examples: list[Example]) -> dict[str, float]:
+        """Greedy decoding of every question: accuracy in 0..1, and #L."""
+        return accuracy(self, examples)
 
     def tensors(self, layouts: list[Layout], prefix: str = "") -> Batch:
         return {
@@ -107,16 +146,22 @@ class Method(nn.Module):
         x = self.model.embed(ids)
         return x.masked_scatter((kind == LATENT)[:, :, None], z.to(x.dtype))
 
+    def next_token_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of a plain causal pass. ids, labels (B, T)"""
+        hidden = self.model(batch["ids"])  # (B, T, C)
+        labelled = batch["labels"] != IGNORE
+        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled])
+
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side. options: of decode()."""
         prompts = [self.prompt(q) for q in questions]
         options = {**self.decoding(), **options}
-        room = self.model.config.context - max(map(len, prompts)) - options["max_answer"] - 1
+        context = self.model.config.context
+        room = context - max(map(len, prompts)) - options["max_answer"] - 1
         if room < max(1, options.get("min_chain", 0)):
-            worst = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+            n, worst = max((len(p), q) for p, q in zip(prompts, questions))
             raise UserError(
-                f"a question of {len(prompts[worst])} tokens leaves no room to think in a context of "
-                f"{self.model.config.context}: {questions[worst][:60]!r}…"
+                f"a question of {n} tokens leaves no room to think in a context of {context}: {worst[:60]!r}…"
             )
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)

@@ -1,24 +1,28 @@
-"""The comparison, from one command: every row trained with the same compute, from the same base unless its name says otherwise.
+"""The comparison: all entries trained with the same compute, from the same base unless their name says
+otherwise.
 
-    python -m minilatent.reproduce --plan                          what would be done, and how long it takes
-    python -m minilatent.reproduce --trials [--plan]               first: three learning rates for each method, judged on validation
-    python -m minilatent.reproduce [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
+    python -m minilatent.study.comparison --plan                   print what would be done, and the time it takes
+    python -m minilatent.study.comparison --trials [--plan]        first: tune the learning rates, on validation
+    python -m minilatent.study.comparison [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
-Every row gets the FLOPs that Latent-SFT(2) takes with 1,000 steps (times --budget), counted on one batch of each stage
-(budget.py): the main stage's steps are as many as these pay for; with a part of it, --budget's or a row's that RL starts from, stage 1
-of Latent-SFT is smaller, too. Rows are done one by one: Ctrl-C stops, the same command goes on,
-and what is in rows.jsonl is not done again. From rows.jsonl come table.md, verdicts.md and the figures. Several processes may work
-on one --out, each on --rows of its own (with --threads 1, or on one GPU).
+Every entry gets the FLOPs of Latent-SFT(2) with 1,000 steps, times --budget, counted on one batch of each
+stage (budget.py): its main stage runs for as many steps as these pay for. Where an entry has only a part of
+them (--budget below 1, or RL follows), stage 1 of Latent-SFT shrinks with it. Entries are done one by one:
+Ctrl-C stops, the same command continues, and what is in rows.jsonl is not done again. table.md, verdicts.md
+and the figures are made from rows.jsonl. Several processes may share one --out, each with --rows of its own
+(and --threads 1, or on one GPU).
 
-A method is tuned by --trials: its learning rate times each of TRIED, for a quarter of its main stage's steps, one seed. The trials are kept in
-trials.jsonl; once a method's are all there, its rows are trained with the best of them, and the plan says so.
+--trials trains each method with its learning rate times each of TRIED, for a quarter of its main stage's
+steps and one seed, and writes trials.jsonl. Once all trials of a method are there, its entries are trained
+with the best of them.
 """
 
 import contextlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,220 +30,80 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .. import tasks
-from ..config import Config, Parser, SoftThinking, UserError, add_fields, nearest, resolve, run_script
+from ..config import Config, Parser, UserError, add_fields, nearest, run_script
 from ..files import replace_file, write_json
-from ..run import BASE, load_run, pick_device, train
+from ..run import BASE, load_run, pick_device, resolve, train
 from . import budget
 from .comparison_figures import draw
+from .entries import ENTRIES, ROWS, Entry, Variant
 from .evaluation import evaluate, training_tokens
 from .interventions import INTERVENTIONS, applies, intervene
 from .verdicts import SETS, table_text, verdicts_text
 
-RUNS = Path("out/reproduce")
-# The budget is the compute of this run: a fifth of the preset's steps, so that a row takes some 20 minutes of one core, judging included.
+RUNS = Path("out/comparison")
+# The budget is the compute of this run: a fifth of the preset's steps, or about 20 minutes of one core.
 REFERENCE = {"method": "latent_sft", "ratio": 2, "steps": 1000}
-INTERVENED = "mini"  # the data set on which latents are replaced in every way; on the others: swap
-TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25  # times a method's own learning rate; of its main stage's steps
-SHOWN = [name for name in INTERVENTIONS if name != "keep"]
+INTERVENED = "mini"  # the data set for all interventions; on the others latents are only swapped
+TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25  # times the method's learning rate; of the main stage's steps
+CURVE = ("stage", "index", "step", "loss", "val_accuracy", "val_compression", "accuracy", "seconds")
 
 
-# ------------------------------------------------------------------ the rows
+def entry_named(name: str) -> Entry:
+    known = {entry.name: entry for entry in ENTRIES}
+    if name not in known:
+        raise UserError(f"unknown row '{name}'{nearest(name, known)}")
+    return known[name]
 
 
-@dataclass
-class Variant:
-    """One way to judge a trained run. Its row is named NAME + suffix."""
-
-    suffix: str = ""
-    title: str = ""  # instead of the row's
-    speed: str = ""  # CoLaR's
-    soft: SoftThinking | None = None
-
-
-@dataclass
-class Row:
-    name: str
-    title: str  # in tables and figures
-    group: str  # main | ablation
-    train: dict  # settings of Config; none: mini-base as it is
-    variants: list[Variant] = field(default_factory=lambda: [Variant()])
-    share: float = 1.0  # of the budget that it spends itself
-    after: str = ""  # it starts from this row's run, which has spent the rest
-    trial: bool = False  # of a learning rate
-    instead_of: str = ""  # another way to that row: the better on validation stands for it
+def read_lines(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
-def speeds(title: str) -> list[Variant]:
-    return [Variant(f"_{c}", title.format(c), speed=str(c)) for c in (5, 2)]
+def locked(out: Path) -> FileLock:
+    """For what only one of the processes that share `out` may do at a time."""
+    out.mkdir(parents=True, exist_ok=True)
+    return FileLock(out / ".lock")
 
 
-def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Row:
-    return Row(
-        f"latent_sft_{ratio}{suffix}",
-        f"Latent-SFT({ratio}){what}",
-        "ablation" if suffix else "main",
-        {"method": "latent_sft", "ratio": ratio, **train},
-    )
-
-
-def colar(suffix: str = "", what: str = "", **train) -> Row:
-    return Row(
-        f"colar{suffix}",
-        f"CoLaR{what}",
-        "ablation" if suffix else "main",
-        {"method": "colar", **train},
-        speeds("CoLaR-{}" + what),
-    )
-
-
-def colar_rl(suffix: str = "", what: str = "", **train) -> Row:
-    settings = {"method": "colar_rl", **train}
-    return Row(
-        f"colar_rl{suffix}",
-        f"CoLaR-RL{what}",
-        "ablation" if suffix else "main",
-        settings,
-        share=0.5,
-        after="colar_nll_half",
-    )
-
-
-# NLL's gradient grows as 1/σ²: with the weight that soft-MSE takes it drowns the rest, and without a floor it has spikes.
-NLL = {"latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
-ROWS = [
-    Row("base", "CoT-SFT, the base", "main", {}),
-    Row(
-        "cot_sft",
-        "CoT-SFT",
-        "main",
-        {"method": "cot_sft"},
-        [Variant(), Variant("_soft", "Soft Thinking", soft=SoftThinking(soft_thinking=True))],
-    ),
-    Row("no_cot", "No-CoT", "main", {"method": "no_cot"}),
-    Row(
-        "no_cot_scratch",
-        "No-CoT, from scratch",
-        "main",
-        {"method": "no_cot", "init": "none"},
-        instead_of="no_cot",
-    ),
-    Row("pause", "Pause tokens", "main", {"method": "pause"}),
-    Row(
-        "pause_scratch",
-        "Pause tokens, from scratch",
-        "main",
-        {"method": "pause", "init": "none"},
-        instead_of="pause",
-    ),
-    Row("icot", "iCoT", "main", {"method": "icot"}),
-    Row("coconut", "Coconut", "main", {"method": "coconut"}),
-    Row("codi", "CODI", "main", {"method": "codi"}),
-    colar(),
-    latent_sft(4),
-    latent_sft(2),
-    Row(
-        "colar_nll_half",
-        "",
-        "ablation",
-        {"method": "colar", **NLL},
-        speeds("CoLaR-{} before RL, NLL"),
-        share=0.5,
-    ),
-    Row(
-        "colar_nll_more",
-        "",
-        "ablation",
-        {"method": "colar", **NLL},
-        speeds("CoLaR-{} trained on, NLL"),
-        share=0.5,
-        after="colar_nll_half",
-    ),
-    colar_rl(),
-    colar_rl("_no_average", ", no averaging", average=False),
-    colar("_det", ", deterministic head", latent_loss="mse"),
-    colar("_no_labels", ", no compressed labels", compressed_labels=False),
-    colar("_mean", ", mean pooling", pooling="mean"),
-    colar("_nll", ", NLL", **NLL),
-    *(
-        row
-        for r in (2, 4)
-        for row in (
-            latent_sft(r, "_no_ltim", ", no induction mask", ltim=False),
-            latent_sft(r, "_no_ltsum", ", no supervision mask", ltsum=False),
-            latent_sft(r, "_hidden", ", hidden states", latent="hidden"),
-        )
-    ),
-    latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
-    latent_sft(2, "_uniform", ", no encoder", labels="uniform"),
-    *(latent_sft(2, f"_k{k}", f", k = {k}", k=k) for k in (1, 5, 50)),
-    # On mini a step is 7 tokens and a space: one latent a step is Latent-SFT(8). Its equal in #L is (8) cut adaptively.
-    *(latent_sft(r, "_adaptive", ", adaptive segments", segmentation="adaptive") for r in (2, 4)),
-    latent_sft(8, "_step", ", a latent a step", segmentation="step"),
-    latent_sft(8, "_adaptive", ", adaptive segments", segmentation="adaptive"),
-    Row(
-        "latent_sft_half",
-        "Latent-SFT(2) before RL",
-        "ablation",
-        {"method": "latent_sft", "ratio": 2},
-        share=0.5,
-    ),
-    Row(
-        "latent_rl",
-        "Latent-RL",
-        "main",
-        {"method": "latent_rl", "ratio": 2},
-        share=0.5,
-        after="latent_sft_half",
-    ),
-]
+def add_line(path: Path, line: dict) -> None:
+    with locked(path.parent):
+        lines = [json.dumps(l, separators=(",", ":")) for l in (*read_lines(path), line)]
+        replace_file(path, lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
 # ------------------------------------------------------------------ trials
 
 
-def tuned_as(row: Row) -> str:
-    """Rows of one method that start from the same weights share a learning rate: an ablation changes one thing only."""
-    return (
-        row.train["method"]
-        + "_nll" * (row.train.get("latent_loss") == "nll")
-        + "_scratch" * (row.train.get("init") == "none")
-    )
+def tuned_as(entry: Entry) -> str:
+    """Entries of one method that start from the same weights share a learning rate: an ablation changes one
+    thing."""
+    name = entry.train["method"]
+    if entry.train.get("latent_loss") == "nll":
+        name += "_nll"
+    if entry.train.get("init") == "none":
+        name += "_scratch"
+    return name
 
 
-def trials_of(row: Row) -> list[Row]:
-    """What is tried for a row's method: its last main row, with each learning rate."""
-    alike = [other for other in ROWS if other.train and tuned_as(other) == tuned_as(row)]
-    row = max(alike, key=lambda other: (other.group == "main", ROWS.index(other)))
-    lrs = [float(f"{times * resolve(row.train).lr:.6g}") for times in TRIED]
-    return [
-        replace(row, name=f"{row.name}-lr{lr:g}", train={**row.train, "lr": lr}, trial=True) for lr in lrs
-    ]
+def trials_of(entry: Entry) -> list[Entry]:
+    """The trials of an entry's method: its last main entry with each learning rate."""
+    alike = [other for other in ENTRIES if other.train and tuned_as(other) == tuned_as(entry)]
+    chosen = ([other for other in alike if other.main] or alike)[-1]
+    found = []
+    for factor in TRIED:
+        lr = float(f"{factor * resolve(chosen.train).lr:.6g}")
+        found.append(
+            replace(chosen, name=f"{chosen.name}-lr{lr:g}", train={**chosen.train, "lr": lr}, trial=True)
+        )
+    return found
 
 
-def tuned(row: Row, args) -> dict:
-    """The learning rate that was best on validation, once all of a method's trials are done; before, and for a trial, none."""
-    if row.trial:
-        return {}
-    score = {
-        t["lr"]: t["val_accuracy"]
-        for t in read_lines(Path(args.out), "trials.jsonl")
-        if t["method"] == tuned_as(row)
-    }
-    tried = [t.train["lr"] for t in trials_of(row)]
-    return {"lr": max(tried, key=score.get)} if set(tried) <= set(score) else {}
-
-
-def do_trial(trial: Row, seed: int, args, total: float) -> None:
-    ensure_trained(trial, seed, args, total)
-    facts = training_facts(trial, seed, args) | budget.machine(pick_device(args.device))
-    add_line(
-        Path(args.out),
-        {"method": tuned_as(trial), "row": trial.name, "seed": seed, "budget": args.budget, **facts},
-        "trials.jsonl",
-    )
-
-
-# ------------------------------------------------------------------ the plan
+# ------------------------------------------------------------------ the comparison
 
 
 @dataclass
@@ -247,150 +111,131 @@ class Plan:
     settings: dict  # for train()
     stages: dict[str, int]  # optimizer steps
     flops: float
-    seconds: float  # of training, about
+    seconds: float  # of training, roughly
 
 
-def settings_of(row: Row, seed: int, args) -> dict:
-    """What the row's run is trained with, all but the steps of its main stage."""
-    given = {
-        **row.train,
-        **tuned(row, args),
-        "seed": seed,
-        "out": str(folder_of(row, seed, args)),
-        "test_size": 16,
-        "device": args.device,
-        "threads": args.threads,
-    }
-    if row.after:
-        given["init"] = str(folder_of(row_named(row.after), seed, args))
-    if (
-        given["method"] == "latent_sft" and (scale := row.share * args.budget) < 1
-    ):  # a smaller copy of the whole recipe
-        stages = resolve(given).stage1_steps.split(",")
-        given["stage1_steps"] = ",".join(str(max(1, round(int(s) * scale))) for s in stages)
-    return given
+@dataclass
+class Comparison:
+    """What all entries share; an entry and a seed are one run."""
 
+    out: Path
+    budget: float = 1.0  # times the FLOPs of REFERENCE
+    limit: int = 1334  # test questions of each data set
+    device: str = "auto"
+    threads: int = 0
 
-def full_budget(args) -> float:
-    """FLOPs of a whole row: what REFERENCE takes, times --budget."""
-    method, rows = budget.untrained(REFERENCE, pick_device(args.device))
-    cost = budget.measure(method, rows, method.config.train_size)
-    return args.budget * cost.of(budget.stage_steps(method, rows, resolve(REFERENCE).steps))
+    def __post_init__(self):
+        self.rows, self.trials = self.out / "rows.jsonl", self.out / "trials.jsonl"
 
+    def folder(self, entry: Entry, seed: int) -> Path:
+        if not entry.train:
+            return BASE
+        return RUNS / (f"{entry.name}-seed{seed}" + ("" if self.budget == 1 else f"-budget{self.budget:g}"))
 
-def plan_of(row: Row, seed: int, args, total: float) -> Plan:
-    given = settings_of(row, seed, args)
-    ready = not row.after or (Path(given["init"]) / "model.safetensors").exists()
-    method, rows = budget.untrained(given if ready else {**given, "init": ""}, pick_device(args.device))
-    cost = budget.measure(method, rows, method.config.train_size)
-    steps = budget.affordable(method, rows, cost, row.share * total)
-    if row.trial:  # what comes before the main stage is not cut short
-        steps = max(1, round(TRIAL_SHARE * steps))
-    stages = budget.stage_steps(method, rows, steps)
-    return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
+    def is_trained(self, entry: Entry, seed: int) -> bool:
+        return (self.folder(entry, seed) / "model.safetensors").exists()
 
+    def missing(self, entry: Entry, seed: int) -> list[tuple[Variant, str]]:
+        """What is not in rows.jsonl yet: variants and data sets."""
+        have = {(l["row"], l["seed"], l["data"]) for l in read_lines(self.rows)}
+        wanted = [(variant, name) for variant in entry.variants for name in SETS]
+        return [(v, name) for v, name in wanted if (entry.name + v.suffix, seed, name) not in have]
 
-def print_plan(todo: list[tuple[Row, int]], args, total: float) -> None:
-    print(f"{total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
-    seconds, known = 0.0, {}
-    for row, seed in todo:
-        if row.name not in known:  # seeds cost the same
-            known[row.name] = plan_of(row, seed, args, total) if row.train else Plan({}, {}, 0.0, 0.0)
-        about = known[row.name]
-        stages = ", ".join(f"{name} {n}" for name, n in about.stages.items()) or "no training"
-        lr = (
-            f"  lr {resolve(about.settings).lr:g}{' (best of its trials)' if tuned(row, args) else ''}"
-            if row.train
-            else ""
-        )
+    # -------------------------------------------------------------- the plan
+
+    def best_lr(self, entry: Entry) -> float | None:
+        """The learning rate that was best on validation, once all trials of the method are done."""
+        if entry.trial or not entry.train:
+            return None
+        done = [t for t in read_lines(self.trials) if t["method"] == tuned_as(entry)]
+        score = {t["lr"]: t["val_accuracy"] for t in done}
+        tried = [trial.train["lr"] for trial in trials_of(entry)]
+        return max(tried, key=score.get) if set(tried) <= set(score) else None
+
+    def settings(self, entry: Entry, seed: int) -> dict:
+        """The settings of the run, but for the steps of its main stage."""
+        given = {**entry.train, "seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
+        given |= {"device": self.device, "threads": self.threads}
+        if lr := self.best_lr(entry):
+            given["lr"] = lr
+        if entry.after:
+            given["init"] = str(self.folder(entry_named(entry.after), seed))
+        scale = entry.share * self.budget
+        if given["method"] == "latent_sft" and scale < 1:  # a smaller copy of the whole recipe
+            steps = [max(1, round(int(s) * scale)) for s in resolve(given).stage1_steps.split(",")]
+            given["stage1_steps"] = ",".join(map(str, steps))
+        return given
+
+    @cached_property
+    def total(self) -> float:
+        """FLOPs of a whole entry."""
+        method, rows = budget.untrained(REFERENCE, pick_device(self.device))
+        cost = budget.measure(method, rows)
+        return self.budget * cost.of(budget.stage_steps(method, rows, resolve(REFERENCE).steps))
+
+    def plan(self, entry: Entry, seed: int) -> Plan:
+        if not entry.train:
+            return Plan({}, {}, 0.0, 0.0)
+        given = self.settings(entry, seed)
+        ready = not entry.after or self.is_trained(entry_named(entry.after), seed)
+        method, rows = budget.untrained(given if ready else {**given, "init": ""}, pick_device(self.device))
+        cost = budget.measure(method, rows)
+        steps = budget.affordable(method, rows, cost, entry.share * self.total)
+        if entry.trial:  # what comes before the main stage is not shortened
+            steps = max(1, round(TRIAL_SHARE * steps))
+        stages = budget.stage_steps(method, rows, steps)
+        return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
+
+    def print_plan(self, todo: list[tuple[Entry, int]]) -> None:
+        if any(entry.train for entry, _ in todo):
+            print(f"{self.total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
+        seconds, plans = 0.0, {}
+        for entry, seed in todo:
+            if entry.name not in plans:  # seeds cost the same
+                plans[entry.name] = self.plan(entry, seed)
+            plan = plans[entry.name]
+            stages = ", ".join(f"{name} {n}" for name, n in plan.stages.items()) or "no training"
+            if entry.train:
+                stages += f"  lr {resolve(plan.settings).lr:g}"
+            if self.best_lr(entry):
+                stages += " (best of its trials)"
+            cost = f"{plan.flops:.3e} FLOPs  {plan.seconds / 60:5.1f} min"
+            print(f"{entry.name:24s} seed {seed}  {cost}  {stages}", flush=True)
+            seconds += plan.seconds
         print(
-            f"{row.name:24s} seed {seed}  {about.flops:.3e} FLOPs  {about.seconds / 60:5.1f} min  {stages}{lr}",
-            flush=True,
+            f"\nabout {seconds / 3600:.1f} hours of training at the speed just measured; labelling and evaluation"
         )
-        seconds += about.seconds
-    print(
-        f"\nabout {seconds / 3600:.1f} hours of training at the rate just measured; labelling and judging come on top, on a CPU about half as much again"
-    )
+        print("come on top, on a CPU about half as much again")
 
+    # -------------------------------------------------------------- a run
 
-# ------------------------------------------------------------------ a row
-
-
-def row_named(name: str) -> Row:
-    if name not in (known := {row.name: row for row in ROWS}):
-        raise UserError(f"unknown row '{name}'{nearest(name, known)}")
-    return known[name]
-
-
-def folder_of(row: Row, seed: int, args) -> Path:
-    if not row.train:
-        return BASE
-    return RUNS / (f"{row.name}-seed{seed}" + ("" if args.budget == 1 else f"-budget{args.budget:g}"))
-
-
-def read_lines(out: Path, name: str = "rows.jsonl") -> list[dict]:
-    path = out / name
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def alone(out: Path) -> FileLock:
-    """For what only one of the processes that work on `out` may do at a time."""
-    out.mkdir(parents=True, exist_ok=True)
-    return FileLock(out / ".lock")
-
-
-def add_line(out: Path, line: dict, name: str = "rows.jsonl") -> None:
-    with alone(out):
-        lines = [*read_lines(out, name), line]
-        replace_file(
-            out / name,
-            lambda p: p.write_text("".join(json.dumps(l, separators=(",", ":")) + "\n" for l in lines)),
-        )
-
-
-def missing(row: Row, seed: int, lines: list[dict]) -> list[tuple[Variant, str]]:
-    """What of a row and seed is not in rows.jsonl yet: how it is judged, and on which data set."""
-    have = {(l["row"], l["seed"], l["data"]) for l in lines}
-    return [(v, name) for v in row.variants for name in SETS if (row.name + v.suffix, seed, name) not in have]
-
-
-def ensure_trained(row: Row, seed: int, args, total: float) -> Path:
-    """The row's finished run; trained if it is not there, resumed if it was begun. What train() says goes to a log beside it."""
-    folder = folder_of(row, seed, args)
-    if not row.train or (folder / "model.safetensors").exists():
+    def train(self, entry: Entry, seed: int) -> Path:
+        """The finished run: trained if it does not exist, resumed if it was interrupted. What training prints
+        goes to a log beside it."""
+        folder = self.folder(entry, seed)
+        if not entry.train or self.is_trained(entry, seed):
+            return folder
+        if entry.after:
+            self.train(entry_named(entry.after), seed)
+        if (folder / "config.json").exists():
+            settings = {"method": entry.train["method"], "out": str(folder), "resume": True}
+            settings |= {"device": self.device, "threads": self.threads}
+        else:
+            if folder.exists():  # stopped before it began
+                shutil.rmtree(folder)
+            plan = self.plan(entry, seed)
+            settings = plan.settings
+            told = {"stages": plan.stages, "flops": plan.flops, "lr": resolve(settings).lr}
+            write_json(folder.with_name(folder.name + ".json"), told)
+        log = folder.with_name(folder.name + ".log")
+        with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            train(settings)
         return folder
-    if row.after:
-        ensure_trained(row_named(row.after), seed, args, total)
-    if (folder / "config.json").exists():
-        settings = {
-            "method": row.train["method"],
-            "out": str(folder),
-            "resume": True,
-            "device": args.device,
-            "threads": args.threads,
-        }
-    else:
-        if folder.exists():  # stopped before it began
-            shutil.rmtree(folder)
-        plan = plan_of(row, seed, args, total)
-        settings = plan.settings
-        write_json(
-            folder.with_name(folder.name + ".json"),
-            {"stages": plan.stages, "flops": plan.flops, "lr": resolve(settings).lr},
-        )
-    with open(folder.with_name(folder.name + ".log"), "a") as log, contextlib.redirect_stdout(log):
-        train(settings)
-    return folder
 
-
-def training_facts(row: Row, seed: int, args) -> dict:
-    """What a run's metrics.jsonl and its plan tell of it, with the run that it started from; its curve goes into the results."""
-    folder = folder_of(row, seed, args)
-    if not row.train:
-        return {
+    def facts(self, entry: Entry, seed: int) -> dict:
+        """What the run's metrics.jsonl and its plan say, with the run that it started from. Its curve goes
+        into the results."""
+        facts = {
             "train_seconds": 0.0,
             "train_tokens": 0,
             "flops": 0.0,
@@ -398,181 +243,164 @@ def training_facts(row: Row, seed: int, args) -> dict:
             "lr": 0.0,
             "val_accuracy": 0.0,
         }
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    keep = ("stage", "index", "step", "loss", "val_accuracy", "val_compression", "accuracy", "seconds")
-    write_json(
-        Path(args.out) / "curves" / f"{row.name}-seed{seed}.json",
-        [{k: e[k] for k in keep if k in e} for e in log],
-    )
-    told = json.loads(folder.with_name(folder.name + ".json").read_text())
-    best = max(e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == log[-1]["index"])
-    before = training_facts(row_named(row.after), seed, args) if row.after else {}
-    total = {"train_seconds": log[-1]["seconds"], "train_tokens": log[-1]["tokens"], "flops": told["flops"]}
-    return {
-        **{key: value + before.get(key, 0) for key, value in total.items()},
-        "stages": {**before.get("stages", {}), **told["stages"]},
-        "lr": told.get("lr"),
-        "val_accuracy": best,
-    }
-
-
-def do_row(row: Row, seed: int, args, total: float) -> None:
-    """Train a row if need be, judge it, and add its lines, one by one."""
-    out = Path(args.out)
-    folder = ensure_trained(row, seed, args, total)
-    facts = training_facts(row, seed, args) | budget.machine(pick_device(args.device))
-    for variant, name in missing(row, seed, read_lines(out)):
-        method = load_run(folder, pick_device(args.device), variant.soft)
-        method.config.speed = variant.speed or method.config.speed
-        examples = tasks.load(name, "test", limit=args.limit)
-        line = {
-            "row": row.name + variant.suffix,
-            "run": row.name,
-            "title": variant.title or row.title,
-            "group": row.group,
-            "seed": seed,
-            "instead_of": row.instead_of,
-            "budget": args.budget,
-            "limit": args.limit,
-            **facts,
-            **evaluate(method, examples, name, frequent=training_tokens(method), per_question=True),
+        if not entry.train:
+            return facts
+        if entry.after:
+            facts = self.facts(entry_named(entry.after), seed)
+        folder = self.folder(entry, seed)
+        log = read_lines(folder / "metrics.jsonl")
+        curve = [{key: line[key] for key in CURVE if key in line} for line in log]
+        write_json(self.out / "curves" / f"{entry.name}-seed{seed}.json", curve)
+        plan = json.loads(folder.with_name(folder.name + ".json").read_text(encoding="utf-8"))
+        scores = [e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == log[-1]["index"]]
+        return {
+            "train_seconds": facts["train_seconds"] + log[-1]["seconds"],
+            "train_tokens": facts["train_tokens"] + log[-1]["tokens"],
+            "flops": facts["flops"] + plan["flops"],
+            "stages": {**facts["stages"], **plan["stages"]},
+            "lr": plan.get("lr"),
+            "val_accuracy": max(scores),
         }
-        if method.thinker() is not None:
-            line["interventions"] = intervene(
-                method,
-                examples,
-                [n for n in SHOWN if applies(n, method)] if name == INTERVENED else ["swap"],
-                per_question=True,
-            )
-        add_line(out, line)
 
+    def add_trial(self, entry: Entry, seed: int) -> None:
+        self.train(entry, seed)
+        line = {"method": tuned_as(entry), "row": entry.name, "seed": seed, "budget": self.budget}
+        facts = self.facts(entry, seed) | budget.machine(pick_device(self.device))
+        add_line(self.trials, line | facts)
 
-def write_results(out: Path) -> None:
-    """table.md, verdicts.md and the figures, from rows.jsonl alone."""
-    order = {
-        row.name + v.suffix: i for i, (row, v) in enumerate((row, v) for row in ROWS for v in row.variants)
-    }
-    lines = sorted(read_lines(out), key=lambda l: order.get(l["row"], len(order)))
-    if not lines:
-        return
-    spent = max(l["flops"] for l in lines)
-    told = f"Budget: {spent:.2e} training FLOPs a row, counted (validation and judging not)."
-    with alone(out):
-        replace_file(out / "table.md", lambda p: p.write_text(table_text(lines, told)))
-        replace_file(out / "verdicts.md", lambda p: p.write_text(verdicts_text(lines)))
-        draw(lines, out)
+    def add_rows(self, entry: Entry, seed: int) -> None:
+        """Train the entry if need be, evaluate it, and add its lines, one by one."""
+        folder = self.train(entry, seed)
+        facts = self.facts(entry, seed) | budget.machine(pick_device(self.device))
+        for variant, name in self.missing(entry, seed):
+            method = load_run(folder, pick_device(self.device), variant.soft)
+            if variant.speed:
+                method.config.speed = variant.speed
+            examples, frequent = tasks.load(name, "test", limit=self.limit), training_tokens(method)
+            line = {
+                "row": entry.name + variant.suffix,
+                "run": entry.name,
+                "title": variant.title or entry.title,
+                "group": "main" if entry.main else "ablation",
+                "seed": seed,
+                "instead_of": entry.instead_of,
+                "budget": self.budget,
+                "limit": self.limit,
+            }
+            line |= facts | evaluate(method, examples, name, frequent=frequent, per_question=True)
+            if method.thinker() is not None:
+                names = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
+                names = names if name == INTERVENED else ["swap"]
+                line["interventions"] = intervene(method, examples, names, per_question=True)
+            add_line(self.rows, line)
 
+    # -------------------------------------------------------------- all of them
 
-def do_all(todo: list[tuple[Row, int]], work, args) -> None:
-    """What work() on each row and seed will be; then, without --plan, the work."""
-    total = full_budget(args) if any(row.train for row, _ in todo) else 0.0
-    if todo or args.plan:
-        print_plan(todo, args, total)
-    if args.plan:
-        return
-    for row, seed in (
-        bar := tqdm(todo, desc="trials" if args.trials else "rows", unit="run", dynamic_ncols=True)
-    ):
-        bar.set_postfix_str(f"{row.name} seed {seed}")
-        work(row, seed, args, total)
-        write_results(Path(args.out))
-    print(f"{len(todo)} runs done; see {args.out}", file=sys.stderr)
+    def run(self, todo: list[tuple[Entry, int]], trials: bool) -> None:
+        for entry, seed in (bar := tqdm(todo, unit="run", dynamic_ncols=True)):
+            bar.set_postfix_str(f"{entry.name} seed {seed}")
+            if trials:
+                self.add_trial(entry, seed)
+            else:
+                self.add_rows(entry, seed)
+            self.write_results()
+        print(f"{len(todo)} runs done; see {self.out}", file=sys.stderr)
 
+    def write_results(self) -> None:
+        """table.md, verdicts.md and the figures, from rows.jsonl alone."""
+        order = {row: i for i, row in enumerate(ROWS)}
+        lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
+        if not lines:
+            return
+        spent = max(l["flops"] for l in lines)
+        note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation."
+        with locked(self.out):
+            for name, text in (("table.md", table_text(lines, note)), ("verdicts.md", verdicts_text(lines))):
+                replace_file(self.out / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+            draw(lines, self.out)
 
-def check_mixing(chosen: list[Row], args) -> None:
-    """UserError if what --out holds cannot be compared with what would be added, or one row would be judged on two runs."""
-    out = Path(args.out)
-    lines, otherwise = (
-        read_lines(out),
-        "take its lines out of rows.jsonl and its run out of the way, or give another --out",
-    )
-    made = {
-        "budget": {l["budget"] for l in lines} | {t["budget"] for t in read_lines(out, "trials.jsonl")},
-        "limit": {l["limit"] for l in lines},
-    }
-    for name, values in made.items():
-        if other := values - {getattr(args, name)}:
-            raise UserError(
-                f"{out} holds what was made with --{name} {other.pop():g}: give that, or another --out"
-            )
-    for row in chosen if not args.trials else ():
-        best = tuned(row, args).get("lr") if row.train else None
-        for line in (l for l in lines if l["run"] == row.name):
-            if best and line.get("lr") not in (None, best):
+    def check_mixing(self, chosen: list[Entry], seeds: list[int]) -> None:
+        """UserError if --out holds what cannot be compared with what would be added, or if one row would be
+        evaluated on two runs."""
+        lines = read_lines(self.rows)
+        for option, held in (
+            ("budget", {l["budget"] for l in lines} | {t["budget"] for t in read_lines(self.trials)}),
+            ("limit", {l["limit"] for l in lines}),
+        ):
+            if other := held - {getattr(self, option)}:
                 raise UserError(
-                    f"{out} holds {row.name} trained at lr {line['lr']:g}, but the best of its trials is {best:g}: {otherwise}"
+                    f"{self.out} holds results of --{option} {other.pop():g}: give that, or another --out"
                 )
-            if (
-                line["seed"] in args.seeds
-                and missing(row, line["seed"], lines)
-                and not (folder_of(row, line["seed"], args) / "model.safetensors").exists()
-            ):
-                raise UserError(
-                    f"{out} holds only a part of {row.name}, seed {line['seed']}, and its run is not in {RUNS}: {otherwise}"
-                )
+        way_out = "take its lines out of rows.jsonl and move its run away, or give another --out"
+        for entry in chosen:
+            mine, best = [l for l in lines if l["run"] == entry.name], self.best_lr(entry)
+            for lr in {l.get("lr") for l in mine} - {None, best}:
+                if best:
+                    raise UserError(
+                        f"{self.out} holds {entry.name} trained at lr {lr:g}, but the best of its trials is {best:g}: {way_out}"
+                    )
+            for seed in {l["seed"] for l in mine} & set(seeds):
+                if self.missing(entry, seed) and not self.is_trained(entry, seed):
+                    raise UserError(
+                        f"{self.out} holds only a part of {entry.name}, seed {seed}, and its run is not in {RUNS}: {way_out}"
+                    )
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m minilatent.reproduce", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m minilatent.study.comparison", description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
     parser.add_argument(
-        "--rows",
-        nargs="+",
-        metavar="NAME",
-        default=[row.name for row in ROWS],
-        help="which rows; default: all",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each row")
-    parser.add_argument(
-        "--out", default="results/mini", metavar="DIR", help="where rows.jsonl, tables and figures go"
+        "--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]"
     )
     parser.add_argument(
-        "--budget", type=float, default=1.0, metavar="float", help="times the FLOPs of Latent-SFT(2)"
+        "--out", metavar="DIR", default="results/mini", help="folder of the results [results/mini]"
     )
     parser.add_argument(
-        "--limit", type=int, default=1334, metavar="int", help="test questions of each data set"
+        "--budget", type=float, metavar="float", default=1.0, help="times the FLOPs of Latent-SFT(2) [1]"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="int", default=1334, help="test questions of each data set [1334]"
     )
     parser.add_argument(
         "--plan", action="store_true", help="print the plan and an estimate of the time, and stop"
     )
     parser.add_argument(
-        "--trials",
-        action="store_true",
-        help="tune the rows' methods: three learning rates each, a quarter of the steps",
+        "--trials", action="store_true", help="tune the learning rates of the entries' methods"
     )
-    parser.add_argument("--figures", action="store_true", help="only write table, verdicts and figures anew")
+    parser.add_argument(
+        "--figures", action="store_true", help="write tables and figures from rows.jsonl, and stop"
+    )
     add_fields(parser, Config, only=("device", "threads"))
     parser.set_defaults(device="auto", threads=0)
     args = parser.parse_args(argv)
-    for name, value, least in (
-        ("budget", args.budget, 1e-9),
-        ("limit", args.limit, 1),
-        ("seeds", min(args.seeds), 0),
-        ("threads", args.threads, 0),
-    ):
-        if not least <= value < float("inf"):
+    least = {"budget": 1e-9, "limit": 1, "threads": 0}
+    given = {name: getattr(args, name) for name in least}
+    for name, value in (*given.items(), *(("seeds", seed) for seed in args.seeds)):
+        if not least.get(name, 0) <= value < float("inf"):
             raise UserError(f"--{name} {value} is out of range")
     if args.threads:
         torch.set_num_threads(args.threads)
-    chosen, out = [row_named(name) for name in args.rows], Path(args.out)
+    comparison = Comparison(Path(args.out), device=args.device, **given)
     if args.figures:
-        return write_results(out)
-    check_mixing(chosen, args)
+        return comparison.write_results()
+    chosen = [entry_named(name) for name in args.rows] if args.rows else ENTRIES
     if args.trials:
-        done = {t["row"] for t in read_lines(out, "trials.jsonl")}
-        todo = [
-            (trial, 0)
-            for trial in {t.name: t for row in chosen if row.train for t in trials_of(row)}.values()
-            if trial.name not in done
-        ]
-        return do_all(todo, do_trial, args)
-    # Seed by seed, so that one whole table comes first. The base is one model, whatever the seed.
-    todo = [
-        (row, seed)
-        for i, seed in enumerate(args.seeds)
-        for row in chosen
-        if (row.train or i == 0) and missing(row, seed, read_lines(out))
-    ]
-    do_all(todo, do_row, args)
+        done = {t["row"] for t in read_lines(comparison.trials)}
+        trials = {trial.name: trial for entry in chosen if entry.train for trial in trials_of(entry)}
+        todo = [(trial, 0) for name, trial in trials.items() if name not in done]
+        comparison.check_mixing([], [])
+    else:
+        comparison.check_mixing(chosen, args.seeds)
+        todo = []
+        for seed in args.seeds:  # seed by seed, so that one whole table comes first
+            for entry in chosen:
+                once = not entry.train and seed != args.seeds[0]  # the base is one model, whatever the seed
+                if not once and comparison.missing(entry, seed):
+                    todo.append((entry, seed))
+    if todo or args.plan:
+        comparison.print_plan(todo)
+    if not args.plan:
+        comparison.run(todo, args.trials)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Looking at a trained run: what its latents hold, as text (figures.py draws it), and whether it uses them.
+"""Does a model use its latents? They are replaced, and the answer is decoded from `Q <think> Z' </think>`.
 
-A readable chain is only an illustration. Interventions are evidence: the model thinks freely, its latents are
-replaced, and the answer is decoded from `Q <think> Z' </think>`. If it stays right, the latents were not needed;
-if it becomes the answer of the question that Z' was taken from, they carry it.
+If the answer stays right, the latents were not needed; if it becomes the answer of the question that Z' was
+taken from, they carry it. A readable chain is an illustration; this is evidence.
 """
 
 import re
@@ -18,15 +17,13 @@ from ..config import UserError, nearest
 from ..decode import decode
 from ..evaluate import fitting, solve_batches, wilson
 from ..tasks.answers import Example, extract_answer, is_correct
-from .evaluation import label, table
+from .evaluation import label, percent, table
 from .measures import partners, to_hex
-
-# ------------------------------------------------------------------ interventions
 
 
 @dataclass
-class Chains:
-    """What an intervention may use: B questions' own chains, and what else could stand there."""
+class Latents:
+    """What an intervention may use: B questions' own latents, and what else could stand in their place."""
 
     z: Tensor  # (B, N, C) latents, 0 behind `steps`
     steps: Tensor  # (B,)
@@ -36,90 +33,88 @@ class Chains:
     generator: torch.Generator
 
 
-def noise(c: Chains, times: float = 1.0) -> tuple[Tensor, Tensor]:
-    """A random direction with each latent's own norm, or `times` that."""
-    random = torch.randn(c.z.shape, generator=c.generator).to(c.z)
-    return times * random / random.norm(dim=-1, keepdim=True) * c.z.norm(dim=-1, keepdim=True), c.steps
+Replaced = tuple[Tensor, Tensor]  # latents (B, N', C) and steps (B,)
 
 
-def shuffle(c: Chains) -> tuple[Tensor, Tensor]:
+def noise(x: Latents, scale: float = 1.0) -> Replaced:
+    """A random direction with `scale` times the norm of each latent."""
+    random = torch.randn(x.z.shape, generator=x.generator).to(x.z)
+    return scale * random / random.norm(dim=-1, keepdim=True) * x.z.norm(dim=-1, keepdim=True), x.steps
+
+
+def shuffle(x: Latents) -> Replaced:
     """The question's own latents in random order."""
-    key = torch.rand(c.z.shape[:2], generator=c.generator).to(c.z.device)
-    key = key.masked_fill(
-        torch.arange(c.z.shape[1], device=c.z.device) >= c.steps[:, None], 2.0
-    )  # padding stays behind
-    return c.z.gather(1, key.argsort(1)[:, :, None].expand_as(c.z)), c.steps
+    key = torch.rand(x.z.shape[:2], generator=x.generator).to(x.z.device)
+    padding = torch.arange(x.z.shape[1], device=x.z.device) >= x.steps[:, None]
+    order = key.masked_fill(padding, 2.0).argsort(1)  # padding stays behind
+    return x.z.gather(1, order[:, :, None].expand_as(x.z)), x.steps
 
 
-def extend(c: Chains, more: int = 4) -> tuple[Tensor, Tensor]:
-    """The last latent stands `more` times more."""
-    at = torch.arange(c.z.shape[1] + more, device=c.z.device).minimum(
-        (c.steps - 1).clamp(min=0)[:, None]
-    )  # (B, N + more)
-    return c.z.gather(1, at[:, :, None].expand(-1, -1, c.z.shape[2])), c.steps + more * (c.steps > 0)
+def extend(x: Latents, more: int = 4) -> Replaced:
+    """The last latent is repeated `more` times."""
+    place = torch.arange(x.z.shape[1] + more, device=x.z.device)
+    place = place.minimum((x.steps - 1).clamp(min=0)[:, None])  # (B, N + more)
+    z = x.z.gather(1, place[:, :, None].expand(-1, -1, x.z.shape[2]))
+    return z, x.steps + more * (x.steps > 0)
 
 
-INTERVENTIONS: dict[str, Callable[[Chains], tuple[Tensor, Tensor]]] = {  # -> latents, steps
-    "keep": lambda c: (c.z, c.steps),  # nothing changes: must cost nothing
+INTERVENTIONS: dict[str, Callable[[Latents], Replaced]] = {
+    "keep": lambda x: (x.z, x.steps),  # nothing changes: must cost nothing
     "noise": noise,
-    "loud": lambda c: noise(c, 10),  # noise far larger than any latent
-    "swap": lambda c: (c.z[c.donor], c.steps[c.donor]),  # another question's, as many as it has
-    "zeros": lambda c: (torch.zeros_like(c.z), c.steps),
-    "mean": lambda c: (c.mean.expand_as(c.z), c.steps),  # every latent is the data set's mean latent
+    "loud": lambda x: noise(x, 10),  # noise far larger than any latent
+    "swap": lambda x: (x.z[x.donor], x.steps[x.donor]),  # another question's, as many as it has
+    "zeros": lambda x: (torch.zeros_like(x.z), x.steps),
+    "mean": lambda x: (x.mean.expand_as(x.z), x.steps),  # every latent is the mean latent of the data set
     "shuffle": shuffle,
-    "truncate": lambda c: (
-        c.z,
-        c.steps // 2,
-    ),  # the first half only; truncate:N: the first N, truncate:-N: all but the last N
+    "truncate": lambda x: (x.z, x.steps // 2),  # the first half only; see also `intervention`
     "extend": extend,
-    "top1": lambda c: (c.likeliest, c.steps),  # no mixture: one token a step
+    "top1": lambda x: (x.likeliest, x.steps),  # no mixture: one token a step
 }
 
 
-def intervention(name: str) -> Callable[[Chains], tuple[Tensor, Tensor]]:
-    """By its name, truncate:N included. UserError if there is none."""
+def intervention(name: str) -> Callable[[Latents], Replaced]:
+    """By its name; truncate:N keeps the first N latents, truncate:-N all but the last N. UserError if
+    unknown."""
     if found := re.fullmatch(r"truncate:(-?)(\d+)", name):
-        n = int(found[2])
-        return lambda c: (c.z, (c.steps - n).clamp(min=0) if found[1] else c.steps.clamp(max=n))
+        n, from_the_end = int(found[2]), bool(found[1])
+        return lambda x: (x.z, (x.steps - n).clamp(min=0) if from_the_end else x.steps.clamp(max=n))
     if name not in INTERVENTIONS:
         raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
     return INTERVENTIONS[name]
 
 
 def applies(name: str, method) -> bool:
-    """The likeliest token is part of a mixture, and all of a step in words; elsewhere it is no part of what was fed."""
+    """top1 needs steps that are tokens or mixtures of tokens; other latents have no likeliest token."""
     return name != "top1" or method.mixed or method.explicit
 
 
 def check_interventions(method, names: list[str]) -> None:
-    """UserError for a method that does not think, and for top1 where neither tokens nor mixtures of them are fed."""
+    """UserError for an unknown name, for a method that does not think, and for top1 where it does not
+    apply."""
+    for name in names:
+        intervention(name)
     if names and method.thinker() is None:
         raise UserError(f"{method.config.method} does not think: it has no latents to replace")
-    if unfit := [name for name in names if not applies(name, method)]:
-        raise UserError(
-            f"--intervene {unfit[0]}: {method.config.method} feeds neither tokens nor mixtures of them"
-        )
+    if not all(applies(name, method) for name in names):
+        raise UserError(f"--intervene top1: {method.config.method} feeds neither tokens nor mixtures of them")
 
 
 def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Input embeddings of `Q <think> Z </think>`, (B, T, C) padded, and their lengths (B,). latents (B, N, C)."""
+    """Input embeddings of `Q <think> Z </think>`, (B, T, C) padded, and their lengths (B,). latents (B, N,
+    C)."""
     embed = method.model.embed.weight
-    rows = [
-        torch.cat([embed[method.prompt(q)], z[:n], embed[[method.tok.end_think]]])
-        for q, z, n in zip(questions, latents, steps.tolist())
-    ]
-    return pad_sequence(rows, True), torch.tensor([len(r) for r in rows], device=embed.device)
+    end, rows = embed[[method.tok.end_think]], []
+    for question, z, n in zip(questions, latents, steps.tolist()):
+        rows.append(torch.cat([embed[method.prompt(question)], z[:n], end]))
+    return pad_sequence(rows, True), torch.tensor([len(row) for row in rows], device=embed.device)
 
 
 @torch.no_grad()
 def answers_given(method, questions: list[str], latents: Tensor, steps: Tensor) -> list[str]:
-    """The answers to questions whose chains are given."""
+    """The answers to questions whose latents (B, N, C) are given."""
+    prefix, lengths = closed_prefix(method, questions, latents, steps)
     return decode(
-        method.model,
-        method.tok,
-        *closed_prefix(method, questions, latents, steps),
-        None,
-        max_answer=method.config.max_answer,
+        method.model, method.tok, prefix, lengths, None, max_answer=method.config.max_answer
     ).answers
 
 
@@ -132,88 +127,75 @@ def intervene(
     seed: int = 0,
     per_question: bool = False,
 ) -> dict[str, dict]:
-    """Accuracy with the latents replaced, by intervention: its 95 % interval, and the share of answers that stay
-    what they were (`unchanged`). For explicit CoT the latents are its tokens' embeddings.
+    """By intervention: accuracy with the replaced latents, its 95 % interval, and the share of answers that
+    stay `unchanged`. For explicit CoT the latents are the embeddings of its tokens.
 
-    Donors are questions of the same batch, with a chain of the same length where possible, that the model itself
-    answers with something else than this question's right answer; `follows_donor` is the share of answers that
-    become the donor's. Questions without a donor (`n` tells) are left out of swap.
-    per_question    also "questions": "judged" and "correct" in the examples' order, as hexadecimal bits (metrics.to_hex)
+    A donor is a question of the same batch, with a chain of the same length where possible, whose own answer
+    by the model differs from this question's right answer; `follows_donor` is the share of answers that
+    become the donor's. Questions without a donor are left out of swap (see `n`).
+
+    per_question: also "questions", with "judged" and "correct" in the order of the examples, as bits
+    (measures.to_hex)
     """
+    check_interventions(method, names)
     examples = fitting(method, examples)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same everywhere
-    found: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in names}
-    replace = {name: intervention(name) for name in names}
-    check_interventions(method, names)
     batches = list(solve_batches(method, examples, batch))
     total = sum(int(out.lengths.sum()) for _, out, _ in batches)
     mean = sum(out.latents.double().sum((0, 1)) for _, out, _ in batches) / max(1, total)  # (C,)
+    found: dict[str, dict[str, list]] = {name: defaultdict(list) for name in names}
     for chosen, out, _ in batches:
         some = [examples[i] for i in chosen]
-        questions, gold = [e.question for e in some], [extract_answer(e.answer, e.answer) for e in some]
-        said = [extract_answer(a, e.answer) for a, e in zip(out.answers, some)]
-        known = {answer: i for i, answer in enumerate(dict.fromkeys(gold + said))}
-        right = torch.tensor([known[answer] for answer in gold])  # (B,) answers as numbers
-        told = torch.tensor([known[answer] if answer is not None else -1 for answer in said])
-        donor = partners(out.lengths.cpu(), (right[:, None] != told) & (told >= 0))
+        questions, likeliest = [e.question for e in some], method.model.embed(out.chain)
+        own = [extract_answer(a, e.answer) for a, e in zip(out.answers, some)]
+        donor = donors(some, own, out.lengths.cpu())
+        device_donor = donor.clamp(min=0).to(out.latents.device)
+        latents = Latents(out.latents, out.lengths, device_donor, likeliest, mean.to(out.latents), generator)
         for name in names:
-            z, steps = replace[name](
-                Chains(
-                    out.latents,
-                    out.lengths,
-                    donor.clamp(min=0).to(out.latents.device),
-                    method.model.embed(out.chain),
-                    mean.to(out.latents),
-                    generator,
-                )
-            )
-            answers = answers_given(method, questions, z, steps)
+            answers = answers_given(method, questions, *intervention(name)(latents))
             for i, answer in enumerate(answers):
-                d = int(donor[i])
-                if name == "swap" and d < 0:
+                if name == "swap" and donor[i] < 0:
                     continue
-                found[name]["right"].append(is_correct(answer, some[i].answer))
-                found[name]["which"].append(chosen[i])
-                answer = extract_answer(answer, some[i].answer)
-                found[name]["unchanged"].append(answer == said[i])
+                flags, extracted = found[name], extract_answer(answer, some[i].answer)
+                flags["which"].append(chosen[i])
+                flags["right"].append(is_correct(answer, some[i].answer))
+                flags["unchanged"].append(extracted == own[i])
                 if name == "swap":
-                    found[name]["follows_donor"].append(answer == said[d])
-    results = {}
-    for name, flags in found.items():
-        n, right = len(flags["right"]), sum(flags["right"])
-        shares = {
-            key: sum(flags[key]) / n if n else None
-            for key in ("unchanged", *(["follows_donor"] if name == "swap" else []))
+                    flags["follows_donor"].append(extracted == own[donor[i]])
+    return {name: summary(name, flags, len(examples), per_question) for name, flags in found.items()}
+
+
+def donors(examples: list[Example], own: list[str | None], steps: Tensor) -> Tensor:
+    """For each question the one that its latents are swapped with, (B,), -1 without any. own: the model's
+    answers."""
+    gold = [extract_answer(e.answer, e.answer) for e in examples]
+    numbers = {answer: i for i, answer in enumerate(dict.fromkeys(gold + own))}
+    right = torch.tensor([numbers[answer] for answer in gold])  # (B,)
+    given = torch.tensor([-1 if answer is None else numbers[answer] for answer in own])  # (B,)
+    return partners(steps, (right[:, None] != given) & (given >= 0))
+
+
+def summary(name: str, flags: dict[str, list], n_examples: int, per_question: bool) -> dict:
+    n, right = len(flags["right"]), sum(flags["right"])
+    share = lambda count: count / n if n else None
+    result = {"n": n, "accuracy": share(right), "ci95": list(wilson(right, n))}
+    result["unchanged"] = share(sum(flags["unchanged"]))
+    if name == "swap":
+        result["follows_donor"] = share(sum(flags["follows_donor"]))
+    if per_question:
+        correct = dict(zip(flags["which"], flags["right"]))
+        result["questions"] = {
+            "judged": to_hex([i in correct for i in range(n_examples)]),
+            "correct": to_hex([correct.get(i, False) for i in range(n_examples)]),
         }
-        results[name] = {
-            "n": n,
-            "accuracy": right / n if n else None,
-            "ci95": list(wilson(right, n)),
-            **shares,
-        }
-        if per_question:
-            each = dict(zip(flags["which"], flags["right"]))
-            results[name]["questions"] = {
-                "judged": to_hex([i in each for i in range(len(examples))]),
-                "correct": to_hex([each.get(i, False) for i in range(len(examples))]),
-            }
-    return results
+    return result
 
 
 def report_interventions(result: dict) -> str:
-    """One data set's interventions as a table, below the free chain's accuracy."""
-    percent = lambda value: "-" if value is None else f"{100 * value:.1f}"
+    """The interventions on one data set as a table, below the accuracy with the model's own latents."""
     rows = [["the model's own", str(result["n"]), percent(result["accuracy"]), "100.0", "-"]]
-    rows += [
-        [
-            name,
-            str(r["n"]),
-            percent(r["accuracy"]),
-            percent(r.get("unchanged")),
-            percent(r.get("follows_donor")),
-        ]
-        for name, r in result["interventions"].items()
-    ]
-    return f"latents replaced, {label(result)}\n" + table(
-        ["", "n", "acc %", "same answer %", "donor's answer %"], rows
-    )
+    for name, r in result["interventions"].items():
+        shares = [percent(r.get(key)) for key in ("accuracy", "unchanged", "follows_donor")]
+        rows.append([name, str(r["n"]), *shares])
+    head = ["", "n", "acc %", "same answer %", "donor's answer %"]
+    return f"latents replaced, {label(result)}\n" + table(head, rows)

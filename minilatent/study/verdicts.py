@@ -1,33 +1,41 @@
-"""From rows.jsonl to table.md and verdicts.md: means, intervals, and which of the field's claims hold here.
-
-An interval is a bootstrap's over questions and, where there are several, seeds: both are drawn anew, with replacement, DRAWS
-times, for all rows alike, so that a difference of two rows is taken on the same questions and seeds (paired). The data
-sets count equally. With few seeds such an interval is rather too narrow; with one it is over the questions only.
-"""
+"""From rows.jsonl to table.md and verdicts.md: means, intervals, and which of the field's claims hold
+here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tasks
+from .entries import LATENT_ROWS
 from .measures import from_hex
 
 SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith")  # the columns
-DRAWS = 2000
-ENOUGH = 4000  # questions for a verdict: with fewer it is a leaning
+RESAMPLES = 2000
+ENOUGH = 4000  # questions for a verdict
 NAN = float("nan")
-Line = dict  # one of rows.jsonl: a row, a seed, a data set
+Line = dict  # a line of rows.jsonl: one row, one seed, one data set
+
+HOW_TO_READ = f"""\
+Intervals come from a bootstrap over questions and, where there are several, seeds: both are resampled with
+replacement, {RESAMPLES:,} times, in the same way for all rows, so that the difference of two rows is taken
+on the same questions and seeds (paired). The data sets count equally. With few seeds such an interval is
+rather too narrow; with one seed it covers the questions only.
+
+A trend **holds** if the whole interval is on its side, *does not hold* if it is on the other side, and is
+within noise otherwise. A tolerance is part of the trend's name. Verdicts from fewer than {ENOUGH:,} questions
+are in brackets."""
 
 
-# ------------------------------------------------------------------ what a question contributes
+# ------------------------------------------------------------------ one number a question
 
 
 @lru_cache
 def problem_steps(name: str, n: int) -> Tensor:
-    """How many steps each of the first n test problems takes, (n,)."""
+    """The number of steps of each of the first n test problems, (n,)."""
     return torch.tensor([float(len(e.steps)) for e in tasks.load(name, "test", limit=n)])
 
 
@@ -36,35 +44,34 @@ def right(line: Line) -> Tensor:
 
 
 def slope(line: Line) -> Tensor:
-    """The mean of these is the slope of accuracy over the problem's number of steps (least squares). Both are centred, or a
-    resampling would also see how high the accuracy is."""
+    """The mean of these is the least-squares slope of accuracy over the number of steps of the problem. Both
+    are centred, or the resampling would also see how high the accuracy is."""
     steps, hits = problem_steps(line["data"], line["n"]).double(), right(line)
     away = steps - steps.mean()
-    return (hits - hits.mean()) * away / away.pow(2).mean() if away.any() else torch.full_like(steps, NAN)
+    if not away.any():
+        return torch.full_like(steps, NAN)
+    return (hits - hits.mean()) * away / away.pow(2).mean()
 
 
-def listed(key: str) -> Callable[[Line], Tensor]:
-    return lambda line: torch.tensor(
-        [NAN if v is None else float(v) for v in line["questions"].get(key, [])]
-    ).double()
+def listed(line: Line, key: str) -> Tensor:
+    numbers = line["questions"].get(key, [])
+    return torch.tensor([NAN if v is None else float(v) for v in numbers]).double()
 
 
 def n_eff_above(line: Line) -> Tensor:
-    """N_eff above the larger of its controls. NaN for a question without several chains, or without another to compare with."""
-    told = line["questions"]
-    if "n_eff_judged" not in told:
+    """N_eff above the larger of its controls. NaN for a question without several chains, or without another
+    question to compare with."""
+    questions = line["questions"]
+    if "n_eff_judged" not in questions:
         return torch.tensor([])
-    judged = torch.tensor(from_hex(told["n_eff_judged"], line["n"]))
-    return (
-        torch.full((line["n"],), NAN)
-        .double()
-        .masked_scatter(judged, torch.tensor(told["n_eff_above"]).double())
-    )
+    judged = torch.tensor(from_hex(questions["n_eff_judged"], line["n"]))
+    values = torch.full((line["n"],), NAN).double()
+    return values.masked_scatter(judged, torch.tensor(questions["n_eff_above"]).double())
 
 
 def swapped(line: Line) -> Tensor:
-    """Half of a right answer less one that is right with another question's latents: positive on average if these destroy more
-    than half of the answers. NaN for a question without a donor."""
+    """Half of a right answer minus an answer that stays right with another question's latents: the mean is
+    positive if these destroy more than half of the right answers. NaN for a question without a donor."""
     swap = line.get("interventions", {}).get("swap", {}).get("questions")
     if swap is None:
         return torch.tensor([])
@@ -72,81 +79,89 @@ def swapped(line: Line) -> Tensor:
     return (right(line) / 2 - hits.double()).masked_fill(~judged, NAN)
 
 
-# Of a line, one number a question, (n,); NaN where the question has none.
-MEASURES: dict[str, Callable[[Line], Tensor]] = {
-    "accuracy": right,
-    "length": listed("len"),
-    "slope": slope,
-    "ecr_gain": listed("ecr_gain"),
-    "n_eff_above": n_eff_above,
-    "swap": swapped,
-}
-UNITS = {
-    "accuracy": ("points", 100),
-    "length": ("steps", 1),
-    "slope": ("points a step", 100),
-    "ecr_gain": ("tokens", 1),
-    "n_eff_above": ("chains", 1),
-    "swap": ("points", 100),
+class Measure(NamedTuple):
+    of: Callable[[Line], Tensor]  # one number a question (n,), NaN where there is none
+    unit: str
+    scale: int = 1  # from the number to the unit
+
+
+MEASURES = {
+    "accuracy": Measure(right, "points", 100),
+    "length": Measure(lambda line: listed(line, "len"), "steps"),
+    "slope": Measure(slope, "points a step", 100),
+    "ecr_gain": Measure(lambda line: listed(line, "ecr_gain"), "tokens"),
+    "n_eff_above": Measure(n_eff_above, "chains"),
+    "swap": Measure(swapped, "points", 100),
 }
 
 
-def values(lines: list[Line], row: str, name: str, measure: str) -> dict[int, Tensor]:
-    """By seed, one number a question of data set `name`, (n,)."""
-    found = {
-        l["seed"]: MEASURES[measure](l)
-        for l in lines
-        if l["row"] == row and l["data"] == name and not l["skipped"]
-    }
-    return {seed: v for seed, v in found.items() if len(v) and not v.isnan().all()}
+def by_seed(lines: list[Line], row: str, data: str, measure: str) -> dict[int, Tensor]:
+    """The measure of a row on one data set, (n,) for each seed that has it."""
+    found = {}
+    for line in lines:
+        if line["row"] == row and line["data"] == data and not line["skipped"]:
+            values = MEASURES[measure].of(line)
+            if len(values) and not values.isnan().all():
+                found[line["seed"]] = values
+    return found
 
 
 # ------------------------------------------------------------------ the bootstrap
 
 
+class Estimate(NamedTuple):
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    questions: int  # with a value
+
+
 @lru_cache
-def resamples(n: int, key: int) -> Tensor:
-    """How often each of n is drawn when n are drawn with replacement: (DRAWS, n), the same for every row that asks."""
-    drawn = torch.randint(n, (DRAWS, n), generator=torch.Generator().manual_seed(key))
-    return torch.zeros(DRAWS, n).scatter_add_(1, drawn, torch.ones(DRAWS, n)).double()
+def resamples(n: int, seed: int) -> Tensor:
+    """How often each of n items is sampled when n are sampled with replacement: (RESAMPLES, n). The same for
+    every row."""
+    chosen = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(RESAMPLES, n).scatter_add_(1, chosen, torch.ones(RESAMPLES, n)).double()
 
 
 def bootstrap(samples: list[Tensor]) -> tuple[float, float, float]:
-    """Mean and 95 % interval. samples: for each data set (S, n), seeds by questions, NaN where there is no value. Every
-    data set has the same seeds."""
-    seeds = (
-        resamples(len(samples[0]), 0) if len(samples[0]) > 1 else torch.ones(DRAWS, 1).double()
-    )  # (DRAWS, S)
-    means, drawn = [], []
+    """Mean and 95 % interval. samples: for each data set (S, n), seeds by questions, NaN where there is no
+    value. All data sets have the same seeds."""
+    count = len(samples[0])
+    seeds = resamples(count, 0) if count > 1 else torch.ones(RESAMPLES, 1).double()  # (RESAMPLES, S)
+    means, resampled = [], []
     for i, sample in enumerate(samples, 1):
         real, known = ~sample.isnan(), sample.nan_to_num(0.0)
-        questions = resamples(sample.shape[1], i)  # (DRAWS, n)
+        questions = resamples(sample.shape[1], i)  # (RESAMPLES, n)
         total = ((seeds @ known) * questions).sum(1)
-        drawn.append(total / ((seeds @ real.double()) * questions).sum(1).clamp(min=1))
+        resampled.append(total / ((seeds @ real.double()) * questions).sum(1).clamp(min=1))
         means.append(known.sum() / real.sum().clamp(min=1))
-    low, high = torch.stack(drawn).mean(0).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    low, high = torch.stack(resampled).mean(0).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return torch.stack(means).mean().item(), low, high
 
 
 def estimate(
     lines: list[Line], row: str, sets=SETS, measure: str = "accuracy", against: str = "", times: float = 1.0
-) -> tuple[float, float, float, int, int] | None:
-    """Mean, interval, seeds, questions (those with a value) of a row, or of its difference from `times` the row `against` on
-    what both have. None where a data set is missing."""
-    samples = []
-    for name in sets:
-        ours, theirs = (
-            values(lines, row, name, measure),
-            values(lines, against, name, measure) if against else {},
-        )
-        shared = sorted(s for s in ours if not against or s in theirs and len(theirs[s]) == len(ours[s]))
-        samples.append({s: ours[s] - times * theirs[s] if against else ours[s] for s in shared})
-    seeds = sorted(set.intersection(*(set(s) for s in samples)))
-    samples = [[s[seed] for seed in seeds] for s in samples]
-    if not seeds or any(len({len(v) for v in s}) > 1 for s in samples):
+) -> Estimate | None:
+    """The measure of a row, or its difference from `times` that of the row `against`, on the seeds and
+    questions that both have. None where a data set is missing."""
+    samples: list[dict[int, Tensor]] = []
+    for data in sets:
+        values = by_seed(lines, row, data, measure)
+        if against:
+            others = by_seed(lines, against, data, measure)
+            shared = [s for s in values if s in others and len(others[s]) == len(values[s])]
+            values = {seed: values[seed] - times * others[seed] for seed in shared}
+        samples.append(values)
+    seeds = sorted(set.intersection(*(set(values) for values in samples)))
+    if not seeds:
         return None
-    stacked = [torch.stack(s) for s in samples]
-    return *bootstrap(stacked), len(seeds), sum(int((~s.isnan()).any(0).sum()) for s in stacked)
+    chosen = [[values[seed] for seed in seeds] for values in samples]
+    if any(len({len(v) for v in values}) > 1 for values in chosen):  # seeds judged on different questions
+        return None
+    stacked = [torch.stack(values) for values in chosen]  # (S, n) each
+    return Estimate(*bootstrap(stacked), len(seeds), sum(int((~s.isnan()).any(0).sum()) for s in stacked))
 
 
 # ------------------------------------------------------------------ trends
@@ -154,160 +169,118 @@ def estimate(
 
 @dataclass
 class Trend:
-    """A claim: `measure` of row a is above (or below) that of row b, or above 0 where b is "", by more than -tolerance."""
+    """A claim: `measure` of row a is above (or below) that of row b, or above 0 where b is "", by more than
+    -tolerance."""
 
     name: str
     a: str
     b: str
     sets: tuple[str, ...] = SETS
+    measure: str = "accuracy"
     direction: str = ">"
     tolerance: float = 0.0  # in the measure's own unit, accuracy in 0..1
-    measure: str = "accuracy"
-    times: float = 1.0  # that of row b
+    times: float = 1.0  # row b's measure is multiplied by this
 
 
-LATENT = ("coconut", "codi", "colar_5", "colar_2", "colar_rl", "latent_sft_4", "latent_sft_2", "latent_rl")
 SEVERAL = SETS[:3]  # problems of several lengths, some with several valid chains: not so in mini_multiarith
-RL = {
-    "CoLaR-RL": ("colar_rl", "colar_nll_half_2"),
-    "Latent-RL": ("latent_rl", "latent_sft_half"),
-}  # and what it starts from
-TRENDS = (
-    Trend("superposition at least CoT, within a point", "latent_sft_2", "cot_sft", tolerance=0.01),
-    Trend(
-        "at half the length, within a step",
-        "latent_sft_2",
-        "cot_sft",
-        direction="<",
-        tolerance=1.0,
-        measure="length",
-        times=0.5,
-    ),
-    Trend("Latent-SFT(2) above (4)", "latent_sft_2", "latent_sft_4"),
-    Trend("Latent-SFT above CoLaR at equal length, 2", "latent_sft_2", "colar_2"),
-    Trend("Latent-SFT(4) above CoLaR-5", "latent_sft_4", "colar_5"),
-    Trend("CoLaR-2 above CoLaR-5", "colar_2", "colar_5"),
-    *(Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", "cot_sft_soft", *LATENT)),
-    *(Trend(f"{row} above pause tokens", row, "pause") for row in LATENT),
-    *(
-        trend
-        for r in (2, 4)
-        for trend in (
-            Trend(f"superposition above hidden state, r = {r}", f"latent_sft_{r}", f"latent_sft_{r}_hidden"),
-            Trend(f"the induction mask helps, r = {r}", f"latent_sft_{r}", f"latent_sft_{r}_no_ltim"),
-            Trend(f"the supervision mask helps, r = {r}", f"latent_sft_{r}", f"latent_sft_{r}_no_ltsum"),
-        )
-    ),
-    Trend("an encoder's labels above uniform mixtures", "latent_sft_2", "latent_sft_2_uniform"),
-    *(
-        Trend(
-            f"adaptive segments above {what} at equal #L", f"latent_sft_{r}_adaptive", f"latent_sft_{other}"
-        )
-        for r, other, what in (
-            (2, "2", "fixed ones, r = 2,"),
-            (4, "4", "fixed ones, r = 4,"),
-            (8, "8_step", "a latent a step"),
-        )
-    ),
-    Trend("Gumbel noise helps", "latent_sft_2_gumbel", "latent_sft_2"),
-    *(
-        trend
-        for c in (2, 5)
-        for trend in (
-            Trend(f"√c above mean pooling, c = {c}", f"colar_{c}", f"colar_mean_{c}"),
-            Trend(
-                f"a latent head with a σ above a deterministic one, c = {c}", f"colar_{c}", f"colar_det_{c}"
-            ),
-            Trend(f"compressed labels help, c = {c}", f"colar_{c}", f"colar_no_labels_{c}"),
-            Trend(f"soft-MSE above NLL, c = {c}", f"colar_{c}", f"colar_nll_{c}"),
-        )
-    ),
-    *(Trend(f"ECR@10 above its control, r = {r}", f"latent_sft_{r}", "", measure="ecr_gain") for r in (2, 4)),
-    Trend("ECR@10 less its control is larger for r = 4", "latent_sft_4", "latent_sft_2", measure="ecr_gain"),
-    *(
-        Trend(
-            f"N_eff above both its controls, r = {r}", f"latent_sft_{r}", "", SEVERAL, measure="n_eff_above"
-        )
-        for r in (2, 4)
-    ),
-    Trend(
-        "N_eff less its controls is larger for r = 4",
-        "latent_sft_4",
-        "latent_sft_2",
-        SEVERAL,
-        measure="n_eff_above",
-    ),
-    *(
-        trend
-        for name, (row, before) in RL.items()
-        for trend in (
-            Trend(f"{name} shortens the chain", row, before, direction="<", measure="length"),
-            Trend(f"{name} keeps the accuracy, within a point", row, before, tolerance=0.01),
-        )
-    ),
-    Trend(
-        "CoLaR-RL gains 3 points on training on without RL", "colar_rl", "colar_nll_more_2", tolerance=-0.03
-    ),
-    Trend(
-        "CoLaR-RL's chains are 30 % shorter than without RL",
-        "colar_rl",
-        "colar_nll_more_2",
-        direction="<",
-        measure="length",
-        times=0.7,
-    ),
-    Trend("averaging is needed in RL", "colar_rl", "colar_rl_no_average"),
-    *(
-        Trend(
-            f"accuracy falls faster with the number of steps than CoT's: {row}",
-            row,
-            "cot_sft",
-            SEVERAL,
-            "<",
-            measure="slope",
-        )
-        for row in LATENT
-    ),
-    *(
-        Trend(
-            f"another question's latents destroy more than half of the answers: {row}",
-            row,
-            "",
-            measure="swap",
-        )
-        for row in ("cot_sft", *LATENT)
-    ),  # a chain of words must be needed; all pause tokens are one and the same
-)
 
 
-def verdict(lines: list[Line], trend: Trend) -> tuple[str, tuple | None]:
-    """holds | does not hold | within noise | not run; and the estimate that says so."""
+def all_trends() -> list[Trend]:
+    two, four = "latent_sft_2", "latent_sft_4"
+    found = [
+        Trend("superposition at least CoT, within a point", two, "cot_sft", tolerance=0.01),
+        Trend("at half the length, within a step", two, "cot_sft", SETS, "length", "<", 1.0, times=0.5),
+        Trend("Latent-SFT(2) above (4)", two, four),
+        Trend("Latent-SFT above CoLaR at equal length, 2", two, "colar_2"),
+        Trend("Latent-SFT(4) above CoLaR-5", four, "colar_5"),
+        Trend("CoLaR-2 above CoLaR-5", "colar_2", "colar_5"),
+    ]
+    found += [Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", "cot_sft_soft", *LATENT_ROWS)]
+    found += [Trend(f"{row} above pause tokens", row, "pause") for row in LATENT_ROWS]
+    parts = {
+        "superposition above hidden state": "hidden",
+        "the induction mask helps": "no_ltim",
+        "the supervision mask helps": "no_ltsum",
+    }
+    for r, row in ((2, two), (4, four)):
+        found += [Trend(f"{claim}, r = {r}", row, f"{row}_{without}") for claim, without in parts.items()]
+    step, adaptive = "latent_sft_8_step", "latent_sft_8_adaptive"
+    found += [
+        Trend("an encoder's labels above uniform mixtures", two, f"{two}_uniform"),
+        # Adaptive segments did not help and are no option any more; their lines are kept in rows.jsonl.
+        Trend("adaptive segments above fixed ones, r = 2, at equal #L", f"{two}_adaptive", two),
+        Trend("adaptive segments above fixed ones, r = 4, at equal #L", f"{four}_adaptive", four),
+        Trend("adaptive segments above a latent a step at equal #L", adaptive, step),
+        Trend("Gumbel noise helps", f"{two}_gumbel", two),
+    ]
+    parts = {
+        "√c above mean pooling": "mean",
+        "a latent head with a σ above a deterministic one": "det",
+        "compressed labels help": "no_labels",
+        "soft-MSE above NLL": "nll",
+    }
+    for c in (2, 5):
+        for claim, without in parts.items():
+            found.append(Trend(f"{claim}, c = {c}", f"colar_{c}", f"colar_{without}_{c}"))
+    found += [
+        Trend("ECR@10 above its control, r = 2", two, "", SETS, "ecr_gain"),
+        Trend("ECR@10 above its control, r = 4", four, "", SETS, "ecr_gain"),
+        Trend("ECR@10 less its control is larger for r = 4", four, two, SETS, "ecr_gain"),
+        Trend("N_eff above both its controls, r = 2", two, "", SEVERAL, "n_eff_above"),
+        Trend("N_eff above both its controls, r = 4", four, "", SEVERAL, "n_eff_above"),
+        Trend("N_eff less its controls is larger for r = 4", four, two, SEVERAL, "n_eff_above"),
+    ]
+    starts = {"CoLaR-RL": ("colar_rl", "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}
+    for title, (row, start) in starts.items():
+        found.append(Trend(f"{title} shortens the chain", row, start, SETS, "length", "<"))
+        found.append(Trend(f"{title} keeps the accuracy, within a point", row, start, tolerance=0.01))
+    rl, longer = "colar_rl", "colar_nll_more_2"  # the same start with RL, and trained on without it
+    shorter = "CoLaR-RL's chains are 30 % shorter than without RL"
+    found += [
+        Trend("CoLaR-RL gains 3 points on training on without RL", rl, longer, tolerance=-0.03),
+        Trend(shorter, rl, longer, SETS, "length", "<", times=0.7),
+        Trend("averaging is needed in RL", rl, "colar_rl_no_average"),
+    ]
+    falls = "accuracy falls faster with the number of steps than CoT's"
+    found += [Trend(f"{falls}: {row}", row, "cot_sft", SEVERAL, "slope", "<") for row in LATENT_ROWS]
+    destroy = "another question's latents destroy more than half of the answers"
+    # Pause tokens are the same for every question: nothing to swap.
+    found += [Trend(f"{destroy}: {row}", row, "", SETS, "swap") for row in ("cot_sft", *LATENT_ROWS)]
+    return found
+
+
+TRENDS = all_trends()
+
+
+def verdict(lines: list[Line], trend: Trend) -> tuple[str, Estimate | None]:
+    """holds | does not hold | within noise | not run; and the estimate behind it."""
     found = estimate(lines, trend.a, trend.sets, trend.measure, trend.b, trend.times)
     if found is None:
         return "not run", None
     sign = 1 if trend.direction == ">" else -1
-    low, high = sorted(sign * edge + trend.tolerance for edge in found[1:3])
-    return "holds" if low > 0 else "does not hold" if high < 0 else "within noise", found
+    low, high = sorted(sign * edge + trend.tolerance for edge in (found.low, found.high))
+    if low > 0:
+        return "holds", found
+    return "does not hold" if high < 0 else "within noise", found
 
 
 def better(lines: list[Line]) -> list[Line]:
-    """Of a row and its alternatives (trained from scratch, say) only the one that was better on validation, under the
-    row's name. So no test set has a say in it."""
-    names = {l["row"]: l.get("instead_of") or l["row"] for l in lines}
-    score = {row: [l["val_accuracy"] for l in lines if l["row"] == row] for row in names}
-    mean = {row: sum(s) / len(s) for row, s in score.items()}
-    best = {name: max((row for row in names if names[row] == name), key=mean.get) for name in names.values()}
-    return [{**l, "row": names[l["row"]]} for l in lines if best[names[l["row"]]] == l["row"]]
+    """Of a row and its alternatives (`instead_of`: trained from scratch, say) only the one that is better on
+    validation, under the row's name. No test set takes part in this choice."""
+    scores: dict[str, dict[str, list[float]]] = {}  # by the name that is shown, then by row
+    for line in lines:
+        shown = line.get("instead_of") or line["row"]
+        scores.setdefault(shown, {}).setdefault(line["row"], []).append(line["val_accuracy"])
+    chosen = {}  # the row that is shown -> under which name
+    for shown, rows in scores.items():
+        chosen[max(rows, key=lambda row: sum(rows[row]) / len(rows[row]))] = shown
+    return [{**line, "row": chosen[line["row"]]} for line in lines if line["row"] in chosen]
 
 
-def verdicts_text(lines: list[Line], trends=TRENDS) -> str:
+def verdicts_text(lines: list[Line], trends: list[Trend] = TRENDS) -> str:
     """verdicts.md"""
     text = [
-        "# Trends\n",
-        __doc__.split("\n\n")[1].replace("DRAWS", f"{DRAWS:,}"),
-        "\nA trend **holds** if the whole interval is on its side, *does not hold* if it is on the "
-        f"other, and is within noise else. A tolerance is in the trend's name. In brackets: fewer than {ENOUGH:,} questions, which is a "
-        "leaning and no verdict.\n",
+        f"# Trends\n\n{HOW_TO_READ}\n",
         "| trend | difference | 95 % | unit | questions | seeds | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -317,13 +290,15 @@ def verdicts_text(lines: list[Line], trends=TRENDS) -> str:
         if not found:
             not_run.append(trend.name)
             continue
-        unit, scale = UNITS[trend.measure]
+        _, unit, scale = MEASURES[trend.measure]
         digits = 1 if scale == 100 else 2
-        m, low, high, seeds, n = found
-        what = f"({what})" if n < ENOUGH else "**holds**" if what == "holds" else what
-        text.append(
-            f"| {trend.name} | {scale * m:+.{digits}f} | {scale * low:+.{digits}f} to {scale * high:+.{digits}f} | {unit} | {n:,} | {seeds} | {what} |"
-        )
+        mean, low, high = (f"{scale * x:+.{digits}f}" for x in found[:3])
+        if found.questions < ENOUGH:
+            what = f"({what})"
+        elif what == "holds":
+            what = "**holds**"
+        cells = [trend.name, mean, f"{low} to {high}", unit, f"{found.questions:,}", str(found.seeds), what]
+        text.append(f"| {' | '.join(cells)} |")
     if not_run:
         text.append("\nNot run: " + "; ".join(not_run) + ".")
     return "\n".join(text) + "\n"
@@ -332,40 +307,45 @@ def verdicts_text(lines: list[Line], trends=TRENDS) -> str:
 # ------------------------------------------------------------------ the table
 
 
-def cell(found, scale: float = 100) -> str:
-    if found is None:
-        return "–"
-    m, low, high, *_ = found
-    return f"{scale * m:.1f} ± {scale * (high - low) / 2:.1f}"
+TABLE_NOTE = """\
+Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the questions).
+#L (length of thought: latents, or chain tokens), seconds, tokens and questions a second are means over data
+sets and seeds. Seconds include validation, and questions a second the time to keep the distribution of every
+step: compare them on one machine only."""
+
+
+def cell(found: Estimate | None) -> str:
+    return f"{100 * found.mean:.1f} ± {50 * (found.high - found.low):.1f}" if found else "–"
 
 
 def table_text(lines: list[Line], budget: str = "") -> str:
-    """table.md: rows in the lines' order."""
+    """table.md: rows in the order of the lines."""
+    head = ["row", "seeds", *SETS, "average", "#L", "accuracy/#L"]
+    head += ["training s", "training tokens", "questions/s", "on"]
     text = [
         "# The comparison\n",
-        f"Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the "
-        f"questions). #L, seconds, tokens and questions a second are means over data sets and seeds; seconds hold the validations, "
-        f"questions a second the keeping of every step's distribution: compare them on one machine only. {budget}\n",
-        "| row | seeds | "
-        + " | ".join(SETS)
-        + " | average | #L | accuracy/#L | training s | training tokens | questions/s | on |",
-        "|---" * (len(SETS) + 9) + "|",
+        f"{TABLE_NOTE} {budget}\n",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
     ]
-    for row in dict.fromkeys(l["row"] for l in lines):
-        mine = [l for l in lines if l["row"] == row]
-        mean = lambda key: sum(l[key] for l in mine) / len(mine)
-        average, length = estimate(lines, row), mean("mean_len")
+    for row in dict.fromkeys(line["row"] for line in lines):
+        mine = [line for line in lines if line["row"] == row]
+        mean = {
+            key: sum(line[key] for line in mine) / len(mine)
+            for key in ("mean_len", "train_seconds", "train_tokens", "questions_per_second")
+        }
+        average, length = estimate(lines, row), mean["mean_len"]
         cells = [
             mine[0]["title"],
-            str(len({l["seed"] for l in mine})),
+            str(len({line["seed"] for line in mine})),
             *(cell(estimate(lines, row, (name,))) for name in SETS),
             cell(average),
             f"{length:.1f}",
-            f"{100 * average[0] / length:.1f}" if average and length else "–",
-            f"{mean('train_seconds'):.0f}",
-            f"{mean('train_tokens') / 1e6:.1f} M",
-            f"{mean('questions_per_second'):.0f}",
-            " and ".join(sorted({l["hardware"] for l in mine})),
+            f"{100 * average.mean / length:.1f}" if average and length else "–",
+            f"{mean['train_seconds']:.0f}",
+            f"{mean['train_tokens'] / 1e6:.1f} M",
+            f"{mean['questions_per_second']:.0f}",
+            " and ".join(sorted({line["hardware"] for line in mine})),
         ]
-        text.append("| " + " | ".join(cells) + " |")
+        text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text) + "\n"

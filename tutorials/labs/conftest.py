@@ -1,4 +1,4 @@
-"""So that the tests find labkit.py, wherever pytest is started."""
+"""Makes labkit.py importable for the tests, wherever pytest is started."""
 
 import sys
 from pathlib import Path

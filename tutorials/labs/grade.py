@@ -1,7 +1,9 @@
-"""Points for a folder with answers to the labs: python grade.py FOLDER [--json FILE] [--report FILE] [--seed N]
+"""Points for a folder with answers to the labs: python grade.py FOLDER [--json FILE] [--report FILE] [--seed
+N]
 
-FOLDER holds lab1.py .. lab7.py, as they are or in folders like lab1_masks. The tests are those beside this file,
-never the folder's. Offline; the answers run in processes of their own, with limits (runner.py).
+FOLDER contains lab1.py .. lab7.py, directly or in folders like lab1_masks. The tests are those beside this
+file, never those in the folder. Works offline; the answers run in separate processes with limits
+(runner.py).
 """
 
 import argparse
@@ -43,18 +45,18 @@ def lab_named(name: str) -> str:
     for lab in LABS:
         if name.rstrip("/") in (lab, lab.split("_")[0]):
             return lab
-    raise Bad(f"no lab '{name}': there is {', '.join(LABS)}")
+    raise Bad(f"no lab '{name}'; choose from {', '.join(LABS)}")
 
 
 def points_of(lab: str) -> dict[str, int]:
     """Points of each problem, read from the test file without running it."""
-    text = (HERE / lab / f"test_{lab.split('_')[0]}.py").read_text()
+    text = (HERE / lab / f"test_{lab.split('_')[0]}.py").read_text(encoding="utf-8")
     inside = re.search(r"^POINTS = \{(.*?)\}", text, re.DOTALL | re.MULTILINE)[1]
     return {name: int(points) for name, points in re.findall(r'"(\w+)":\s*(\d+)', inside)}
 
 
 def answers(folder: Path) -> dict[str, str]:
-    """The source of each lab's answers that the folder has."""
+    """The source of each lab's answers in the folder."""
     if not folder.is_dir():
         raise Bad(f"{folder} is not a folder")
     found = {}
@@ -62,14 +64,14 @@ def answers(folder: Path) -> dict[str, str]:
         name = lab.split("_")[0]
         for path in (folder / lab / f"{name}.py", folder / f"{name}.py"):
             try:
-                if stat.S_ISREG(path.stat().st_mode):  # a pipe would keep us waiting
+                if stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
                     with open(path, "rb") as file:
                         found[lab] = file.read(1_000_000).decode("utf-8", "replace")
                     break
             except OSError:
                 continue
     if not found:
-        raise Bad(f"{folder} holds none of {', '.join(lab.split('_')[0] + '.py' for lab in LABS)}")
+        raise Bad(f"{folder} contains none of {', '.join(lab.split('_')[0] + '.py' for lab in LABS)}")
     return found
 
 
@@ -104,7 +106,7 @@ def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
 
 
 def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
-    """runner.py in a process that has nothing of our environment but the seed."""
+    """Run runner.py in a process that gets nothing of our environment but the seed."""
     with tempfile.TemporaryDirectory() as empty:
         environment = {
             "PATH": os.defpath,
@@ -125,6 +127,7 @@ def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
                 input=json.dumps({"jobs": jobs, "seconds": seconds}),
                 capture_output=True,
                 text=True,
+                encoding="utf-8",
                 cwd=empty,
                 env=environment,
                 timeout=limit,
@@ -139,7 +142,7 @@ def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
 
 
 def report(result: dict, name: str) -> str:
-    """What a student reads."""
+    """The report for the student, in Markdown."""
     lines = [f"# {name}: {result['points']} of {result['of']} points", "", f"Seed {result['seed']}.", ""]
     for lab, found in result["labs"].items():
         lines += [
@@ -153,14 +156,15 @@ def report(result: dict, name: str) -> str:
             note = f"all {passed} tests pass" if p["points"] else plain(p["why"])
             first = next((t["test"] for t in p["tests"] if t["wrong"]), None)
             if first and first[:5] == "test_":
-                note = f"{passed} of {len(p['tests'])} tests pass; first: *{first[5:].replace('_', ' ')}*: {note}"
+                sentence = first[5:].replace("_", " ")
+                note = f"{passed} of {len(p['tests'])} tests pass; first failure: *{sentence}*: {note}"
             lines.append(f"| {problem} | {p['points']} / {p['of']} | {note} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def plain(text: str | None) -> str:
-    """On one line and in one cell, whatever a student's error message says."""
+    """Text on one line and in one table cell, whatever a student's error message contains."""
     return (
         re.sub(r"[^\x20-\x7e°-ÿΑ-ω√≤≥]", "?", " ".join((text or "no result").split()))
         .replace("|", "\\|")
@@ -171,14 +175,18 @@ def plain(text: str | None) -> str:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="points and tests, as JSON")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="the same to be read, as Markdown")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the tests' random numbers [0]")
-    parser.add_argument("--seconds", type=int, default=20, metavar="N", help="CPU time of each problem [20]")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="report for the student, as Markdown")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the tests' random numbers [0]"
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=20, metavar="N", help="CPU seconds for each problem [20]"
+    )
 
 
 def main_with(given: argparse.Namespace) -> int:
     if given.seconds < 1:
-        raise Bad("--seconds: 1 or more")
+        raise Bad("--seconds must be 1 or more")
     result = grade(given.folder, given.seed, given.seconds)
     for path, text in (
         (given.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n"),

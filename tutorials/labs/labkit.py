@@ -1,7 +1,8 @@
-"""What the tests of all labs share: the module under test, and random numbers from one seed.
+"""Shared by the tests of all labs: the module under test, and random numbers from one seed.
 
-MINILATENT_LAB_MODULE   which file is tested: "solution", "skeleton", or a path; default: the student's labN.py
-MINILATENT_LAB_SEED     the one seed of all tests [0]: a teacher grades with another one
+MINILATENT_LAB_MODULE   the file that is tested: "solution", "skeleton", or a path; default: the student's
+                        labN.py
+MINILATENT_LAB_SEED     the seed of all tests [0]; a teacher grades with another one
 """
 
 import functools
@@ -23,14 +24,15 @@ def generator(salt: int = 0) -> torch.Generator:
 
 
 def randn(*shape: int, salt: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normal numbers, in double precision unless told: a tolerance of 1e-9 then sees an ε in the wrong place."""
+    """Normal random numbers, in double precision by default: with a tolerance of 1e-9, a misplaced ε is
+    seen."""
     return torch.randn(*shape, generator=generator(salt), dtype=torch.float64).to(dtype)
 
 
 def close(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-9) -> None:
-    """Same shape, same dtype, same values, relative to the size of what is expected."""
+    """Same shape, same dtype, same values, relative to the size of the expected ones."""
     if not isinstance(actual, Tensor):
-        raise AssertionError(f"a tensor is expected, and this is {type(actual).__name__}")
+        raise AssertionError(f"expected a tensor, got {type(actual).__name__}")
     if not isinstance(expected, Tensor):
         expected = torch.tensor(expected, dtype=actual.dtype)
     scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
@@ -38,15 +40,17 @@ def close(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-9) -> 
 
 
 def load(test_file: str, in_place: tuple[str, ...] = ()) -> "Checked":
-    """The module that the tests in `test_file` are about."""
+    """The module that the tests in `test_file` test."""
     folder = Path(test_file).resolve().parent
     number = re.search(r"\d+", folder.name)[0]
     named = os.environ.get("MINILATENT_LAB_MODULE", f"lab{number}")
-    if named == "none":  # the grader puts the module in itself
+    if named == "none":  # the grader sets the module itself
         return Checked(types.ModuleType("none"), in_place)
     path = Path(named) if named.endswith(".py") else folder / f"{named}.py"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: copy skeleton.py to lab{number}.py and write in that")
+        raise FileNotFoundError(
+            f"{path} does not exist: copy skeleton.py to lab{number}.py and write your answers there"
+        )
     spec = importlib.util.spec_from_file_location(f"lab{number}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,8 +58,8 @@ def load(test_file: str, in_place: tuple[str, ...] = ()) -> "Checked":
 
 
 class Checked:
-    """A module whose functions are watched: a call has to leave its arguments and the global random numbers as they
-    were. `in_place` names the functions that are meant to change an argument."""
+    """A module whose functions are watched: a call must leave its arguments and the global random state
+    unchanged. `in_place` names the functions that are meant to change an argument."""
 
     def __init__(self, module: types.ModuleType, in_place: tuple[str, ...] = ()):
         self.module, self.in_place = module, in_place
@@ -73,7 +77,7 @@ class Checked:
             out = function(*args, **kwargs)
             if not torch.equal(torch.get_rng_state(), state):
                 raise AssertionError(
-                    f"{name} uses the global random numbers; it is given a generator where it needs some"
+                    f"{name} uses the global random state; use the generator that it is given"
                 )
             if name not in self.in_place and not unchanged(given, before):
                 raise AssertionError(f"{name} changes one of its arguments")

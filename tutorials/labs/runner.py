@@ -1,11 +1,13 @@
-"""Runs a lab's tests on a student's source, each problem in a process of its own that may not do much.
+"""Runs a lab's tests on a student's source, each problem in its own restricted process.
 
-A process is forked from one that has loaded PyTorch and the tests but no student's code. It may not write files, use
-more than its memory and time, or reach the network (where the system lets us say so); its output is thrown away. It
-tells its results through a pipe, with a word that only the two know. Then the tests are tried on a wrong answer: if
-they pass that, somebody has changed them.
+A process is forked from one that has loaded PyTorch and the tests but no student code. It may not write
+files, exceed its memory and time, or reach the network (where the system supports this); its output is
+discarded. It returns its results through a pipe, with a secret word that only both processes know. After a
+pass, the tests are run on a wrong answer: if they pass that, the student's file has changed them.
 
-    python runner.py < JOBS.json > RESULTS.json          grade.py starts it; jobs: [{"lab", "source", "problem"}, ..]
+    python runner.py < JOBS.json > RESULTS.json
+
+grade.py starts it; jobs: [{"lab", "source", "problem"}, ..].
 """
 
 import ast
@@ -30,8 +32,8 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
-SECONDS, MEGABYTES, LARGEST = 20, 2000, 200_000  # CPU seconds and memory of a problem; characters of a source
-NO_MEMORY = f"took more memory than it may ({MEGABYTES} MB)"
+SECONDS, MEGABYTES, LARGEST = 20, 2000, 200_000  # limits: CPU seconds, memory, characters of a source
+NO_MEMORY = f"exceeded its memory of {MEGABYTES} MB"
 ALLOWED = {
     "torch",
     "torch.nn",
@@ -105,11 +107,11 @@ FORBIDDEN_ATTRIBUTES = {
 }
 
 
-# ---------------------------------------------------------------- what a source may say
+# ---------------------------------------------------------------- which sources are accepted
 
 
 def objection(source: str) -> str | None:
-    """Why this source is not run, with its line; None if there is no reason."""
+    """Why this source is refused, with its line; None if it is accepted."""
     if len(source) > LARGEST:
         return f"the file is longer than {LARGEST} characters"
     try:
@@ -121,22 +123,23 @@ def objection(source: str) -> str | None:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name not in ALLOWED:
-                    return f"{line}import {alias.name} is not allowed in what is graded"
+                    return f"{line}import {alias.name} is not allowed in graded code"
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module not in ALLOWED:
-                return f"{line}from {'.' * node.level}{node.module or ''} import .. is not allowed in what is graded"
+                module = "." * node.level + (node.module or "")
+                return f"{line}from {module} import .. is not allowed in graded code"
             for alias in node.names:
                 if alias.name in FORBIDDEN_ATTRIBUTES or alias.name.startswith("_") or alias.name == "*":
-                    return f"{line}importing {alias.name} is not allowed in what is graded"
+                    return f"{line}importing {alias.name} is not allowed in graded code"
         elif isinstance(node, ast.Name) and (node.id in FORBIDDEN_NAMES or node.id.startswith("__")):
-            return f"{line}{node.id} is not allowed in what is graded"
+            return f"{line}{node.id} is not allowed in graded code"
         elif isinstance(node, ast.Attribute):
             if node.attr in FORBIDDEN_ATTRIBUTES or node.attr.startswith("_") and node.attr != "__init__":
-                return f"{line}.{node.attr} is not allowed in what is graded"
+                return f"{line}.{node.attr} is not allowed in graded code"
             if not isinstance(node.ctx, ast.Load) and not (
                 isinstance(node.value, ast.Name) and node.value.id == "self"
             ):
-                return f"{line}setting .{node.attr} of something is not allowed in what is graded"
+                return f"{line}setting .{node.attr} of something is not allowed in graded code"
     return None
 
 
@@ -144,7 +147,8 @@ def objection(source: str) -> str | None:
 
 
 def tests_of(lab: str):
-    """A lab's test module, and its tests: {problem: [(name, function), ..]}, one for each set of parameters."""
+    """A lab's test module and its tests: {problem: [(name, function), ..]}, one for each set of
+    parameters."""
     folder = HERE / lab
     for path in (str(HERE), str(folder)):
         if path not in sys.path:
@@ -155,7 +159,7 @@ def tests_of(lab: str):
     for problem in module.POINTS:
         cls = getattr(module, f"Test_{problem}")
         found[problem] = []
-        for name, method in vars(cls).items():  # in the file's order: cases worked out by hand stand first
+        for name, method in vars(cls).items():  # in the file's order: cases worked out by hand come first
             if name.startswith("test_"):
                 marks = [m for m in getattr(method, "pytestmark", []) if m.name == "parametrize"]
                 for values in itertools.product(*(m.args[1] for m in marks)):
@@ -174,13 +178,13 @@ def tests_of(lab: str):
 
 def module_from(source: str, name: str) -> types.ModuleType:
     module = types.ModuleType(name)
-    sys.modules[name] = module  # dataclasses look there
+    sys.modules[name] = module  # dataclasses look it up there
     exec(compile(source, f"{name}.py", "exec"), module.__dict__)
     return module
 
 
 def run_test(function) -> str | None:
-    """None if it passes, else what went wrong and on which line of the test."""
+    """None if the test passes, else what went wrong and on which line of the test."""
     try:
         function()
         return None
@@ -199,11 +203,11 @@ def run_test(function) -> str | None:
         return f"{type(error).__name__}: {text}{where}"[:400]
 
 
-# ---------------------------------------------------------------- wrong answers that fit every problem
+# ---------------------------------------------------------------- mistakes that fit every problem
 
 
 def altered(x, how):
-    """The tensors and numbers in what a function returns, each changed by `how`."""
+    """The tensors and numbers in a function's result, each changed by `how`."""
     if isinstance(x, Tensor) or isinstance(x, (bool, int, float)):
         return how(x)
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
@@ -250,7 +254,8 @@ def same(x, y) -> bool:
 
 
 def generic(function, name: str, changed: list):
-    """`function` with a mistake that would be one anywhere. `changed` grows when the mistake showed."""
+    """`function` with a mistake that is possible in any function. `changed` grows if the mistake had an
+    effect."""
 
     def wrong(*args, **kwargs):
         if GENERIC[name] is None:
@@ -273,7 +278,7 @@ def generic(function, name: str, changed: list):
     return wrong
 
 
-# ---------------------------------------------------------------- a problem in a process of its own
+# ---------------------------------------------------------------- a problem in its own process
 
 
 def restrain(seconds: int) -> None:
@@ -289,7 +294,7 @@ def restrain(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:  # a network of its own, without a way out (Linux)
+    try:  # an empty network namespace (Linux)
         ctypes.CDLL(None).unshare(0x40000000 | 0x10000000)
     except (OSError, AttributeError):
         pass
@@ -305,7 +310,7 @@ def restrain(seconds: int) -> None:
 
 
 def intact() -> list:
-    """What the tests judge with."""
+    """The functions that the tests rely on."""
     import builtins
 
     import labkit
@@ -338,7 +343,7 @@ def intact() -> list:
 
 
 def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | None, trusted: bool) -> dict:
-    """In the child: the results of a problem's tests."""
+    """The results of a problem's tests. Runs in the child process."""
     test_module, found = tests_of(lab)
     tools, results, changed = intact(), [], []
     try:
@@ -357,20 +362,18 @@ def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | 
         results.append((name, run_test(test)))
         if first_only and results[-1][1]:
             break
-        if results[-1][1] == NO_MEMORY:  # filling it again for each test would only take the time, too
-            results += [
-                (name, "not tried: the memory was full") for name, _ in found[problem][len(results) :]
-            ]
+        if results[-1][1] == NO_MEMORY:  # the next tests would only fill it again
+            results += [(name, "not run: the memory was full") for name, _ in found[problem][len(results) :]]
             break
     out = {"tests": results, "changed": bool(changed)}
     if not trusted and not any(wrong for _, wrong in results):
-        # Right answers only: would the same tests, in this process, still see wrong ones?
+        # Every test passed: would the same tests, in this process, still catch wrong answers?
         for canary in (lambda *a, **k: None, generic(function, "the sign is wrong", [])):
             checked.module = types.SimpleNamespace(**{**module.__dict__, problem: canary})
             in_place = problem in checked.in_place and canary.__name__ == "wrong"
             if not in_place and not any(run_test(test) for _, test in found[problem]):
                 return {
-                    "why": "the tests no longer see a wrong answer: the file has changed them",
+                    "why": "the tests no longer catch a wrong answer: the file has changed them",
                     "tests": [],
                 }
         if any(a is not b for a, b in zip(tools, intact())):
@@ -387,8 +390,8 @@ def run(
 ) -> list[dict]:
     """The result of each job {"lab", "problem", "source"[, "mistake"]}, in order."""
     for lab in {job["lab"] for job in jobs}:
-        tests_of(lab)  # imported once, before the forks
-    torch.testing.assert_close(torch.ones(1), torch.ones(1))  # its own imports take half a second
+        tests_of(lab)  # imported once, before forking
+    torch.testing.assert_close(torch.ones(1), torch.ones(1))  # its imports take half a second
     results, waiting, active = [None] * len(jobs), list(enumerate(jobs)), {}
     selector = selectors.DefaultSelector()
     while waiting or active:
@@ -401,10 +404,10 @@ def run(
                 try:
                     os.close(read)
                     restrain(seconds)
-                    told = judge(
+                    found = judge(
                         job["lab"], job["problem"], job["source"], first_only, job.get("mistake"), trusted
                     )
-                    message = json.dumps({"word": word, **told}).encode()
+                    message = json.dumps({"word": word, **found}).encode()
                     while message:
                         message = message[os.write(write, message) :]
                 finally:
@@ -429,7 +432,7 @@ def finish(fd: int, selector, active: dict) -> dict:
     selector.unregister(fd)
     os.close(fd)
     late = time.monotonic() > deadline
-    if not late:  # the pipe is closed: it is over, or wants to look so
+    if not late:  # the pipe is closed: the process has ended, or pretends to
         for _ in range(20):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
@@ -442,19 +445,18 @@ def finish(fd: int, selector, active: dict) -> dict:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     try:
-        told = json.loads(bytes(data))
-        if told.pop("word") == word:
-            return told
+        found = json.loads(bytes(data))
+        if found.pop("word") == word:
+            return found
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    why = (
-        "took too long: an endless loop?"
-        if late or killed in (signal.SIGXCPU, signal.SIGKILL)
-        else f"was ended by signal {killed}"
-        if killed
-        else "the process ended before its tests did"
-    )
+    if late or killed in (signal.SIGXCPU, signal.SIGKILL):
+        why = "took too long: an endless loop?"
+    elif killed:
+        why = f"was killed by signal {killed}"
+    else:
+        why = "the process ended before its tests did"
     return {"why": why, "tests": []}
 
 

@@ -1,8 +1,8 @@
 """The teacher's tool for the labs.
 
-python tutorials/labs/tool.py skeletons [--check]      make every skeleton.py from its solution.py, or see that it is current
-python tutorials/labs/tool.py gate [LAB ..]            skeletons fail, solutions pass, every mutant is caught
-python tutorials/labs/tool.py bundle OUT.zip           what students get
+python tutorials/labs/tool.py skeletons [--check]   generate (or check) each skeleton.py from its solution.py
+python tutorials/labs/tool.py gate [LAB ..]         skeletons must fail, solutions pass, mutants be caught
+python tutorials/labs/tool.py bundle OUT.zip        write the students' files
 python tutorials/labs/tool.py grade FOLDER [--json FILE] [--report FILE] [--seed N]
 """
 
@@ -28,8 +28,8 @@ BEGIN, INSTEAD, END = "# BEGIN SOLUTION", "# INSTEAD", "# END SOLUTION"
 
 
 def strip(source: str) -> str:
-    """A solution without what stands between its marks. In place of it: the lines after INSTEAD, which begin with
-    `#: `, or NotImplementedError."""
+    """A solution without the parts between its marks. They are replaced by the lines after INSTEAD, which
+    begin with `#: `, or by NotImplementedError."""
     out, instead, inside = [], [], False
     for number, line in enumerate(source.splitlines(), 1):
         mark = line.strip()
@@ -46,7 +46,7 @@ def strip(source: str) -> str:
             instead = []
         elif inside and instead is not None:
             if not mark.startswith("#:"):
-                raise Bad(f"line {number}: a line after {INSTEAD} begins with #:")
+                raise Bad(f"line {number}: a line after {INSTEAD} must begin with #:")
             at = line.index("#:")
             instead.append((line[:at] + line[at + 2 :].removeprefix(" ")).rstrip())
         elif not inside:
@@ -59,18 +59,17 @@ def strip(source: str) -> str:
 def skeletons(check: bool) -> int:
     stale = []
     for lab in LABS:
-        made, path = strip((HERE / lab / "solution.py").read_text()), HERE / lab / "skeleton.py"
-        if not path.exists() or path.read_text() != made:
+        path = HERE / lab / "skeleton.py"
+        skeleton = strip((HERE / lab / "solution.py").read_text(encoding="utf-8"))
+        if not path.exists() or path.read_text(encoding="utf-8") != skeleton:
             stale.append(lab)
             if not check:
-                path.write_text(made)
+                path.write_text(skeleton, encoding="utf-8")
     if check and stale:
-        print(
-            f"error: skeleton.py is not what solution.py says in {', '.join(stale)}: python tutorials/labs/tool.py skeletons",
-            file=sys.stderr,
-        )
+        advice = "run python tutorials/labs/tool.py skeletons"
+        print(f"error: skeleton.py is stale in {', '.join(stale)}: {advice}", file=sys.stderr)
         return 1
-    print("every skeleton is current" if check or not stale else f"made: {', '.join(stale)}")
+    print(f"generated: {', '.join(stale)}" if stale else "every skeleton is up to date")
     return 0
 
 
@@ -98,7 +97,7 @@ def mutate(source: str, problem: str, name: str, old: str, new: str) -> str:
         before, _, rest = body.partition(BEGIN + "\n")
         body = before + BEGIN + "\n" + "".join(indent + line + "\n" for line in new.splitlines())
     elif body.count(old) == 0:
-        raise Bad(f"mutant '{name}' of {problem}: {old!r} does not stand in the solution")
+        raise Bad(f"mutant '{name}' of {problem}: {old!r} is not in the solution")
     else:
         body = body.replace(old, new)
     mutant = source[:start] + body + source[end:]
@@ -110,7 +109,7 @@ def mutate(source: str, problem: str, name: str, old: str, new: str) -> str:
 
 
 def gate(labs: list[str], workers: int, quiet: bool) -> int:
-    """Table of what was tried; 1 if a skeleton or a mutant passed or a solution failed."""
+    """Print a table of what was tried; return 1 if a skeleton or a mutant passed or a solution failed."""
     import importlib.util
 
     import runner
@@ -119,7 +118,7 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
     for lab in labs:
         began = time.monotonic()
         source, skeleton = (HERE / lab / f"{name}.py" for name in ("solution", "skeleton"))
-        source, skeleton = source.read_text(), skeleton.read_text()
+        source, skeleton = source.read_text(encoding="utf-8"), skeleton.read_text(encoding="utf-8")
         spec = importlib.util.spec_from_file_location("mutants", HERE / lab / "mutants.py")
         mutants = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(mutants)
@@ -141,16 +140,15 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
             ]
         if unknown := {m[0] for m in mutants.MUTANTS} - set(problems):
             raise Bad(f"{lab}/mutants.py: no such problem: {', '.join(unknown)}")
-        # The solution is tried by all tests, the others until one fails.
+        # All tests run on the solution; on the others they stop at the first failure.
         for job in jobs:
             job["lab"] = lab
             if (reason := runner.objection(job["source"])) and job["what"] != "mutant":
                 raise Bad(f"{lab}, {job['what']} '{job['name']}': {reason}")
         solved = [j for j in jobs if j["what"] == "solution"]
         wrong = [j for j in jobs if j["what"] != "solution"]
-        results = list(zip(solved, runner.run(solved, workers))) + list(
-            zip(wrong, runner.run(wrong, workers, first_only=True, trusted=True))
-        )
+        results = list(zip(solved, runner.run(solved, workers)))
+        results += zip(wrong, runner.run(wrong, workers, first_only=True, trusted=True))
         tried = caught = others = 0
         for problem in problems:
             if not quiet:
@@ -161,42 +159,35 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
                 line = failed[0][0] if failed else why
                 if job["what"] == "solution":
                     ok = not failed and not why and bool(result["tests"])
-                    line = (
-                        f"passes {len(result['tests'])} tests"
-                        if ok
-                        else f"FAILS: {failed[0] if failed else why}"
-                    )
+                    line = f"passes {len(result['tests'])} tests"
+                    if not ok:
+                        line = f"FAILS: {failed[0] if failed else why}"
                 elif job["what"] == "generic" and not failed and not why and not result.get("changed"):
-                    continue  # a mistake that this function cannot make
+                    continue  # this mistake has no effect in this function
                 else:
                     ok = bool(failed or why)
-                    line = line if ok else "PASSES: no test sees it"
-                    tried, caught = (
-                        tried + (job["what"] == "mutant"),
-                        caught + (ok and job["what"] == "mutant"),
-                    )
+                    line = line if ok else "PASSES: no test catches it"
+                    tried += job["what"] == "mutant"
+                    caught += ok and job["what"] == "mutant"
                     others += job["what"] == "generic"
                 bad += not ok
                 if not quiet or not ok:
                     name = f"{job['what']}: {job['name']}".rstrip(": ")
-                    print(
-                        f"  {'ok ' if ok else 'BAD'}  {name:62}  {line}"
-                        + ("" if ok or not quiet else f"  ({lab} · {problem})")
-                    )
-        few = "" if tried >= 5 * len(problems) else "   fewer than 5 a problem"
+                    where = f"  ({lab} · {problem})" if quiet else ""
+                    print(f"  {'ok ' if ok else 'BAD'}  {name:62}  {line}{where}")
+        few = "" if tried >= 5 * len(problems) else "   fewer than 5 per problem"
         bad += bool(few)
         total += tried
         print(
-            f"{lab}: {len(problems)} problems, {caught} of {tried} mutants caught, {others} generic mistakes, "
+            f"{lab}: {len(problems)} problems, {caught} of {tried} mutants caught, {others} generic ones, "
             f"{time.monotonic() - began:.0f} s{few}"
         )
-    print(
-        f"{'the gate is shut: ' + str(bad) + ' to mend' if bad else 'all is well'}; {total} mutants, {time.monotonic() - started:.0f} s"
-    )
+    verdict = f"the gate is closed: {bad} to fix" if bad else "the gate is open"
+    print(f"{verdict}; {total} mutants, {time.monotonic() - started:.0f} s")
     return 1 if bad else 0
 
 
-# ---------------------------------------------------------------- what students get
+# ---------------------------------------------------------------- the students' bundle
 
 SHARED = ["README.md", "conftest.py", "labkit.py", "runner.py", "grade.py"]
 KEPT_BACK = {"solution.py", "skeleton.py", "mutants.py"}
@@ -207,29 +198,24 @@ def contents() -> dict[str, bytes]:
     files = {name: (HERE / name).read_bytes() for name in SHARED}
     for lab in LABS:
         for path in sorted((HERE / lab).iterdir()):
-            own = path.name == f"{lab.split('_')[0]}.py"  # somebody's own work in the repository
-            if (
-                path.is_file()
-                and path.name not in KEPT_BACK
-                and not own
-                and path.suffix in (".py", ".md", ".json")
-            ):
+            own = path.name == f"{lab.split('_')[0]}.py"  # somebody's own answers in the repository
+            kept_back = own or path.name in KEPT_BACK
+            if path.is_file() and not kept_back and path.suffix in (".py", ".md", ".json"):
                 files[f"{lab}/{path.name}"] = path.read_bytes()
-        files[f"{lab}/{lab.split('_')[0]}.py"] = strip((HERE / lab / "solution.py").read_text()).encode()
+        files[f"{lab}/{lab.split('_')[0]}.py"] = strip(
+            (HERE / lab / "solution.py").read_text(encoding="utf-8")
+        ).encode()
     return files
 
 
 def bundle(out: Path) -> int:
-    """The same bytes each time: names in order, one date."""
+    """Write the same bytes each time: names in order, one date."""
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(contents().items()):
             entry = zipfile.ZipInfo(f"labs/{name}", (2026, 1, 1, 0, 0, 0))
-            entry.compress_type, entry.external_attr, entry.create_system = (
-                zipfile.ZIP_DEFLATED,
-                0o644 << 16,
-                3,
-            )
+            entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3
+            entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
     try:
         out.write_bytes(memory.getvalue())
@@ -248,7 +234,7 @@ def main(argv: list[str]) -> int:
     gate_ = commands.add_parser("gate")
     gate_.add_argument("labs", nargs="*", metavar="LAB", help="lab1 or lab1_masks [all]")
     gate_.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
-    gate_.add_argument("--quiet", action="store_true", help="one line a lab, and what is bad")
+    gate_.add_argument("--quiet", action="store_true", help="one line per lab, and failures")
     commands.add_parser("bundle").add_argument("out", type=Path)
     grader.options(commands.add_parser("grade"))
     given = parser.parse_args(argv)

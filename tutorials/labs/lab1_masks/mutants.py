@@ -1,4 +1,4 @@
-"""Plausible wrong answers to lab 1: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong answers to lab 1: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -34,7 +34,7 @@ MUTANTS = [
     ("decoder_layout", "every segment has ratio tokens", "min(ratio, chain - start)", "ratio"),
     (
         "decoder_layout",
-        "the latent stands behind the text",
+        "the latent comes after the text",
         "[LATENT] + [TEXT] * following",
         "[TEXT] * following + [LATENT]",
     ),
@@ -56,7 +56,7 @@ MUTANTS = [
         "block += [0] * tail",
         "block += [len(segments) + 1] * tail",
     ),
-    ("causal", "really not itself", "| (i[:, None] == i)", "& (i[:, None] != i)"),
+    ("causal", "a position does not see itself", "| (i[:, None] == i)", "& (i[:, None] != i)"),
     ("causal", "off by one: the next is seen", "i[:, None] >= i ", "i[:, None] + 1 >= i "),
     ("causal", "transposed: what comes after is seen", "i[:, None] >= i ", "i[:, None] <= i "),
     ("causal", "padding on the left is seen", "& real[:, None, :]", ""),
@@ -102,7 +102,8 @@ MUTANTS = [
         "induction_mask",
         "the question is hidden from latents",
         "((kind != LATENT)[:, None, :] | itself)",
-        "((kind != LATENT)[:, None, :] | itself) & ~((kind == LATENT)[:, :, None] & (kind == PREFIX)[:, None, :])",
+        "((kind != LATENT)[:, None, :] | itself) & ~((kind == LATENT)[:, :, None] & (kind == PREFIX)[:, "
+        "None, :])",
     ),
     (
         "induction_mask",
@@ -174,7 +175,8 @@ MUTANTS = [
         "supervision_mask",
         "only the last latent is seen by the tail",
         ", ~key_is_text)",
-        ", ~key_is_text & ~((kind == TAIL)[:, :, None] & (kind == LATENT)[:, None, :] & (block < block.max(1, keepdim=True).values)[:, None, :]))",
+        ", ~key_is_text & ~((kind == TAIL)[:, :, None] & (kind == LATENT)[:, None, :] & (block < "
+        "block.max(1, keepdim=True).values)[:, None, :]))",
     ),
     (
         "supervision_mask",
@@ -191,26 +193,26 @@ MUTANTS = [
     ),
     (
         "dual_track_positions",
-        "0..T-1: hidden segments are counted",
+        "0..T-1: hidden segments take positions",
         "return track + index - left",
         "return index + 0",
     ),
     (
         "dual_track_positions",
-        "text stands still at its latent",
+        "text keeps its latent's position",
         "return track + index - left",
         "return track",
     ),
-    ("dual_track_positions", "positions begin at 1", ".cumsum(1) - 1 ", ".cumsum(1) "),
+    ("dual_track_positions", "positions start at 1", ".cumsum(1) - 1 ", ".cumsum(1) "),
     (
         "dual_track_positions",
-        "text begins at its latent's own position",
+        "text starts at its latent's own position",
         "return track + index - left",
         "return track + (index - left - 1).clamp(min=0)",
     ),
     (
         "dual_track_positions",
-        "latents stand off the track, too",
+        "latents take no place on the main track either",
         "main = kind != TEXT",
         "main = (kind != TEXT) & (kind != LATENT)",
     ),
@@ -254,7 +256,7 @@ MUTANTS = [
     ("attend", "hidden scores are -10", 'float("-inf")', "-10.0"),
     (
         "attend",
-        "exp without taking out the maximum",
+        "exp without subtracting the maximum",
         'scores.masked_fill(~mask, float("-inf")).softmax(-1)',
         "((scores.exp() * mask) / (scores.exp() * mask).sum(-1, keepdim=True))",
     ),
@@ -262,7 +264,7 @@ MUTANTS = [
     ("attend", "no gradient to the keys", "k.transpose", "k.detach().transpose"),
     (
         "decoder_layout",
-        "an empty segment behind a chain that divides",
+        "an empty segment after a chain whose length is a multiple of r",
         "range(0, chain, ratio)]",
         "range(0, chain + 1, ratio)]",
     ),
@@ -292,7 +294,7 @@ MUTANTS = [
     ),
     (
         "attend",
-        "1e4 is taken from hidden scores",
+        "1e4 is subtracted from hidden scores",
         'scores.masked_fill(~mask, float("-inf"))',
         "(scores - 1e4 * (~mask))",
     ),

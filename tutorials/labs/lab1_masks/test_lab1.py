@@ -17,7 +17,7 @@ POINTS = {
 }
 PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3
 
-# prefix, lengths of the segments S_1 .. S_N, tail. N = 0, one-token segments, a last one that is shorter.
+# prefix, lengths of the segments S_1 .. S_N, tail. N = 0, one-token segments, a shorter last one.
 SHAPES = [(3, [2, 2, 2], 3), (2, [3, 3, 1], 2), (1, [], 4), (4, [1, 1, 1, 1], 1), (2, [4], 2)]
 
 
@@ -39,7 +39,7 @@ def encoder_row(prefix, segments, tail):
 
 
 def random_rows(make, rows, salt):
-    """Rows whose lengths the seed chooses."""
+    """Rows of random lengths."""
     g = generator(salt)
     draw = lambda low, high: int(torch.randint(low, high + 1, (), generator=g))
     out = []
@@ -56,7 +56,7 @@ def tensors(rows, extra=0):
 
 
 def check_mask(mask, rows, may_attend):
-    """Every entry against a rule for pairs of real positions; padding is alone with itself."""
+    """Check every entry against a rule for pairs of real positions; padding attends only to itself."""
     T = mask.shape[1]
     assert mask.dtype == torch.bool and mask.shape == (len(rows), T, T)
     mask = mask.tolist()
@@ -85,12 +85,12 @@ class Test_decoder_layout:
     def test_an_empty_chain_has_no_latent(self):
         assert lab.decoder_layout(2, 0, 2, 1, 3) == ([0, 0, 3], [0, 0, 0])
 
-    def test_what_is_left_of_the_width_is_padding(self):
+    def test_the_rest_of_the_width_is_padding(self):
         assert lab.decoder_layout(1, 2, 1, 1, 7) == ([0, 1, 2, 1, 3, -1, -1], [0, 1, 1, 2, 0, -1, -1])
 
     @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5])
     @pytest.mark.parametrize("chain", [1, 4, 5, 9])
-    def test_every_length_and_ratio_against_pieces(self, ratio, chain):
+    def test_every_length_and_ratio_against_rows_built_piece_by_piece(self, ratio, chain):
         segments = [len(range(chain)[at : at + ratio]) for at in range(0, chain, ratio)]
         row = decoder_row(2, segments, 3)
         kind, block = lab.decoder_layout(2, chain, ratio, 3, len(row) + 2)
@@ -103,7 +103,7 @@ class Test_causal:
         assert lab.causal(kind)[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
 
     @pytest.mark.parametrize("extra", [0, 3])
-    def test_each_sees_itself_and_what_stands_before_and_nobody_sees_padding(self, extra):
+    def test_each_position_sees_itself_and_earlier_ones_and_none_sees_padding(self, extra):
         rows = [decoder_row(*s) for s in SHAPES]
         check_mask(lab.causal(tensors(rows, extra)[0]), rows, lambda row, i, j: True)
 
@@ -131,8 +131,8 @@ class Test_causal:
 class Test_induction_mask:
     def test_the_picture_of_the_handout(self):
         kind = torch.tensor([[PREFIX, PREFIX, TEXT, TEXT, LATENT, TEXT, TEXT, LATENT, TAIL]])
-        drawn = ["".join("x" if x else "." for x in row) for row in lab.induction_mask(kind)[0].tolist()]
-        assert drawn == [
+        picture = ["".join("x" if x else "." for x in row) for row in lab.induction_mask(kind)[0].tolist()]
+        assert picture == [
             "x........",
             "xx.......",
             "xxx......",
@@ -163,7 +163,7 @@ class Test_induction_mask:
             lab.induction_mask(tensors(rows, 1)[0]), rows, lambda row, i, j: j == i or row[j][0] != LATENT
         )
 
-    def test_rows_of_a_batch_have_nothing_to_do_with_one_another(self):
+    def test_rows_of_a_batch_are_independent(self):
         kind = tensors(random_rows(encoder_row, 5, salt=3))[0]
         together = lab.induction_mask(kind)
         for b in range(5):
@@ -185,10 +185,10 @@ def supervision_rule(row, i, j):
 class Test_supervision_mask:
     def test_the_picture_of_the_handout(self):
         kind, block = tensors([decoder_row(3, [2, 2, 2], 3)])
-        drawn = [
+        picture = [
             "".join("x" if x else "." for x in row) for row in lab.supervision_mask(kind, block)[0].tolist()
         ]
-        assert drawn == [
+        assert picture == [
             "x............",
             "xx...........",
             "xxx..........",
@@ -217,7 +217,7 @@ class Test_supervision_mask:
         rows = [decoder_row(1, [1, 1], 1)]
         check_mask(lab.supervision_mask(*tensors(rows)), rows, supervision_rule)
 
-    def test_what_a_hidden_segment_says_does_not_reach_the_answer_through_one_layer(self):
+    def test_the_content_of_a_hidden_segment_does_not_reach_the_answer_through_one_layer(self):
         """Changing the values at S_2 and S_3 changes nothing at the latents and at the tail."""
         kind, block = tensors([decoder_row(3, [2, 2, 2], 3)])
         weights = lab.supervision_mask(kind, block).double()
@@ -250,15 +250,15 @@ class Test_dual_track_positions:
                     at += 1
                 assert positions[b][i] == at, f"row {b}, position {i}"
 
-    def test_text_may_go_further_than_the_main_track(self):
+    def test_text_may_have_higher_positions_than_the_main_track(self):
         kind, _ = tensors([decoder_row(1, [5, 5, 5], 1)])
         assert lab.dual_track_positions(kind).tolist() == [[0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 7, 3, 4]]
 
-    def test_without_a_chain_they_are_the_ordinary_ones(self):
+    def test_without_a_chain_the_positions_are_the_ordinary_ones(self):
         kind, _ = tensors([decoder_row(2, [], 3)])
         assert lab.dual_track_positions(kind).tolist() == [[0, 1, 2, 3, 4]]
 
-    def test_rows_of_a_batch_have_nothing_to_do_with_one_another(self):
+    def test_rows_of_a_batch_are_independent(self):
         rows = random_rows(decoder_row, 5, salt=7)
         kind, _ = tensors(rows)
         together = lab.dual_track_positions(kind)
@@ -297,9 +297,11 @@ class Test_attend:
         close(out[0, 0], (v[0, 0] + v[0, 2]) / 2)
         close(out[0, 1], (v[0, 1] + v[0, 2] + v[0, 3]) / 3)
 
-    def test_a_hidden_value_however_large_and_its_gradient_do_not_get_through(self):
+    def test_a_hidden_value_has_no_influence_however_large_and_no_gradient(self):
         q, k = randn(1, 3, 4, salt=14), randn(1, 3, 4, salt=15)
-        k[:, 2] = 1e6 * q[:, 0]  # a key that would take all the weight, were it only 10 000 lower
+        k[:, 2] = (
+            1e6 * q[:, 0]
+        )  # a key that would take all the weight if masking only lowered its score by 10 000
         v = randn(1, 3, 2, salt=16)
         v[:, 2] = 1e12
         q, k, v = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
@@ -308,7 +310,7 @@ class Test_attend:
         assert out.abs().max() < 100
         out.square().sum().backward()
         for grad in (q.grad, k.grad, v.grad):
-            assert grad is not None and (grad[:, :2] != 0).all(), "q, k and v have a gradient each"
+            assert grad is not None and (grad[:, :2] != 0).all(), "q, k and v must each have a gradient"
         assert (v.grad[:, 2] == 0).all() and (k.grad[:, 2] == 0).all()
 
     def test_large_scores_do_not_overflow(self):

@@ -1,4 +1,4 @@
-"""Plausible wrong answers to lab 2: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong answers to lab 2: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -9,22 +9,22 @@ MUTANTS = [
     ),
     (
         "top_k",
-        "renormalised over all that is allowed, not over k",
+        "renormalised over all allowed ids, not over k",
         "return best.softmax(-1), ids",
         'return logits.masked_fill(banned, float("-inf")).softmax(-1).gather(-1, ids), ids',
     ),
     ("top_k", "softmax over the first dimension", "best.softmax(-1)", "best.softmax(0)"),
     ("top_k", "top-k over the first dimension", "topk(k, dim=-1)", "topk(min(k, logits.shape[0]), dim=0)"),
     ("top_k", "the least likely", "topk(k, dim=-1)", "topk(k, dim=-1, largest=False)"),
-    ("top_k", "the forbidden come through", 'logits.masked_fill(banned, float("-inf"))', "logits"),
-    ("top_k", "the forbidden are made 0, not impossible", 'float("-inf")', "0.0"),
+    ("top_k", "forbidden ids are kept", 'logits.masked_fill(banned, float("-inf"))', "logits"),
+    ("top_k", "forbidden logits become 0 instead of -∞", 'float("-inf")', "0.0"),
     (
         "top_k",
-        "the forbidden fill up a k that is too large",
+        "forbidden ids fill up a k that is too large",
         "logits.shape[-1] - len(never)",
         "logits.shape[-1]",
     ),
-    ("top_k", "the last forbidden one is forgotten", "banned[never] = True", "banned[never[:1]] = True"),
+    ("top_k", "the last forbidden id is forgotten", "banned[never] = True", "banned[never[:1]] = True"),
     (
         "top_k",
         "sorted by id",
@@ -46,12 +46,12 @@ MUTANTS = [
     ),
     (
         "mix",
-        "the likeliest only",
+        "the most likely entry only",
         "probs[..., None]",
         "torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1])[..., None] * probs[..., None]",
     ),
     ("mix", "renormalised", "probs[..., None]", "(probs / probs.sum(-1, keepdim=True))[..., None]"),
-    ("mix", "softmax of what is one already", "probs[..., None]", "probs.softmax(-1)[..., None]"),
+    ("mix", "softmax of a softmax", "probs[..., None]", "probs.softmax(-1)[..., None]"),
     (
         "mix",
         "embeddings normalised",
@@ -149,19 +149,19 @@ MUTANTS = [
         "return (total / count.clamp(min=1)).sum() / (count > 0).sum()",
         "return nll.mean()",
     ),
-    ("segment_cross_entropy", "labels not shifted", "ids[:, 1:][told]", "ids[:, :-1][told]"),
-    ("segment_cross_entropy", "logits not shifted", "logits[:, :-1][told]", "logits[:, 1:][told]"),
+    ("segment_cross_entropy", "labels not shifted", "ids[:, 1:][labelled]", "ids[:, :-1][labelled]"),
+    ("segment_cross_entropy", "logits not shifted", "logits[:, :-1][labelled]", "logits[:, 1:][labelled]"),
     (
         "segment_cross_entropy",
         "shifted the other way",
         "BODY",
         """\
 B, T, V = logits.shape
-told = (kind[:, :-1] == TEXT) | (kind[:, :-1] == TAIL)
+labelled = (kind[:, :-1] == TEXT) | (kind[:, :-1] == TAIL)
 groups = int(block.max()) + 1
-group = (block[:, :-1] + groups * torch.arange(B)[:, None])[told]
-log_q = logits[:, 1:][told].log_softmax(-1)
-nll = -log_q.gather(-1, ids[:, :-1][told][:, None])[:, 0]
+group = (block[:, :-1] + groups * torch.arange(B)[:, None])[labelled]
+log_q = logits[:, 1:][labelled].log_softmax(-1)
+nll = -log_q.gather(-1, ids[:, :-1][labelled][:, None])[:, 0]
 total = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, nll)
 count = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, torch.ones_like(nll))
 return (total / count.clamp(min=1)).sum() / (count > 0).sum()""",
@@ -187,8 +187,8 @@ return (total / count.clamp(min=1)).sum() / (count > 0).sum()""",
     (
         "segment_cross_entropy",
         "the first label of a segment is missing",
-        "told = (following == TEXT)",
-        "told = ((following == TEXT) & (kind[:, :-1] == TEXT))",
+        "labelled = (following == TEXT)",
+        "labelled = ((following == TEXT) & (kind[:, :-1] == TEXT))",
     ),
     ("segment_cross_entropy", "the answer is missing", " | (following == TAIL)", ""),
     (
@@ -238,7 +238,8 @@ each, some = (total / count.clamp(min=1)).view(B, groups).sum(1), (count > 0).vi
         "autonomous_loss",
         "</think> is no label",
         "labels = ids[:, 1:][following == TAIL]",
-        "first = (kind[:, :-1] != TAIL)[following == TAIL]; labels, log_q = ids[:, 1:][following == TAIL][~first], log_q[~first]",
+        "first = (kind[:, :-1] != TAIL)[following == TAIL]; labels, log_q = ids[:, 1:][following == "
+        "TAIL][~first], log_q[~first]",
     ),
     (
         "autonomous_loss",
@@ -262,12 +263,13 @@ each, some = (total / count.clamp(min=1)).view(B, groups).sum(1), (count > 0).vi
         "autonomous_loss",
         "both divided by all labels together",
         "kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).mean()",
-        "(kl_weight * kl * len(probs) - ce_weight * log_q.gather(-1, labels[:, None]).sum()) / (len(probs) + len(labels))",
+        "(kl_weight * kl * len(probs) - ce_weight * log_q.gather(-1, labels[:, None]).sum()) / (len(probs) "
+        "+ len(labels))",
     ),
     ("autonomous_loss", "the KL does not train", "sparse_kl(before", "sparse_kl(before.detach()"),
     (
         "top_k",
-        "the forbidden take places of the k",
+        "forbidden ids take places among the k",
         "BODY",
         """\
 best, ids = logits.topk(min(k, logits.shape[-1] - len(never)), dim=-1)
@@ -285,7 +287,7 @@ return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).s
     ("sparse_kl", "entries of id 0 count nothing", "- probs * log_q)", "- probs * log_q * (ids != 0))"),
     (
         "sparse_kl",
-        "log q is cut off at -20",
+        "log q is clamped at -20",
         "logits.log_softmax(-1)",
         "logits.log_softmax(-1).clamp(min=-20)",
     ),
@@ -299,7 +301,8 @@ return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).s
         "autonomous_loss",
         "the cross-entropy averaged by row first",
         "log_q.gather(-1, labels[:, None]).mean()",
-        "(torch.zeros(len(ids), dtype=log_q.dtype).index_add(0, (following == TAIL).nonzero()[:, 0], log_q.gather(-1, labels[:, None])[:, 0]) / (following == TAIL).sum(1)).mean()",
+        "(torch.zeros(len(ids), dtype=log_q.dtype).index_add(0, (following == TAIL).nonzero()[:, 0], "
+        "log_q.gather(-1, labels[:, None])[:, 0]) / (following == TAIL).sum(1)).mean()",
     ),
     (
         "autonomous_loss",
@@ -307,5 +310,5 @@ return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).s
         "before[following == LATENT]",
         "before.transpose(0, 1)[following.T == LATENT]",
     ),
-    ("top_k", "large logits are cut off", "best.softmax(-1)", "best.clamp(max=30).softmax(-1)"),
+    ("top_k", "large logits are clamped", "best.softmax(-1)", "best.clamp(max=30).softmax(-1)"),
 ]

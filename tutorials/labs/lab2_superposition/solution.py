@@ -1,4 +1,4 @@
-"""Lab 2: superpositions and the losses that teach them. README.md tells the problems.
+"""Lab 2: superpositions and the losses that train them. README.md describes the problems.
 
 B rows, T positions, V vocabulary, C width, k entries kept, n positions that count.
 """
@@ -6,12 +6,13 @@ B rows, T positions, V vocabulary, C width, k entries kept, n positions that cou
 import torch
 from torch import Tensor
 
-PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # what a position holds: see lab 1
+PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3  # what a position contains: see lab 1
 
 
 def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
-    """The k likeliest entries, the likeliest first, and their softmax among themselves. Ids in `never` are not among
-    them; where fewer than k others exist, all others are kept. The gradient reaches the kept logits and no others.
+    """The k most likely entries in descending order, and the softmax over these k logits. Ids in `never` are
+    excluded; if fewer than k others exist, all of them are kept. The gradient reaches the kept logits and no
+    others.
     logits (..., V) -> probabilities (..., k), ids (..., k)."""
     # BEGIN SOLUTION
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -31,8 +32,8 @@ def mix(probs: Tensor, ids: Tensor, table: Tensor) -> Tensor:
 
 
 def gumbel(probs: Tensor, generator: torch.Generator, scale: float = 1.0, tau: float = 1.0) -> Tensor:
-    """α̃ = softmax((log α + clamp(scale · g, -1.5, 3)) / τ) over the last dimension, g = -log(-log u), u ~ U(0, 1):
-    one torch.rand of the shape and dtype of `probs`, from `generator`. An entry with α = 0 stays 0.
+    """α̃ = softmax((log α + clamp(scale · g, -1.5, 3)) / τ) over the last dimension, g = -log(-log u), u ~
+    U(0, 1): one torch.rand of the shape and dtype of `probs`, from `generator`. An entry with α = 0 stays 0.
     probs (..., k) -> (..., k)."""
     # BEGIN SOLUTION
     u = torch.rand(probs.shape, generator=generator, dtype=probs.dtype)
@@ -42,8 +43,9 @@ def gumbel(probs: Tensor, generator: torch.Generator, scale: float = 1.0, tau: f
 
 
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
-    """Mean over n positions of KL(α ‖ q): q is the softmax of the logits over the whole vocabulary, α has the
-    probabilities `probs` at `ids` (0..V-1) and 0 elsewhere. An entry with α_j = 0 counts nothing, whatever its id.
+    """Mean over n positions of KL(α ‖ q): q is the softmax of the logits over the whole vocabulary; α has the
+    probabilities `probs` at `ids` (0..V-1) and is 0 elsewhere. An entry with α_j = 0 adds nothing, whatever
+    its id.
     logits (n, V), probs, ids (n, k) -> ()."""
     # BEGIN SOLUTION
     log_q = logits.log_softmax(-1).gather(-1, ids)  # (n, k)
@@ -52,18 +54,19 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
 
 
 def segment_cross_entropy(logits: Tensor, ids: Tensor, kind: Tensor, block: Tensor) -> Tensor:
-    """Stage 1's L_sup, of the decoder's input (lab 1). The label of a position is the next position's id, if that
-    holds TEXT or TAIL; no other position has a label. Averaged inside each target block, a row's text with one block
-    number or a row's tail, then over all these blocks of all rows.
+    """Stage 1's L_sup, for the decoder's input (lab 1). The label of a position is the next position's id if
+    that position contains TEXT or TAIL; no other position has a label. The loss is averaged inside each
+    target block (the text of one row with one block number, or the tail of one row), then over all these
+    blocks of all rows.
     logits (B, T, V), ids, kind, block (B, T) -> ()."""
     # BEGIN SOLUTION
     B, T, V = logits.shape
     following = kind[:, 1:]
-    told = (following == TEXT) | (following == TAIL)  # (B, T-1)
+    labelled = (following == TEXT) | (following == TAIL)  # (B, T-1)
     groups = int(block.max()) + 1
-    group = (block[:, 1:] + groups * torch.arange(B)[:, None])[told]  # (n,)
-    log_q = logits[:, :-1][told].log_softmax(-1)  # (n, V)
-    nll = -log_q.gather(-1, ids[:, 1:][told][:, None])[:, 0]  # (n,)
+    group = (block[:, 1:] + groups * torch.arange(B)[:, None])[labelled]  # (n,)
+    log_q = logits[:, :-1][labelled].log_softmax(-1)  # (n, V)
+    nll = -log_q.gather(-1, ids[:, 1:][labelled][:, None])[:, 0]  # (n,)
     total = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, nll)
     count = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, torch.ones_like(nll))
     return (total / count.clamp(min=1)).sum() / (count > 0).sum()
@@ -79,9 +82,9 @@ def autonomous_loss(
     kl_weight: float = 1.0,
     ce_weight: float = 1.0,
 ) -> Tensor:
-    """Stage 2's L_auto, of `Q <think> z_1 .. z_N </think> answer <eos>`, ordinary causal input:
-    kl_weight · mean over latents of KL(α_t ‖ q) + ce_weight · mean over TAIL ids of -log q[id], each q read at the
-    position *before*. probs, top (n, k): the labels α of all latents of the batch, in reading order.
+    """Stage 2's L_auto, for `Q <think> z_1 .. z_N </think> answer <eos>`, ordinary causal input:
+    kl_weight · mean over latents of KL(α_t ‖ q) + ce_weight · mean over TAIL ids of -log q[id], each q taken
+    at the position *before*. probs, top (n, k): the labels α of all latents of the batch, in reading order.
     logits (B, T, V), ids, kind (B, T) -> ()."""
     # BEGIN SOLUTION
     before, following = logits[:, :-1], kind[:, 1:]

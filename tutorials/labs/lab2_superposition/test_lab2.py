@@ -22,7 +22,7 @@ def distinct_ids(n, V, k, salt):
 
 class Test_top_k:
     @pytest.mark.parametrize("shape, k", [((7,), 1), ((1, 7), 3), ((4, 9), 4), ((2, 3, 12), 5)])
-    def test_the_likeliest_come_first_with_the_softmax_among_themselves(self, shape, k):
+    def test_the_most_likely_come_first_with_the_softmax_over_the_k(self, shape, k):
         logits = randn(*shape, salt=1)
         probs, ids = lab.top_k(logits, k, [])
         assert probs.shape == ids.shape == (*shape[:-1], k) and ids.dtype == torch.long
@@ -38,7 +38,7 @@ class Test_top_k:
         assert ids.tolist() == [2, 1]
         close(probs, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
 
-    def test_the_forbidden_are_never_kept_however_likely(self):
+    def test_forbidden_ids_are_never_kept_however_likely(self):
         logits = randn(5, 10, salt=2)
         logits[:, 3], logits[:, 8] = 40.0, 50.0
         probs, ids = lab.top_k(logits, 4, [8, 3])
@@ -86,8 +86,8 @@ class Test_mix:
             table[5:6],
         )
 
-    def test_weights_are_taken_as_they_are(self):
-        """Not normalised anew: half the weight is half the vector."""
+    def test_weights_are_used_as_they_are(self):
+        """Not normalised again: half the weight is half the vector."""
         table, ids = randn(9, 4, salt=10), torch.tensor([[1, 7, 3]])
         probs = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
         close(lab.mix(probs / 2, ids, table), lab.mix(probs, ids, table) / 2)
@@ -159,7 +159,7 @@ class Test_gumbel:
         expected = 2 * quantile.clamp(-1.5, 3).var()
         assert abs(difference.var() / expected - 1) < 0.06 and abs(difference.mean()) < 0.06
 
-    def test_a_seed_repeats_it_and_every_call_draws_anew(self):
+    def test_a_seed_repeats_it_and_every_call_has_new_noise(self):
         probs = randn(6, 4, salt=19).softmax(-1)
         g = generator(20)
         first, second = lab.gumbel(probs, g), lab.gumbel(probs, g)
@@ -216,12 +216,12 @@ class Test_sparse_kl:
             math.log(2),
         )
 
-    def test_mass_outside_the_teachers_entries_costs(self):
+    def test_probability_outside_the_teachers_entries_increases_the_loss(self):
         probs, ids = torch.tensor([[0.5, 0.5]], dtype=torch.float64), torch.tensor([[0, 1]])
         outside = torch.tensor([[0.0, 0.0, 5.0, 5.0]], dtype=torch.float64)
         close(lab.sparse_kl(outside, probs, ids), math.log((2 + 2 * math.exp(5)) / 2))
 
-    def test_an_entry_of_probability_zero_counts_nothing_and_makes_no_nan(self):
+    def test_an_entry_of_probability_zero_adds_nothing_and_makes_no_nan(self):
         logits = randn(3, 8, salt=32).requires_grad_()
         with_zero = lab.sparse_kl(
             logits, torch.tensor([[0.7, 0.3, 0.0]] * 3, dtype=torch.float64), torch.tensor([[1, 2, 5]] * 3)
@@ -248,7 +248,7 @@ class Test_sparse_kl:
         assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1e4)
 
 
-# prefix, lengths of S_2 .. S_N and 0 behind the last latent, tail
+# prefix, lengths of S_2 .. S_N and 0 after the last latent, tail
 ROWS = [(3, [2, 2, 0], 3), (2, [3, 1, 0], 2), (1, [0], 4), (2, [1, 1, 1, 0], 1), (2, [], 2)]
 
 
@@ -283,7 +283,7 @@ class Test_segment_cross_entropy:
         ids, logits = randint(11, kind.shape, 36), 2 * randn(*kind.shape, 11, salt=37)
         close(lab.segment_cross_entropy(logits, ids, kind, block), segment_loops(logits, ids, kind, block)[0])
 
-    def test_a_model_that_knows_the_next_token_pays_nothing_and_one_that_knows_the_same_pays(self):
+    def test_predicting_the_next_token_costs_nothing_and_predicting_the_same_token_costs(self):
         kind, block = decoder_rows(ROWS, 0)
         ids = randint(11, kind.shape, 38)
         ids[:, 1::2] = (ids[:, 0::2][:, : ids[:, 1::2].shape[1]] + 5) % 11  # neighbours differ
@@ -302,25 +302,25 @@ class Test_segment_cross_entropy:
             math.log(11),
         )
 
-    def test_what_stands_at_padding_and_latents_counts_nothing(self):
+    def test_ids_at_padding_and_latents_do_not_count(self):
         kind, block = decoder_rows(ROWS, 2)
         ids, logits = randint(11, kind.shape, 40), randn(*kind.shape, 11, salt=41)
-        silent = (kind == PAD) | (kind == LATENT) | (kind == PREFIX)
-        other = torch.where(silent, (ids + 3) % 11, ids)
+        unlabelled = (kind == PAD) | (kind == LATENT) | (kind == PREFIX)
+        other = torch.where(unlabelled, (ids + 3) % 11, ids)
         close(
             lab.segment_cross_entropy(logits, other, kind, block),
             lab.segment_cross_entropy(logits, ids, kind, block),
         )
 
-    def test_the_gradient_is_there_at_the_positions_that_tell_and_nowhere_else(self):
+    def test_the_gradient_is_at_the_predicting_positions_and_nowhere_else(self):
         kind, block = decoder_rows(ROWS, 2)
         ids, logits = randint(11, kind.shape, 42), randn(*kind.shape, 11, salt=43).requires_grad_()
         lab.segment_cross_entropy(logits, ids, kind, block).backward()
-        tells = torch.zeros(kind.shape, dtype=torch.bool)
-        tells[:, :-1] = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)
-        assert (logits.grad[tells].abs() > 1e-9).all() and (logits.grad[~tells] == 0).all()
+        predicts = torch.zeros(kind.shape, dtype=torch.bool)
+        predicts[:, :-1] = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)
+        assert (logits.grad[predicts].abs() > 1e-9).all() and (logits.grad[~predicts] == 0).all()
 
-    def test_a_token_of_a_long_segment_weighs_less_than_one_of_a_short_segment(self):
+    def test_a_token_of_a_long_segment_counts_less_than_one_of_a_short_segment(self):
         kind, block = decoder_rows([(1, [4, 1, 0], 2)], 0)
         ids, logits = (
             randint(5, kind.shape, 44),
@@ -328,9 +328,9 @@ class Test_segment_cross_entropy:
         )
         lab.segment_cross_entropy(logits, ids, kind, block).backward()
         weight = -logits.grad[0, :-1].gather(-1, ids[0, 1:, None])[:, 0] / (1 - 1 / 5)
-        told = (kind[0, 1:] == TEXT) | (kind[0, 1:] == TAIL)
+        labelled = (kind[0, 1:] == TEXT) | (kind[0, 1:] == TAIL)
         close(
-            weight[told], torch.tensor([1 / 12] * 4 + [1 / 3] + [1 / 6] * 2, dtype=torch.float64)
+            weight[labelled], torch.tensor([1 / 12] * 4 + [1 / 3] + [1 / 6] * 2, dtype=torch.float64)
         )  # 3 blocks
 
     def test_large_logits_do_not_overflow_and_the_dtype_is_kept(self):
@@ -341,7 +341,7 @@ class Test_segment_cross_entropy:
 
 
 def student_rows(rows, extra=1):
-    """(prefix, latents, tail) a row."""
+    """(prefix, latents, tail) for each row."""
     built = [[PREFIX] * p + [LATENT] * n + [TAIL] * t for p, n, t in rows]
     width = max(map(len, built)) + extra
     return torch.tensor([r + [PAD] * (width - len(r)) for r in built])
@@ -380,14 +380,14 @@ class Test_autonomous_loss:
         given = self.inputs(rows)
         close(lab.autonomous_loss(*given, *weights), auto_loops(*given, *weights))
 
-    def test_one_entry_a_latent_is_cross_entropy_on_it(self):
+    def test_with_one_entry_per_latent_it_is_cross_entropy(self):
         logits, ids, kind, probs, top = self.inputs(STUDENTS, k=1)
         labelled = ids.masked_scatter(kind == LATENT, top[:, 0])
         log_q = logits[:, :-1].log_softmax(-1).gather(-1, labelled[:, 1:, None])[..., 0]
         expected = -log_q[kind[:, 1:] == LATENT].mean() - log_q[kind[:, 1:] == TAIL].mean()
         close(lab.autonomous_loss(logits, ids, kind, torch.ones_like(probs), top), expected)
 
-    def test_the_ids_in_latent_slots_prefix_and_padding_count_nothing(self):
+    def test_the_ids_in_latent_slots_prefix_and_padding_do_not_count(self):
         logits, ids, kind, probs, top = self.inputs(STUDENTS)
         other = torch.where(kind == TAIL, ids, (ids + 4) % 11)
         close(
@@ -395,10 +395,10 @@ class Test_autonomous_loss:
             lab.autonomous_loss(logits, ids, kind, probs, top),
         )
 
-    def test_the_gradient_is_there_before_every_latent_and_tail_token_and_nowhere_else(self):
+    def test_the_gradient_is_before_every_latent_and_tail_token_and_nowhere_else(self):
         logits, ids, kind, probs, top = self.inputs(STUDENTS)
         logits.requires_grad_()
         lab.autonomous_loss(logits, ids, kind, probs, top).backward()
-        tells = torch.zeros(kind.shape, dtype=torch.bool)
-        tells[:, :-1] = (kind[:, 1:] == LATENT) | (kind[:, 1:] == TAIL)
-        assert (logits.grad[tells].abs().amax(-1) > 1e-9).all() and (logits.grad[~tells] == 0).all()
+        predicts = torch.zeros(kind.shape, dtype=torch.bool)
+        predicts[:, :-1] = (kind[:, 1:] == LATENT) | (kind[:, 1:] == TAIL)
+        assert (logits.grad[predicts].abs().amax(-1) > 1e-9).all() and (logits.grad[~predicts] == 0).all()

@@ -1,4 +1,4 @@
-"""Plausible wrong answers to lab 3: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong answers to lab 3: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     (
         "to_blocks",
-        "blocks go over the ends of the chains",
+        "blocks cross the ends of the chains",
         "for chain in chains]",
         "for chain in [sum(chains, [])]]",
     ),
@@ -56,7 +56,7 @@ MUTANTS = [
     ),
     (
         "compress",
-        "the gradient is cut",
+        "the gradient is detached",
         "torch.where(real[:, :, None], embeds, 0)",
         "torch.where(real[:, :, None], embeds, 0).detach()",
     ),
@@ -74,12 +74,7 @@ MUTANTS = [
         "return total / count.to(embeds.dtype).sqrt()",
         "return total / (total.norm(dim=-1, keepdim=True) + 1e-9)",
     ),
-    (
-        "compress",
-        "the last token only",
-        ".sum(1)                        #",
-        "[:, 0]                        #",
-    ),
+    ("compress", "the last token only", ".sum(1)  #", "[:, 0]  #"),
     ("compress", "an ε in the divisor", ".sqrt()", ".sqrt().add(1e-6)"),
     ("random_labels", "the global generator", "generator=generator, ", ""),
     (
@@ -102,29 +97,29 @@ MUTANTS = [
     ),
     (
         "random_labels",
-        "padding can be drawn",
+        "padding can be sampled",
         "count = real.sum(1)",
         "count = torch.full((len(real),), real.shape[1])",
     ),
     (
         "random_labels",
-        "the last real one is never drawn",
+        "the last real one is never sampled",
         "count = real.sum(1)",
         "count = (real.sum(1) - 1).clamp(min=1)",
     ),
-    ("random_labels", "rounded instead of cut", ").long()", ").round().long().clamp(max=count - 1)"),
-    ("random_labels", "one draw for all blocks", "torch.rand(len(blocks), ", "torch.rand(1, "),
+    ("random_labels", "rounded instead of truncated", ").long()", ").round().long().clamp(max=count - 1)"),
+    ("random_labels", "one sample for all blocks", "torch.rand(len(blocks), ", "torch.rand(1, "),
     (
         "random_labels",
         "the place, not the token",
-        "return blocks.gather(1, drawn[:, None])[:, 0]",
-        "return drawn",
+        "return blocks.gather(1, chosen[:, None])[:, 0]",
+        "return chosen",
     ),
     (
         "random_labels",
         "of the block before",
-        "return blocks.gather(1, drawn[:, None])[:, 0]",
-        "return blocks.roll(1, 0).gather(1, drawn[:, None])[:, 0]",
+        "return blocks.gather(1, chosen[:, None])[:, 0]",
+        "return blocks.roll(1, 0).gather(1, chosen[:, None])[:, 0]",
     ),
     ("next_targets", "not detached", ").detach()", ")"),
     ("next_targets", "not divided by std", " / std", ""),
@@ -166,7 +161,7 @@ return torch.cat(rows).detach()""",
     ("next_targets", "standardised", "/ std).detach()", "/ std - torch.cat(rows).mean()).detach()"),
     (
         "next_targets",
-        "the first block is not foretold",
+        "the first block is not a target",
         "torch.cat([row, end[None]])",
         "torch.cat([row[1:], end[None]])",
     ),
@@ -180,7 +175,7 @@ return torch.cat(rows).detach()""",
     ("gaussian_nll", "sum over the width", ".mean()", ".sum(-1).mean()"),
     ("gaussian_nll", "sum", ".mean()", ".sum()"),
     ("gaussian_nll", "the absolute error", ".square()", ".abs()"),
-    ("gaussian_nll", "an ε beside σ²", "(2 * (2 * log_sigma).exp())", "(2 * (2 * log_sigma).exp() + 1e-8)"),
+    ("gaussian_nll", "an ε added to σ²", "(2 * (2 * log_sigma).exp())", "(2 * (2 * log_sigma).exp() + 1e-8)"),
     (
         "gaussian_nll",
         "σ does not learn",
@@ -204,9 +199,10 @@ return torch.cat(rows).detach()""",
     ("soft_mse", "α is ignored", "if alpha:", "if False:"),
     (
         "soft_mse",
-        "one draw instead of the closed form",
+        "one sample instead of the closed form",
         "(target - mu).square() + (2 * log_sigma).exp()",
-        "(mu + log_sigma.exp() * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0), dtype=mu.dtype) - target).square()",
+        "(mu + log_sigma.exp() * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0), "
+        "dtype=mu.dtype) - target).square()",
     ),
     ("soft_mse", "sum", "squared.mean()", "squared.sum()"),
     ("soft_mse", "NaN for σ = 0", "if alpha:", "if True:"),
@@ -219,7 +215,9 @@ return torch.cat(rows).detach()""",
         "the noise is not scaled back",
         "BODY",
         """\
-noise = temperature * log_sigma.exp() * torch.randn(mu.shape, generator=generator, dtype=mu.dtype) if temperature > 0 else 0
+noise = 0
+if temperature > 0:
+    noise = temperature * log_sigma.exp() * torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
 return mu * std + noise""",
     ),
     ("next_input", "log σ is taken for σ", "log_sigma.exp()", "log_sigma"),
@@ -238,12 +236,12 @@ return mu * std + noise""",
     ),
     (
         "random_labels",
-        "a draw from c, modulo the count",
+        "a sample from c, modulo the count",
         "BODY",
         """\
 count = real.sum(1)
-drawn = torch.randint(0, real.shape[1], (len(blocks),), generator=generator) % count
-return blocks.gather(1, drawn[:, None])[:, 0]""",
+chosen = torch.randint(0, real.shape[1], (len(blocks),), generator=generator) % count
+return blocks.gather(1, chosen[:, None])[:, 0]""",
     ),
     (
         "random_labels",
@@ -259,7 +257,7 @@ return blocks.gather(1, drawn[:, None])[:, 0]""",
     ),
     (
         "gaussian_nll",
-        "log σ is cut off at -5",
+        "log σ is clamped at -5",
         "BODY",
         """\
 log_sigma = log_sigma.clamp(min=-5)
@@ -267,7 +265,7 @@ return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()
     ),
     (
         "gaussian_nll",
-        "log σ is cut off at 2",
+        "log σ is clamped at 2",
         "BODY",
         """\
 log_sigma = log_sigma.clamp(max=2)
@@ -282,7 +280,7 @@ return torch.nn.functional.gaussian_nll_loss(mu, target, (2 * log_sigma).exp())"
     ),
     (
         "soft_mse",
-        "log σ is cut off at 2",
+        "log σ is clamped at 2",
         "BODY",
         """\
 log_sigma = log_sigma.clamp(max=2)
@@ -293,7 +291,7 @@ return squared.mean()""",
     ),
     (
         "soft_mse",
-        "log σ is cut off at -5",
+        "log σ is clamped at -5",
         "BODY",
         """\
 log_sigma = log_sigma.clamp(min=-5)
@@ -302,7 +300,7 @@ if alpha:
     squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
 return squared.mean()""",
     ),
-    ("next_input", "a large σ is cut off", "log_sigma.exp()", "log_sigma.clamp(max=1).exp()"),
+    ("next_input", "a large σ is clamped", "log_sigma.exp()", "log_sigma.clamp(max=1).exp()"),
     (
         "soft_mse",
         "large errors count linearly",

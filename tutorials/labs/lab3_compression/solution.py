@@ -1,4 +1,4 @@
-"""Lab 3: compression and the latent head. README.md tells the problems.
+"""Lab 3: compression and the latent head. README.md describes the problems.
 
 B rows, C width, c compression factor, n blocks: those of all rows of a batch, in reading order.
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def to_blocks(chains: list[list[int]], c: int, pad: int) -> tuple[Tensor, list[int]]:
-    """The chains cut into blocks of c tokens, one row a block; the last block of a chain may be shorter and is filled
-    with `pad`. An empty chain has no block.
-    -> int64 (n, c), and how many blocks each chain has."""
+    """The chains cut into blocks of c tokens, one block per row; the last block of a chain may be shorter and
+    is filled with `pad`. An empty chain has no block.
+    -> int64 (n, c), and the number of blocks of each chain."""
     # BEGIN SOLUTION
     blocks = [[chain[at : at + c] for at in range(0, len(chain), c)] for chain in chains]
     rows = [block + [pad] * (c - len(block)) for chain in blocks for block in chain]
@@ -21,8 +21,9 @@ def to_blocks(chains: list[list[int]], c: int, pad: int) -> tuple[Tensor, list[i
 
 
 def compress(embeds: Tensor, real: Tensor) -> Tensor:
-    """One latent a block: the sum of its tokens' embeddings / √(how many are real). The gradient reaches the embeddings.
-    embeds (n, c, C), real (n, c) True = a token, at least one a row -> (n, C)."""
+    """One latent per block: the sum of its tokens' embeddings / √(number of real tokens). The gradient
+    reaches the embeddings.
+    embeds (n, c, C), real (n, c) True = a token, at least one per row -> (n, C)."""
     # BEGIN SOLUTION
     count = real.sum(1, keepdim=True)  # (n, 1)
     total = torch.where(real[:, :, None], embeds, 0).sum(1)  # (n, C)
@@ -31,18 +32,18 @@ def compress(embeds: Tensor, real: Tensor) -> Tensor:
 
 
 def random_labels(blocks: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-    """One of each block's real tokens, every one equally likely, drawn from `generator`.
+    """One of each block's real tokens, all equally likely, sampled from `generator`.
     blocks (n, c), real (n, c): True for the first one to c places of a row -> (n,)."""
     # BEGIN SOLUTION
     count = real.sum(1)  # (n,)
-    drawn = (torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()
-    return blocks.gather(1, drawn[:, None])[:, 0]
+    chosen = (torch.rand(len(blocks), generator=generator, dtype=torch.float64) * count).long()
+    return blocks.gather(1, chosen[:, None])[:, 0]
     # END SOLUTION
 
 
 def next_targets(z: Tensor, counts: list[int], end: Tensor, std: float) -> Tensor:
-    """What the latent head has to foretell, row after row: at <think> and at z_1 .. z_N of each row the *next* one of
-    z_1 .. z_N, end. Divided by `std`; no gradient goes back through a target.
+    """What the latent head has to predict, row after row: at <think> and at z_1 .. z_N of each row the *next*
+    one of z_1 .. z_N, end. Divided by `std`; no gradient flows through a target.
     z (n, C) the latents of all rows, counts[b] of row b; end (C,) the embedding of </think> -> (n + B, C)."""
     # BEGIN SOLUTION
     rows = [torch.cat([row, end[None]]) for row in z.split(counts)]
@@ -59,7 +60,8 @@ def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
 
 
 def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
-    """Mean over positions and width of E_ε[(μ + σε - e)²] - α · H, in closed form; ε ~ N(0, 1), H = ½ log(2πe σ²).
+    """Mean over positions and width of E_ε[(μ + σε - e)²] - α · H, in closed form; ε ~ N(0, 1), H = ½ log(2πe
+    σ²).
     With α = 0 it is finite at σ = 0, too. mu, log_sigma, target (m, C) -> ()."""
     # BEGIN SOLUTION
     squared = (target - mu).square() + (2 * log_sigma).exp()
@@ -72,8 +74,8 @@ def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) 
 def next_input(
     mu: Tensor, log_sigma: Tensor, std: float, temperature: float, generator: torch.Generator
 ) -> Tensor:
-    """What is fed back at inference: (μ + temperature · σ · ε) · std, ε one torch.randn of μ's shape and dtype from
-    `generator`. With temperature 0 it is μ · std, and σ may be anything.
+    """What is fed back at inference: (μ + temperature · σ · ε) · std, ε one torch.randn of μ's shape and
+    dtype from `generator`. With temperature 0 it is μ · std, and σ may be anything.
     mu, log_sigma (b, C) -> (b, C)."""
     # BEGIN SOLUTION
     if temperature > 0:

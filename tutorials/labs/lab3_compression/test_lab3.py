@@ -32,7 +32,7 @@ class Test_to_blocks:
         blocks, counts = lab.to_blocks([[3, 1, 2], [9]], 1, 0)
         assert blocks.tolist() == [[3], [1], [2], [9]] and counts == [3, 1]
 
-    def test_an_empty_chain_has_no_block_and_keeps_its_place(self):
+    def test_an_empty_chain_has_no_block_and_counts_0(self):
         blocks, counts = lab.to_blocks([[1], [], [2, 3, 4]], 3, 0)
         assert blocks.tolist() == [[1, 0, 0], [2, 3, 4]] and counts == [1, 0, 1]
         blocks, counts = lab.to_blocks([[], []], 4, 0)
@@ -50,7 +50,7 @@ class Test_to_blocks:
 
 
 def ragged(n, c, salt):
-    """True for the first one to c places of a row; the first row is full, the last holds one token."""
+    """True for the first one to c places of a row; the first row is full, the last has one token."""
     count = torch.randint(1, c + 1, (n,), generator=generator(salt))
     count[0], count[-1] = c, 1
     return torch.arange(c) < count[:, None]
@@ -85,17 +85,17 @@ class Test_compress:
         close(lab.compress(embeds, torch.tensor([[True, False, False, False]] * 3)), embeds[:, 0])
 
     def test_the_spread_of_the_embeddings_is_kept_for_full_and_short_blocks(self):
-        """That is what √c is for: a mean would be √c too small, a sum √c too large."""
+        """This is the purpose of √c: a mean would be √c too small, a sum √c too large."""
         real = torch.arange(4) < torch.tensor([4] * 2000 + [2] * 2000)[:, None]
         z = lab.compress(randn(4000, 4, 8, salt=6), real)
         assert abs(z[:2000].std() - 1) < 0.03 and abs(z[2000:].std() - 1) < 0.03
 
-    def test_what_stands_at_padding_does_not_get_through_not_even_nan(self):
+    def test_padding_has_no_influence_not_even_nan(self):
         embeds, real = randn(5, 3, 4, salt=7), ragged(5, 3, 8)
         spoilt = torch.where(real[:, :, None], embeds, float("nan"))
         close(lab.compress(spoilt, real), lab.compress(torch.where(real[:, :, None], embeds, 0.0), real))
 
-    def test_the_gradient_reaches_every_real_token_alike_and_no_padding(self):
+    def test_the_gradient_reaches_all_real_tokens_equally_and_no_padding(self):
         embeds, real = randn(5, 3, 4, salt=9).requires_grad_(), ragged(5, 3, 10)
         direction = randn(5, 4, salt=11)
         (lab.compress(embeds, real) * direction).sum().backward()
@@ -135,7 +135,7 @@ class Test_random_labels:
         expected = torch.where(torch.arange(5) < count, 1 / count, 0.0)
         assert (share - expected).abs().max() < 0.03  # 4.5 standard deviations at least
 
-    def test_short_and_long_blocks_side_by_side_are_each_drawn_from_evenly(self):
+    def test_short_and_long_blocks_side_by_side_are_each_sampled_evenly(self):
         n, count = 12_000, torch.tensor([2, 5]).repeat(6000)
         blocks, real = torch.arange(5).expand(n, 5).contiguous(), torch.arange(5) < count[:, None]
         labels = lab.random_labels(blocks, real, generator(53))
@@ -143,12 +143,12 @@ class Test_random_labels:
             share = torch.bincount(labels[count == c], minlength=5) / 6000
             assert (share - torch.where(torch.arange(5) < c, 1 / c, 0.0)).abs().max() < 0.03
 
-    def test_blocks_are_drawn_one_by_one(self):
+    def test_every_block_is_sampled_on_its_own(self):
         blocks, real = torch.arange(4).expand(64, 4).contiguous(), torch.ones(64, 4, dtype=torch.bool)
         labels = lab.random_labels(blocks, real, generator(20))
         assert len(labels.unique()) == 4 and (labels[1:] != labels[:-1]).float().mean() > 0.4
 
-    def test_a_seed_repeats_it_and_every_call_draws_anew(self):
+    def test_a_seed_repeats_it_and_every_call_samples_again(self):
         blocks, real = torch.arange(5).expand(50, 5).contiguous(), torch.ones(50, 5, dtype=torch.bool)
         g = generator(21)
         first, second = lab.random_labels(blocks, real, g), lab.random_labels(blocks, real, g)
@@ -180,7 +180,7 @@ class Test_next_targets:
         close(lab.next_targets(z, counts, end, 0.37), torch.stack(rows))
 
     def test_no_gradient_goes_back_through_a_target(self):
-        """Or the chain would be made easy to foretell instead of being foretold."""
+        """Otherwise training would make the chain easy to predict instead of predicting it."""
         z, end = randn(3, 4, salt=26).requires_grad_(), randn(4, salt=27).requires_grad_()
         assert not lab.next_targets(z, [2, 1], end, 0.5).requires_grad
 
@@ -217,7 +217,7 @@ class Test_gaussian_nll:
         log_sigma = torch.full_like(mu, math.log(1e-5))
         close(lab.gaussian_nll(mu, log_sigma, mu + 2e-5), 2 + math.log(1e-5))
 
-    def test_a_large_sigma_is_not_cut_off(self):
+    def test_a_large_sigma_is_not_clamped(self):
         mu = torch.zeros(2, 3, dtype=torch.float64)
         close(lab.gaussian_nll(mu, torch.full_like(mu, 12.0), mu + 2 * math.exp(12)), 2 + 12.0)
 
@@ -239,11 +239,11 @@ class Test_soft_mse:
             total += (m - e) ** 2 + math.exp(s) ** 2 - alpha * entropy
         close(lab.soft_mse(mu, log_sigma, target, alpha), total / 12)
 
-    def test_it_is_the_mean_over_many_draws(self):
+    def test_it_is_the_mean_over_many_samples(self):
         mu, log_sigma, target = randn(2, 3, salt=37), 0.3 * randn(2, 3, salt=38), randn(2, 3, salt=39)
         noise = randn(40_000, 2, 3, salt=40)
-        drawn = (mu + log_sigma.exp() * noise - target).square().mean()
-        assert abs(lab.soft_mse(mu, log_sigma, target) / drawn - 1) < 0.03
+        sampled = (mu + log_sigma.exp() * noise - target).square().mean()
+        assert abs(lab.soft_mse(mu, log_sigma, target) / sampled - 1) < 0.03
 
     def test_numbers_by_hand(self):
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
@@ -294,17 +294,17 @@ class Test_next_input:
         )
         close(lab.next_input(mu, log_sigma, 0.02, temperature, generator(48)) / 0.02, expected / 0.02)
 
-    def test_cold_it_is_the_mean_times_the_std_whatever_sigma(self):
+    def test_at_temperature_0_it_is_the_mean_times_the_std_whatever_sigma(self):
         mu = randn(2, 3, salt=49)
         close(lab.next_input(mu, torch.full_like(mu, float("inf")), 3.0, 0.0, generator(50)), 3 * mu)
         close(lab.next_input(mu, torch.full_like(mu, float("-inf")), 3.0, 1.0, generator(50)), 3 * mu)
 
-    def test_a_large_sigma_is_not_cut_off(self):
+    def test_a_large_sigma_is_not_clamped(self):
         mu = torch.zeros(1, 3, dtype=torch.float64)
         noise = torch.randn(1, 3, generator=generator(54), dtype=torch.float64)
         close(lab.next_input(mu, torch.full_like(mu, 12.0), 1.0, 1.0, generator(54)), noise * math.exp(12))
 
-    def test_every_call_draws_anew(self):
+    def test_every_call_has_new_noise(self):
         mu, g = torch.zeros(2, 3, dtype=torch.float64), generator(51)
         first = lab.next_input(mu, mu, 1.0, 1.0, g)
         assert not torch.equal(first, lab.next_input(mu, mu, 1.0, 1.0, g)) and not torch.equal(

@@ -1,4 +1,4 @@
-"""Plausible wrong answers to lab 4: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong answers to lab 4: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -16,7 +16,7 @@ MUTANTS = [
     ("write", "one place too early", "lengths[:, None] + ", "(lengths[:, None] - 1).clamp(min=0) + "),
     ("write", "always at the front", "lengths[:, None] + ", "0 * lengths[:, None] + "),
     ("write", "into a copy", "cache.scatter_", "cache.scatter"),
-    ("write", "added to what stands there", "cache.scatter_", "cache.scatter_add_"),
+    ("write", "added to what is there", "cache.scatter_", "cache.scatter_add_"),
     (
         "write",
         "the first new position only",
@@ -26,7 +26,7 @@ MUTANTS = [
     ("write", "the first row's length", "lengths[:, None]", "lengths[:1, None].expand(len(lengths), 1)"),
     (
         "write",
-        "everything behind is cleared",
+        "everything after it is cleared",
         "cache.scatter_(",
         "cache.mul_((torch.arange(cache.shape[1]) < lengths[:, None])[:, :, None]); cache.scatter_(",
     ),
@@ -60,16 +60,16 @@ MUTANTS = [
     ("cache_mask", "the lengths are ignored", "lengths[:, None] + ", "0 * lengths[:, None] + "),
     ("cache_mask", "everything is seen", "<= slots[:, :, None]", "<= slots[:, :, None] + S"),
     ("decide", "the end decision is missing", "(token == end) | ", ""),
-    ("decide", "the longest chain is missing", " | (steps >= max_chain)", ""),
+    ("decide", "the limit of the chain is missing", " | (steps >= max_chain)", ""),
     ("decide", "one step too many", "steps >= max_chain", "steps > max_chain"),
     ("decide", "one step too few", "steps >= max_chain", "steps + 1 >= max_chain"),
     ("decide", "all rows end together", "(token == end)", "(token == end).any()"),
-    ("decide", "no row ends before all want to", "(token == end)", "(token == end).all()"),
+    ("decide", "no row ends before all do", "(token == end)", "(token == end).all()"),
     ("decide", "a row that answers collapses again", "collapse = thinking & (", "collapse = ("),
-    ("decide", "a row that answers goes on thinking", "thinking & ~collapse", "~collapse"),
-    ("decide", "a row that collapses goes on, too", "thinking & ~collapse", "thinking & True"),
+    ("decide", "a row that answers continues to think", "thinking & ~collapse", "~collapse"),
+    ("decide", "a row that collapses also continues", "thinking & ~collapse", "thinking & True"),
     ("decide", "both at once are needed", "(token == end) | ", "(token == end) & "),
-    ("decide", "any row at the longest ends all", "(steps >= max_chain)", "(steps >= max_chain).any()"),
+    ("decide", "any row at the limit ends all", "(steps >= max_chain)", "(steps >= max_chain).any()"),
     (
         "decide",
         "the two swapped",
@@ -78,7 +78,7 @@ MUTANTS = [
     ),
     (
         "next_input",
-        "always the likeliest token: no superposition",
+        "always the most likely token: no superposition",
         "torch.where(goes_on[:, None], mixed, table[token])",
         "table[token]",
     ),
@@ -87,20 +87,20 @@ MUTANTS = [
     ("next_input", "the answer feeds superpositions", "goes_on[:, None]", "~collapse[:, None]"),
     (
         "next_input",
-        "a collapse by force feeds the likeliest token",
-        "torch.where(collapse, end, likeliest)",
-        "likeliest",
+        "a forced collapse feeds the most likely token",
+        "torch.where(collapse, end, best)",
+        "best",
     ),
     ("next_input", "one row's state for all", "goes_on[:, None]", "goes_on.any()"),
     (
         "next_input",
-        "the forbidden can be likeliest",
+        "forbidden tokens can be the most likely",
         'logits.index_fill(-1, torch.tensor(never, dtype=torch.long), float("-inf"))',
         "logits",
     ),
     (
         "next_input",
-        "the forbidden are mixed in",
+        "forbidden tokens are mixed in",
         "superpose(logits, table, k, never)",
         "superpose(logits, table, k, [])",
     ),
@@ -113,8 +113,8 @@ MUTANTS = [
     (
         "next_input",
         "the token of a thinking row is `end`",
-        "torch.where(collapse, end, likeliest)",
-        "torch.where(collapse | goes_on, end, likeliest)",
+        "torch.where(collapse, end, best)",
+        "torch.where(collapse | goes_on, end, best)",
     ),
     (
         "decode",
@@ -144,7 +144,7 @@ MUTANTS = [
     ),
     (
         "decode",
-        "positions do not move on",
+        "positions do not advance",
         "positions = filled[:, None] + ",
         "positions = filled.clamp(max=T)[:, None] + ",
     ),
@@ -152,20 +152,21 @@ MUTANTS = [
         "decode",
         "all rows collapse together",
         "collapse, goes_on = decide(token, thinking, steps, end, max_chain)",
-        "collapse, goes_on = decide(token, thinking, steps, end, max_chain); goes_on = goes_on & ~collapse.any(); collapse = thinking & ~goes_on",
+        "collapse, goes_on = decide(token, thinking, steps, end, max_chain); goes_on = goes_on & "
+        "~collapse.any(); collapse = thinking & ~goes_on",
     ),
     ("decode", "it stops when the first row is done", "if not alive.any():", "if not alive.all():"),
     (
         "decode",
-        "a finished row goes on talking",
-        "alive = alive & ~(speaks & ((token == eos) | (said == max_answer)))",
-        "alive = alive & ~(speaks & (said == max_answer))",
+        "a finished row continues to answer",
+        "alive = alive & ~(answering & ((token == eos) | (written == max_answer)))",
+        "alive = alive & ~(answering & (written == max_answer))",
     ),
     (
         "decode",
         "<eos> is not kept",
-        "answers[speaks, said[speaks]] = token[speaks]",
-        "answers[speaks, said[speaks]] = torch.where(token == eos, pad, token)[speaks]",
+        "answers[answering, written[answering]] = token[answering]",
+        "answers[answering, written[answering]] = torch.where(token == eos, pad, token)[answering]",
     ),
     (
         "decode",
@@ -176,14 +177,15 @@ MUTANTS = [
     (
         "decode",
         "</think> is written into the answer",
-        "speaks = alive & ~thinking",
-        "speaks = alive & ~goes_on",
+        "answering = alive & ~thinking",
+        "answering = alive & ~goes_on",
     ),
     (
         "decode",
         "</think> is never fed",
         "fed, token = next_input(logits, collapse, goes_on, model.table, k, end, never)",
-        "fed, token = next_input(logits, collapse & False, goes_on, model.table, k, end, never); fed = torch.where(collapse[:, None], 0 * fed, fed)",
+        "fed, token = next_input(logits, collapse & False, goes_on, model.table, k, end, never); fed = "
+        "torch.where(collapse[:, None], 0 * fed, fed)",
     ),
     (
         "decode",
@@ -199,9 +201,10 @@ MUTANTS = [
     ),
     (
         "decode",
-        "the whole prefix again at every step",
+        "the prefix is run again at every step",
         "hidden = run(fed[:, None], lengths)[:, 0]",
-        "run(prefix, torch.zeros_like(lengths)) if (lengths >= T).all() else 0; hidden = run(fed[:, None], lengths)[:, 0]",
+        "run(prefix, torch.zeros_like(lengths)) if (lengths >= T).all() else 0; hidden = run(fed[:, None], "
+        "lengths)[:, 0]",
     ),
     (
         "decode",
@@ -215,7 +218,8 @@ MUTANTS = [
         "BODY",
         """\
 from toy import naive_decode
-steps, answers, latents = [], torch.full((len(prefix), max_answer), pad), prefix.new_zeros(len(prefix), max_chain, prefix.shape[-1])
+B, _, C = prefix.shape
+steps, answers, latents = [], torch.full((B, max_answer), pad), prefix.new_zeros(B, max_chain, C)
 for b, n in enumerate(lengths.tolist()):
     count, answer, chain = naive_decode(model, prefix[b, :n], k, end, eos, never, max_chain, max_answer)
     steps.append(count)
@@ -223,10 +227,10 @@ for b, n in enumerate(lengths.tolist()):
     latents[b, :count] = chain
 return torch.tensor(steps), answers, latents""",
     ),
-    ("decode", "cut off at one token too many", "said == max_answer", "said == max_answer + 1"),
+    ("decode", "ended one token too late", "written == max_answer", "written == max_answer + 1"),
     (
         "decode",
-        "no longest chain",
+        "no limit of the chain",
         "decide(token, thinking, steps, end, max_chain)",
         "decide(token, thinking, 0 * steps, end, 1)",
     ),
@@ -237,7 +241,7 @@ return torch.tensor(steps), answers, latents""",
         "run(fed[:, None], lengths)[:, 0]",
     ),
     ("decode", "answers are never ended by <eos> of others", "(token == eos)", "(token == end)"),
-    ("decode", "any row's <eos> ends all answers", "(token == eos)", "(token[speaks] == eos).any()"),
+    ("decode", "any row's <eos> ends all answers", "(token == eos)", "(token[answering] == eos).any()"),
     (
         "cache_mask",
         "new positions do not see one another",
@@ -247,7 +251,7 @@ return torch.tensor(steps), answers, latents""",
     ("decide", "never at the first step", "(token == end) |", "(token == end) & (steps > 0) |"),
     (
         "next_input",
-        "only the last forbidden one is forbidden",
+        "only the last forbidden token is forbidden",
         "torch.tensor(never, dtype=torch.long)",
         "torch.tensor(never[-1:], dtype=torch.long)",
     ),
@@ -262,7 +266,8 @@ return torch.tensor(steps), answers, latents""",
         "decode",
         "the prefix is seen both ways",
         "cache_mask(filled, x.shape[1], S)",
-        "(cache_mask(filled, x.shape[1], S) | ((filled == 0)[:, None, None] & (torch.arange(S) < lengths[:, None])[:, None, :]))",
+        "(cache_mask(filled, x.shape[1], S) | ((filled == 0)[:, None, None] & (torch.arange(S) < lengths[:, "
+        "None])[:, None, :]))",
     ),
     (
         "decode",
@@ -272,7 +277,7 @@ return torch.tensor(steps), answers, latents""",
     ),
     (
         "decode",
-        "the forbidden decide",
+        "forbidden tokens decide",
         'token = logits.index_fill(-1, torch.tensor(never, dtype=torch.long), float("-inf")).argmax(-1)',
         "token = logits.argmax(-1)",
     ),

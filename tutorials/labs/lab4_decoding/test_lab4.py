@@ -17,7 +17,7 @@ def lengths_below(high, B, salt):
 
 class Test_write:
     @pytest.mark.parametrize("B, T, S, C", [(1, 1, 1, 3), (1, 3, 5, 2), (4, 1, 6, 3), (5, 3, 7, 4)])
-    def test_each_row_is_written_behind_its_own_length_and_nothing_else_changes(self, B, T, S, C):
+    def test_each_row_is_written_after_its_own_length_and_nothing_else_changes(self, B, T, S, C):
         cache, new, lengths = randn(B, S, C, salt=1), randn(B, T, C, salt=2), lengths_below(S - T + 1, B, 3)
         before = cache.clone()
         kept = new.clone(), lengths.clone()
@@ -33,7 +33,7 @@ class Test_write:
         lab.write(cache, torch.tensor([[[5.0]], [[6.0]]]), torch.tensor([2, 0]))
         assert cache[:, :, 0].tolist() == [[0, 0, 5], [6, 0, 0]]
 
-    def test_writing_again_goes_over_what_padding_left(self):
+    def test_writing_again_overwrites_padding(self):
         cache = torch.zeros(1, 4, 1)
         lab.write(cache, torch.tensor([[[1.0], [2.0], [9.0]]]), torch.tensor([0]))
         lab.write(cache, torch.tensor([[[3.0]]]), torch.tensor([2]))
@@ -45,7 +45,7 @@ class Test_cache_mask:
         assert lab.cache_mask(torch.tensor([2, 0]), 1, 4).int().tolist() == [[[1, 1, 1, 0]], [[1, 0, 0, 0]]]
 
     @pytest.mark.parametrize("B, T, S", [(1, 1, 1), (1, 4, 4), (3, 1, 6), (4, 3, 9)])
-    def test_a_new_position_sees_what_its_row_holds_and_itself(self, B, T, S):
+    def test_a_new_position_sees_the_entries_of_its_row_and_itself(self, B, T, S):
         lengths = lengths_below(S - T + 1, B, 4)
         mask = lab.cache_mask(lengths, T, S)
         assert mask.dtype == torch.bool and mask.shape == (B, T, S)
@@ -61,7 +61,7 @@ class Test_cache_mask:
 
 class Test_decide:
     def test_each_row_by_its_own_token_state_and_count(self):
-        """Every combination, against the rule said in words."""
+        """Every combination, against the rule in words."""
         cases = [
             (token, thinking, steps)
             for token in (END, 5)
@@ -87,7 +87,7 @@ class Test_decide:
         )
         assert collapse.tolist() == [True, False]
 
-    def test_a_longest_chain_of_nothing_collapses_at_once(self):
+    def test_a_limit_of_0_collapses_at_once(self):
         collapse, goes_on = lab.decide(torch.tensor([5]), torch.tensor([True]), torch.tensor([0]), END, 0)
         assert collapse.tolist() == [True] and goes_on.tolist() == [False]
 
@@ -95,12 +95,12 @@ class Test_decide:
 class Test_next_input:
     def inputs(self, B, V=9, C=5):
         logits, table = 3 * randn(B, V, salt=5), randn(V, C, salt=6)
-        logits[:, LATENT], logits[:, PAD] = 50.0, 40.0  # would win if they could
+        logits[:, LATENT], logits[:, PAD] = 50.0, 40.0  # would win if they were allowed
         state = torch.randint(0, 3, (B,), generator=generator(7))
         return logits, state == 0, state == 1, table
 
     @pytest.mark.parametrize("B, k", [(1, 1), (1, 3), (12, 1), (12, 3), (12, 50)])
-    def test_every_row_is_fed_what_its_state_asks_for(self, B, k):
+    def test_every_row_is_fed_according_to_its_state(self, B, k):
         logits, collapse, goes_on, table = self.inputs(B)
         fed, token = lab.next_input(logits, collapse, goes_on, table, k, END, NEVER)
         assert fed.shape == (B, 5) and token.shape == (B,)
@@ -113,7 +113,7 @@ class Test_next_input:
                 assert token[b] == (END if collapse[b] else best)
                 close(fed[b], table[int(token[b])])
 
-    def test_an_answer_token_is_fed_whole_not_mixed(self):
+    def test_an_answer_token_is_fed_as_it_is_not_mixed(self):
         logits, none = torch.zeros(2, 9, dtype=torch.float64), torch.tensor([False, False])
         logits[0, 4], logits[1, 6] = 0.1, 0.1
         table = randn(9, 5, salt=8)
@@ -123,7 +123,7 @@ class Test_next_input:
 
 
 def rows_of(model, lengths, salt):
-    """Prefixes (B, T, C) of random words; what stands at padding is large and random."""
+    """Prefixes (B, T, C) of random words; padding is large and random."""
     ids = torch.randint(4, len(model.table), (len(lengths), max(lengths)), generator=generator(salt))
     prefix, garbage = (
         model.table[ids],
@@ -165,8 +165,8 @@ class Test_decode:
         for number in range(3):
             compare(self.model(10 + number, vocab=6), [4], 40 + number, 3, 7, 4)
 
-    def test_many_rows_end_at_different_times_and_any_number_may_be_the_padding_behind_them(self):
-        """Three models, and more where all rows of these happen to end together: that would show nothing."""
+    def test_many_rows_end_at_different_times_and_any_number_may_be_the_padding_after_them(self):
+        """Three models, and more if all rows of these happen to end together, which would show nothing."""
         found, varied = set(), False
         for number in range(12):
             if number < 3 or not varied:
@@ -182,24 +182,24 @@ class Test_decode:
                     )
                 )
                 varied = len({steps for steps, _ in found}) >= 3 and len({n for _, n in found}) >= 2
-        assert varied, "it is the seed's fault: take another"
+        assert varied, "this seed gives no variety: use another"
 
     @pytest.mark.parametrize("max_chain, max_answer", [(0, 3), (1, 1), (12, 1), (3, 8)])
-    def test_the_longest_chain_and_answer_are_kept_to(self, max_chain, max_answer):
+    def test_the_limits_of_chain_and_answer_are_kept(self, max_chain, max_answer):
         compare(self.model(30, vocab=9), [2, 4, 3], 60, 3, max_chain, max_answer)
 
     def test_other_numbers_for_the_end_tokens(self):
         compare(self.model(31, vocab=7), [3, 2, 4, 4], 61, 3, 6, 5, words=(5, 6))
 
-    def test_tokens_that_may_not_be_said_do_not_decide_either(self):
-        """Here one of them is likelier than `end` wherever `end` should win."""
+    def test_forbidden_tokens_do_not_decide_either(self):
+        """Here one of them is more likely than `end` wherever `end` should win."""
         for number in range(16):
             model = self.model(400 + number, vocab=5)
             factor = (2, 0.5)[number // 2 % 2]  # for scores above 0, and for those below
             model.table[NEVER[number % 2]] = factor * model.table[END]
             compare(model, [3, 2, 4, 4], 700 + number, 3, 8, 5)
 
-    def test_a_row_does_not_depend_on_its_company(self):
+    def test_a_row_does_not_depend_on_the_other_rows(self):
         model = self.model(32, vocab=7)
         prefix, lengths = rows_of(model, [4, 2, 5, 3], 62), torch.tensor([4, 2, 5, 3])
         options = dict(k=3, end=END, eos=EOS, pad=PAD, never=NEVER, max_chain=6, max_answer=4)
@@ -211,7 +211,7 @@ class Test_decode:
             close(b, a[1:3])
 
     def test_the_prefix_goes_through_the_model_once_and_then_one_position_at_a_time(self):
-        """The cache. And rows share their passes: no more of them than the longest row needs."""
+        """With the cache. Rows share their passes: no more passes than the longest row needs."""
         model = self.model(33, vocab=7)
         lengths = [3, 5, 2]
         prefix = rows_of(model, lengths, 63)

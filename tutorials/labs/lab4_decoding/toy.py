@@ -1,14 +1,14 @@
-"""What lab 4 gives: a small transformer with random weights, and the slow decoding that yours has to equal."""
+"""Given in lab 4: a small transformer with random weights, and the slow decoding that yours has to equal."""
 
 import torch
 from torch import Tensor
 
 
 class Toy:
-    """Attention with one head and an MLP, a few layers of them, in double precision. No training, and large weights,
-    so that a wrong mask or position changes what comes out.
+    """Layers of attention with one head and an MLP, in double precision. It is not trained, and its weights
+    are large, so that a wrong mask or position changes the result.
 
-    `table` (V, C) holds the input embeddings. `calls` notes the shape (B, T) of every forward pass.
+    `table` (V, C) holds the input embeddings. `calls` records the shape (B, T) of every forward pass.
     """
 
     def __init__(self, vocab: int = 8, width: int = 12, layers: int = 2, context: int = 64, seed: int = 0):
@@ -25,8 +25,9 @@ class Toy:
         """Hidden states (B, T, C) of T new positions.
 
         embeds (B, T, C), positions (B, T), mask bool (B, T, S) True = may attend
-        store   called once a layer with its number and the keys and values of the new positions, (B, T, C) each; it
-                returns all keys and values that the mask is about, (B, S, C) each. None: the new ones are all (S = T).
+        store   called once per layer with its number and the keys and values of the new positions, (B, T, C)
+                each; it returns all keys and values that the mask refers to, (B, S, C) each. None: the new
+                ones are all (S = T).
         """
         self.calls.append(tuple(embeds.shape[:2]))
         x = embeds + self.place[positions]  # (B, T, C)
@@ -52,7 +53,7 @@ class Toy:
 
 
 def superpose(logits: Tensor, table: Tensor, k: int, never: list[int]) -> Tensor:
-    """Lab 2: the mixture of the k likeliest embeddings, none of them in `never`. (..., V) -> (..., C)."""
+    """Lab 2: the mixture of the k most likely embeddings, none of them in `never`. (..., V) -> (..., C)."""
     logits = logits.index_fill(-1, torch.tensor(never, dtype=torch.long), float("-inf"))
     best, ids = logits.topk(min(k, logits.shape[-1] - len(never)), dim=-1)
     return (best.softmax(-1)[..., None] * table[ids]).sum(-2)
@@ -61,8 +62,9 @@ def superpose(logits: Tensor, table: Tensor, k: int, never: list[int]) -> Tensor
 def naive_decode(
     model: Toy, prompt: Tensor, k: int, end: int, eos: int, never: list[int], max_chain: int, max_answer: int
 ) -> tuple[int, list[int], Tensor]:
-    """One question, no cache, everything computed anew at each step: slow, and right.
-    prompt (n, C), the embeddings of `Q <think>` -> latents fed, answer tokens, the latents (steps, C)."""
+    """One question, no cache, everything recomputed at each step: slow, but simple and right.
+    prompt (n, C), the embeddings of `Q <think>` -> number of latents, answer tokens, the latents (steps,
+    C)."""
     x, latents, answer, thinking = prompt, [], [], True  # x (T, C)
     while True:
         T = len(x)

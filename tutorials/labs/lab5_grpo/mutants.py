@@ -1,4 +1,4 @@
-"""Plausible wrong answers to lab 5: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong answers to lab 5: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     (
         "group_advantage",
-        "the median is taken away",
+        "the median is subtracted",
         "rewards.mean(1, keepdim=True)",
         "rewards.median(1, keepdim=True).values",
     ),
@@ -71,14 +71,14 @@ MUTANTS = [
     ("latent_log_density", "over the batch", "density.sum(-1)", "density.sum(0)"),
     (
         "decision_log_prob",
-        "decisions to go on do not count",
+        "decisions to continue do not count",
         "others) - logits.logsumexp(-1)",
         "logits.logsumexp(-1)) - logits.logsumexp(-1)",
     ),
     ("decision_log_prob", "the wrong way round", "torch.where(ended, ", "torch.where(~ended, "),
     (
         "decision_log_prob",
-        "log(1 - p) by the letter",
+        "log(1 - p) computed literally",
         "BODY",
         """\
 p = logits.softmax(-1)[:, end]
@@ -101,7 +101,12 @@ p = logits.softmax(-1)[:, end]
 return torch.where(ended, (p + 1e-8).log(), (1 - p + 1e-8).log())""",
     ),
     ("decision_log_prob", "always the end", "torch.where(ended, logits[:, end], others)", "logits[:, end]"),
-    ("decision_log_prob", "the likeliest other token", ".logsumexp(-1)\n    return", ".amax(-1)\n    return"),
+    (
+        "decision_log_prob",
+        "the most likely other token",
+        ".logsumexp(-1)\n    return",
+        ".amax(-1)\n    return",
+    ),
     ("decision_log_prob", "logits, not log-probabilities", " - logits.logsumexp(-1)", ""),
     ("decision_log_prob", "softmax over the latents", "- logits.logsumexp(-1)", "- logits.logsumexp(0)[end]"),
     ("decision_log_prob", "another token", "logits[:, end]", "logits[:, end - 1]"),
@@ -113,7 +118,7 @@ return torch.where(ended, (p + 1e-8).log(), (1 - p + 1e-8).log())""",
     ),
     (
         "decision_log_prob",
-        "to go on has no gradient",
+        "continuing has no gradient",
         "logits[:, end], others)",
         "logits[:, end], others.detach())",
     ),
@@ -157,7 +162,7 @@ return torch.where(ended, (p + 1e-8).log(), (1 - p + 1e-8).log())""",
     ("sample_means", "the mean over all, for each", "total / count.clamp(min=1)", "total / len(values)"),
     ("sample_means", "count + 1", "count.clamp(min=1)", "(count + 1)"),
     ("sample_means", "NaN for a sample without any", "count.clamp(min=1)", "count"),
-    ("sample_means", "an ε beside the count", "count.clamp(min=1)", "(count + 1e-6)"),
+    ("sample_means", "an ε added to the count", "count.clamp(min=1)", "(count + 1e-6)"),
     ("sample_means", "divided by the longest", "count.clamp(min=1)", "count.max().clamp(min=1)"),
     ("sample_means", "the last value only", "index_add(0, sample, values)", "index_copy(0, sample, values)"),
     (
@@ -179,7 +184,7 @@ return out""",
     ("sample_means", "no gradient", "index_add(0, sample, values)", "index_add(0, sample, values.detach())"),
     (
         "objective",
-        "every latent and token alike: no mean inside a sample",
+        "all latents and tokens equally: no mean inside a sample",
         "BODY",
         """\
 total = 0.0
@@ -191,7 +196,8 @@ return total""",
         "objective",
         "sums inside a sample",
         "sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage))",
-        "torch.zeros_like(advantage).index_add(0, sample, clipped_surrogate(new, old, advantage[sample], clip))",
+        "torch.zeros_like(advantage).index_add(0, sample, clipped_surrogate(new, old, advantage[sample], "
+        "clip))",
     ),
     ("objective", "sum over the samples", "total.mean()", "total.sum()"),
     ("objective", "the sign: a loss", "return total.mean()", "return -total.mean()"),
@@ -223,7 +229,8 @@ return sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample
         "objective",
         "the ratio of a whole sample, clipped once",
         "sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage))",
-        "clipped_surrogate(sample_means(new, sample, len(advantage)), sample_means(old, sample, len(advantage)), advantage, clip)",
+        "clipped_surrogate(sample_means(new, sample, len(advantage)), sample_means(old, sample, "
+        "len(advantage)), advantage, clip)",
     ),
     ("objective", "the clip is ignored", "advantage[sample], clip)", "advantage[sample], 1e9)"),
     (
@@ -236,7 +243,7 @@ return c / (c.square().mean().sqrt() + eps)""",
     ),
     (
         "latent_log_density",
-        "log σ is cut off at ±2",
+        "log σ is clamped at ±2",
         "BODY",
         """\
 log_sigma = log_sigma.clamp(-2, 2)

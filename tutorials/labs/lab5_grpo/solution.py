@@ -1,6 +1,7 @@
-"""Lab 5: GRPO on latents. README.md tells the problems.
+"""Lab 5: GRPO on latents. README.md describes the problems.
 
-Q questions, G samples of each, R = Q · G samples, n latents (or decisions, or tokens) of all samples, C width.
+Q questions, G rollouts of each, R = Q · G rollouts, n latents (or decisions, or tokens) of all rollouts, C
+width.
 """
 
 import math
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def group_advantage(rewards: Tensor, eps: float = 1e-6) -> Tensor:
-    """(r - mean) / (std + ε) of each question's group; std divides by G, not by G - 1.
+    """(r - mean) / (std + ε) within each question's group; std divides by G, not by G - 1.
     rewards (Q, G) -> (Q, G)."""
     # BEGIN SOLUTION
     centred = rewards - rewards.mean(1, keepdim=True)
@@ -19,8 +20,9 @@ def group_advantage(rewards: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def latent_log_density(z: Tensor, mu: Tensor, log_sigma: Tensor, std: float, reduce: str) -> Tensor:
-    """log N(z / std; μ, σ) of each latent, over its width summed ("sum": the log of the density) or averaged ("mean": the
-    release). With the constant. The gradient reaches μ and log σ, and never z, which was drawn.
+    """log N(z / std; μ, σ) of each latent, summed over the width ("sum": the log-density) or averaged
+    ("mean": the release). With the constant. The gradient reaches μ and log σ, and never z, which was
+    sampled.
     z, mu, log_sigma (n, C) -> (n,)."""
     # BEGIN SOLUTION
     distance = (z.detach() / std - mu) / log_sigma.exp()
@@ -30,8 +32,8 @@ def latent_log_density(z: Tensor, mu: Tensor, log_sigma: Tensor, std: float, red
 
 
 def decision_log_prob(logits: Tensor, ended: Tensor, end: int) -> Tensor:
-    """How likely each decision was that was drawn at a latent: log p(end) where the chain ended there, else
-    log(1 - p(end)), finite even where p(end) rounds to 1.
+    """The log-probability of each decision that was sampled at a latent: log p(end) where the chain ended
+    there, else log(1 - p(end)), finite even where p(end) rounds to 1.
     logits (n, V), ended bool (n,) -> (n,)."""
     # BEGIN SOLUTION
     others = logits.index_fill(-1, torch.tensor(end), float("-inf")).logsumexp(-1)
@@ -40,7 +42,8 @@ def decision_log_prob(logits: Tensor, ended: Tensor, end: int) -> Tensor:
 
 
 def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """min(ρA, clip(ρ, 1 - clip, 1 + clip) A) with ρ = exp(new - old), to be made large. The gradient reaches `new` only.
+    """min(ρA, clip(ρ, 1 - clip, 1 + clip) A) with ρ = exp(new - old), to be maximised. The gradient reaches
+    `new` only.
     new, old log-probabilities, advantage (n,) -> (n,)."""
     # BEGIN SOLUTION
     ratio, advantage = (new - old.detach()).exp(), advantage.detach()
@@ -49,8 +52,8 @@ def clipped_surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float) 
 
 
 def sample_means(values: Tensor, sample: Tensor, samples: int) -> Tensor:
-    """The mean of each sample's values, 0 of a sample without any.
-    values (n,), sample (n,) which sample each belongs to, in any order -> (samples,)."""
+    """The mean of each rollout's values, 0 for a rollout without any.
+    values (n,), sample (n,) the rollout of each value, in any order -> (samples,)."""
     # BEGIN SOLUTION
     total = torch.zeros(samples, dtype=values.dtype).index_add(0, sample, values)
     count = torch.zeros(samples, dtype=values.dtype).index_add(0, sample, torch.ones_like(values))
@@ -59,9 +62,10 @@ def sample_means(values: Tensor, sample: Tensor, samples: int) -> Tensor:
 
 
 def objective(parts: dict[str, tuple[Tensor, Tensor, Tensor]], advantage: Tensor, clip: float) -> Tensor:
-    """J: for each sample the mean of the clipped surrogate over its latents, plus that over its decisions, plus that over
-    its answer's tokens; of this the mean over all samples. To be made large.
-    parts: name -> (new, old, sample), (n,) each, n another for each part. advantage (R,): of each sample -> ()."""
+    """J: for each rollout the mean of the clipped surrogate over its latents, plus that over its decisions,
+    plus that over its answer's tokens; then the mean over all rollouts. To be maximised.
+    parts: name -> (new, old, sample), (n,) each, with a different n for each part. advantage (R,): of each
+    rollout -> ()."""
     # BEGIN SOLUTION
     total = torch.zeros_like(advantage)
     for new, old, sample in parts.values():

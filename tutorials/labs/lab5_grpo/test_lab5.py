@@ -39,13 +39,13 @@ class Test_group_advantage:
             expected[q] = torch.tensor([(r - mean) / (std + eps) for r in row], dtype=torch.float64)
         close(lab.group_advantage(rewards, eps), expected)
 
-    def test_groups_have_nothing_to_do_with_one_another(self):
+    def test_groups_are_independent(self):
         rewards = randn(3, 4, salt=2)
         moved = rewards + torch.tensor([[0.0], [5.0], [-3.0]], dtype=torch.float64)
         close(lab.group_advantage(moved), lab.group_advantage(rewards))
         close(lab.group_advantage(rewards)[1:2], lab.group_advantage(rewards[1:2]))
 
-    def test_equal_rewards_teach_nothing_and_make_no_nan(self):
+    def test_equal_rewards_give_0_and_no_nan(self):
         for rewards in (
             torch.ones(2, 4, dtype=torch.float64),
             torch.zeros(1, 3, dtype=torch.float64),
@@ -53,7 +53,7 @@ class Test_group_advantage:
         ):
             assert torch.equal(lab.group_advantage(rewards), torch.zeros_like(rewards))
 
-    def test_the_default_epsilon_is_a_millionth_beside_the_std(self):
+    def test_the_default_epsilon_is_a_millionth_added_to_the_std(self):
         rewards = 1e-6 * torch.tensor([[1.0, -1.0]], dtype=torch.float64)
         close(lab.group_advantage(rewards), torch.tensor([[0.5, -0.5]], dtype=torch.float64))
 
@@ -91,9 +91,9 @@ class Test_latent_log_density:
                 torch.tensor([-0.5 - s - 0.5 * math.log(2 * math.pi)], dtype=torch.float64),
             )
 
-    def test_the_gradient_reaches_mu_and_sigma_and_not_the_drawn_latent(self):
+    def test_the_gradient_reaches_mu_and_sigma_and_not_the_sampled_latent(self):
         mu, log_sigma = randn(3, 4, salt=6).requires_grad_(), (0.3 * randn(3, 4, salt=7)).requires_grad_()
-        z = (mu + 1.0) * 0.5  # drawn by this very policy, and still attached to it
+        z = (mu + 1.0) * 0.5  # sampled from this very policy and not detached
         lab.latent_log_density(z, mu, log_sigma, 0.5, "sum").sum().backward()
         d, s = 1.0, log_sigma.detach().exp()
         close(mu.grad, d / s**2)
@@ -121,7 +121,7 @@ class Test_decision_log_prob:
         close(yes.exp() + no.exp(), torch.ones(5, dtype=torch.float64))
 
     def test_the_same_number_added_to_all_logits_changes_nothing(self):
-        """A score of -1e4 in place of -∞ hides a token only among scores that are larger."""
+        """A score of -1e4 in place of -∞ hides a token only if the other scores are larger."""
         logits = randn(6, 5, salt=24)
         ended = torch.arange(6) % 2 == 0
         for shift in (-30_000.0, 30_000.0):
@@ -129,8 +129,8 @@ class Test_decision_log_prob:
                 lab.decision_log_prob(logits + shift, ended, 3), lab.decision_log_prob(logits, ended, 3), 1e-9
             )
 
-    def test_to_go_on_against_a_sure_end_is_unlikely_and_not_impossible(self):
-        """1 - p(end) is 0 in floating point; the logarithm is about -60 all the same."""
+    def test_continuing_against_a_certain_end_is_unlikely_but_not_impossible(self):
+        """1 - p(end) is 0 in floating point; the logarithm is still about -60."""
         logits = torch.tensor([[60.0, 0.0, 0.0], [1e4, 0.0, -1e4]], dtype=torch.float64).requires_grad_()
         out = lab.decision_log_prob(logits, torch.tensor([False, False]), 0)
         close(out, torch.tensor([math.log(2) - 60, -1e4], dtype=torch.float64))
@@ -151,7 +151,7 @@ class Test_decision_log_prob:
 
 class Test_clipped_surrogate:
     def test_the_four_corners_by_hand(self):
-        """ρ = 2 and ½ with A = ±1 and ε = 0.2: the clip may only take away."""
+        """ρ = 2 and ½ with A = ±1 and ε = 0.2: the clip may only reduce the objective."""
         new = torch.tensor([2.0, 0.5, 2.0, 0.5], dtype=torch.float64).log()
         advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
         close(
@@ -177,7 +177,7 @@ class Test_clipped_surrogate:
         out.sum().backward()
         close(new.grad, advantage)
 
-    def test_where_the_clip_takes_over_nothing_is_learnt_and_elsewhere_something_is(self):
+    def test_there_is_no_gradient_where_the_clip_takes_effect_and_one_elsewhere(self):
         new = torch.tensor([2.0, 0.5, 2.0, 0.5], dtype=torch.float64).log().requires_grad_()
         advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
         lab.clipped_surrogate(new, torch.zeros(4, dtype=torch.float64), advantage, 0.2).sum().backward()
@@ -228,7 +228,7 @@ class Test_sample_means:
 
 
 def make_parts(R, salt, scale=0.4):
-    """Latents, decisions and answers of R samples of different lengths, in no order."""
+    """Latents, decisions and answers of R samples of different lengths, in random order."""
     parts = {}
     for i, (name, longest) in enumerate((("latents", 5), ("decisions", 5), ("answer", 3))):
         count = torch.randint(1, longest + 1, (R,), generator=generator(salt + 10 * i))
@@ -266,8 +266,8 @@ class Test_objective:
         del parts["decisions"]
         close(lab.objective(parts, advantage, 0.2), 2 * advantage.mean())
 
-    def test_a_short_chains_latents_are_pushed_more_each_than_a_long_ones(self):
-        """±1 / length a latent: that is what makes right chains short."""
+    def test_each_latent_of_a_short_chain_counts_more_than_one_of_a_long_chain(self):
+        """±1 / length per latent: this makes correct chains short."""
         new = torch.zeros(6, dtype=torch.float64, requires_grad=True)
         sample = torch.tensor([0, 0, 0, 0, 0, 1])
         advantage = torch.tensor([1.0, 1.0], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Plausible wrong repairs in lab 6: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong repairs in lab 6: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -39,13 +39,13 @@ MUTANTS = [
     ("flag", "0 is forgotten", '"off", "0"', '"off"'),
     (
         "flag",
-        "the beginning of a word is enough",
+        "the first letters of a word are enough",
         'if word in ("true", "yes", "on", "1"):',
         'if word and "true".startswith(word) or word in ("yes", "on", "1"):',
     ),
     (
         "labels_of",
-        "padding is masked by id: the end is never learnt",
+        "padding is masked by id: the end is never learned",
         "(following >= lengths[:, None])",
         "(labels == ids[:, -1:]) & (lengths[:, None] < 99)",
     ),
@@ -65,20 +65,20 @@ MUTANTS = [
     ),
     (
         "labels_of",
-        "the prompt's last token is learnt",
+        "the prompt's last token is learned",
         "following < prompt[:, None]",
         "following < prompt[:, None] - 1",
     ),
     (
         "labels_of",
-        "the first token after the prompt is not learnt",
+        "the first token after the prompt is not learned",
         "following < prompt[:, None]",
         "following <= prompt[:, None]",
     ),
     ("labels_of", "not shifted", "labels[:, :-1] = ids[:, 1:]", "labels[:] = ids"),
     (
         "labels_of",
-        "the position that foretells is masked where it is a latent",
+        "a predicting position is masked if it is a latent",
         "(labels == latent)",
         "(ids == latent)",
     ),
@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     (
         "think",
-        "everything is run anew at every step",
+        "everything is recomputed at every step",
         "hidden, past = step(latents[-1], past)",
         "hidden, past = step(torch.cat([prefix, *latents], 1), [])",
     ),
@@ -148,14 +148,14 @@ MUTANTS = [
     ("next_logits", "detached", "return logits[", "return logits.detach()["),
     (
         "load_embedding",
-        "what does not fit is still left out",
+        "what does not fit is still ignored",
         'raise ValueError(f"{tuple(saved.shape)} does not go into {tuple(table.shape)}")',
         "return table.clone()",
     ),
     ("load_embedding", "too many rows are cut off", " or len(saved) > len(table)", " or False"),
     (
         "load_embedding",
-        "the width is not looked at",
+        "the width is not checked",
         "table.shape[1] != saved.shape[1] or len(saved) > len(table)",
         "len(saved) > len(table)",
     ),
@@ -247,7 +247,7 @@ raise ValueError(text)""",
     ("flag", "disable is false", '"off", "0"', '"off", "0", "disable"'),
     (
         "labels_of",
-        "cut at the first <eos>, wherever it stands",
+        "cut at the first <eos>, wherever it is",
         "hidden = (following < prompt[:, None])",
         "hidden = ((labels == ids[:, -1:]).long().cumsum(1) > 1) | (following < prompt[:, None])",
     ),
@@ -255,7 +255,8 @@ raise ValueError(text)""",
         "positions_of",
         "less than 0 on the right",
         "return (real.long().cumsum(1) - 1).clamp(min=0)",
-        "return torch.where(real, real.long().cumsum(1) - 1, 0) - (~real & real.any(1, keepdim=True) & (real.long().cumsum(1) > 0)).long()",
+        "return torch.where(real, real.long().cumsum(1) - 1, 0) - (~real & real.any(1, keepdim=True) & "
+        "(real.long().cumsum(1) > 0)).long()",
     ),
     (
         "best_checkpoint",
@@ -267,7 +268,8 @@ raise ValueError(text)""",
         "best_checkpoint",
         "within a point the earliest",
         'best = max(history, key=lambda entry: (entry["val"], -entry["step"]))',
-        'top = max(e["val"] for e in history); best = min((e for e in history if e["val"] >= top - 0.01), key=lambda e: e["step"])',
+        'top = max(e["val"] for e in history); best = min((e for e in history if e["val"] >= top - 0.01), '
+        'key=lambda e: e["step"])',
     ),
     (
         "accumulation_weights",

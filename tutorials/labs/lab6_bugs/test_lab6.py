@@ -1,4 +1,4 @@
-"""Tests of lab 6: what each defect did to those who met it."""
+"""Tests of lab 6: what each defect did to experiments."""
 
 import pytest
 import torch
@@ -22,11 +22,11 @@ POINTS = {
 class Test_stage_of:
     @pytest.mark.parametrize("epochs_per_stage", [1, 2, 3, 5])
     def test_a_stage_lasts_its_number_of_epochs(self, epochs_per_stage):
-        """Operator precedence let a curriculum of three epochs a stage run through in a third of the time."""
+        """Operator precedence let a curriculum of three epochs per stage finish in a third of the time."""
         expected = [stage for stage in range(4) for _ in range(10 * epochs_per_stage)]
         assert [lab.stage_of(step, 10, epochs_per_stage) for step in range(len(expected))] == expected
 
-    def test_with_one_step_an_epoch(self):
+    def test_with_one_step_per_epoch(self):
         assert [lab.stage_of(step, 1, 3) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
 
 
@@ -70,12 +70,12 @@ class Test_labels_of:
             [x, x, x, x, x, x, 7, EOS, x],
         ]
 
-    def test_the_first_end_is_learnt_and_the_padding_behind_it_is_not(self):
-        """With the padding's id that of <eos>, masking by id takes away the end, and not masking trains on padding."""
+    def test_the_first_end_is_learned_and_the_padding_after_it_is_not(self):
+        """If padding has the id of <eos>, masking by id removes the end, and no masking trains on padding."""
         ids, prompt, lengths = label_rows()
         assert ((lab.labels_of(ids, prompt, lengths, LATENT) == EOS).sum(1) == 1).all()
 
-    def test_the_length_says_where_the_end_is_and_not_the_first_end_id(self):
+    def test_the_length_decides_where_the_end_is_not_the_first_end_id(self):
         ids = torch.tensor([[5, 6, 7, EOS, 8, EOS, EOS, EOS]])
         assert lab.labels_of(ids, torch.tensor([2]), torch.tensor([6]), LATENT).tolist() == [
             [-100, 7, EOS, 8, EOS, -100, -100, -100]
@@ -89,12 +89,12 @@ class Test_labels_of:
         labels = lab.labels_of(ids, prompt, lengths, LATENT)
         for b in range(B):
             for t in range(T):
-                told = t + 1 < lengths[b] and t + 1 >= prompt[b] and ids[b, t + 1] != LATENT
-                assert labels[b, t] == (ids[b, t + 1] if told else -100), (b, t)
+                labelled = t + 1 < lengths[b] and t + 1 >= prompt[b] and ids[b, t + 1] != LATENT
+                assert labels[b, t] == (ids[b, t + 1] if labelled else -100), (b, t)
 
 
 def counting_model(calls):
-    """A step whose hidden state is the running sum of all it has been shown, times 1.1."""
+    """A step whose hidden state is the running sum of all inputs so far, times 1.1."""
 
     def step(x, past):
         calls.append((x.shape[1], len(past)))
@@ -160,7 +160,8 @@ class Test_positions_of:
 class Test_next_logits:
     @pytest.mark.parametrize("lengths", [[4], [1, 3, 4], [2, 2], [5, 1, 3, 2]], ids=str)
     def test_every_row_is_read_at_its_own_end(self, lengths):
-        """Batches gave other answers than single questions, because the last column of a short row is padding."""
+        """Batches gave other answers than single questions, because the last column of a short row is
+        padding."""
         logits = randn(len(lengths), max(lengths) + 1, 7, salt=7)
         close(
             lab.next_logits(logits, torch.tensor(lengths)),
@@ -168,7 +169,7 @@ class Test_next_logits:
             0,
         )
 
-    def test_the_gradient_is_there_at_the_last_real_position_only(self):
+    def test_the_gradient_is_at_the_last_real_position_only(self):
         logits = randn(2, 4, 3, salt=8).requires_grad_()
         lab.next_logits(logits, torch.tensor([2, 4])).sum().backward()
         assert logits.grad.sum(-1).tolist() == [[0, 3, 0, 0], [0, 0, 0, 3]]
@@ -183,11 +184,11 @@ class Test_load_embedding:
         close(loaded[saved:], table[saved:], 0)
 
     @pytest.mark.parametrize("shape", [(5, 3), (5, 5), (9, 4), (9, 3)])
-    def test_what_does_not_fit_is_an_error_and_not_left_out_without_a_word(self, shape):
+    def test_what_does_not_fit_is_an_error_and_not_ignored_silently(self, shape):
         with pytest.raises(ValueError):
             lab.load_embedding(randn(8, 4, salt=11), randn(*shape, salt=12))
 
-    def test_the_result_is_a_table_of_its_own(self):
+    def test_the_result_is_a_new_table(self):
         table, old = randn(8, 4, salt=13), randn(8, 4, salt=14)
         kept = old.clone()
         lab.load_embedding(table, old).mul_(0)
@@ -203,7 +204,7 @@ class Test_best_checkpoint:
         ]
         assert lab.best_checkpoint(history) == 200
 
-    def test_the_earliest_of_equals_whatever_test_says(self):
+    def test_the_earliest_of_equals_whatever_the_test_accuracy(self):
         history = [
             {"step": 300, "val": 0.6, "test": 0.9},
             {"step": 100, "val": 0.6, "test": 0.1},
@@ -226,14 +227,15 @@ class Test_best_checkpoint:
 class Test_normalise_targets:
     @pytest.mark.parametrize("scale", [0.018, 1.0, 7.0])
     def test_the_std_is_the_models_own(self, scale):
-        """A number written into the code was one model's; with another the latent head learnt the wrong scale."""
+        """A number written into the code was one model's; with another the latent head learned the wrong
+        scale."""
         table, targets = scale * randn(50, 6, salt=16) + 0.3, scale * randn(5, 6, salt=17)
         entries = table.flatten().tolist()
         mean = sum(entries) / len(entries)
         std = (sum((x - mean) ** 2 for x in entries) / (len(entries) - 1)) ** 0.5
         out = lab.normalise_targets(targets, table)
         if abs((out * std / targets).mean() - ((len(entries) - 1) / len(entries)) ** -0.5) < 1e-9:
-            std *= ((len(entries) - 1) / len(entries)) ** 0.5  # dividing by n is as good
+            std *= ((len(entries) - 1) / len(entries)) ** 0.5  # dividing by n is accepted, too
         close(out, targets / std)
 
     def test_the_table_gets_no_gradient(self):
@@ -244,7 +246,7 @@ class Test_normalise_targets:
 class Test_accumulation_weights:
     @pytest.mark.parametrize("counts", [[3, 5, 1, 7], [4], [2, 2], [0, 6, 1]], ids=str)
     def test_the_parts_together_are_the_mean_over_all_labels(self, counts):
-        """Equal shares let a label of a short part count more than one of a long part."""
+        """With equal shares a label of a short part counts more than one of a long part."""
         each = [randn(n, salt=20 + i).square() for i, n in enumerate(counts)]
         losses = torch.stack([x.mean() if len(x) else torch.tensor(0.0, dtype=torch.float64) for x in each])
         factors = lab.accumulation_weights(losses, torch.tensor(counts), len(counts))

@@ -1,11 +1,14 @@
 """Trains and measures a configuration for lab 7. Needs the repository: the package minilatent and train.py.
 
-    python experiment.py trial config.json                      on validation; the test set is not read
-    python experiment.py enter config.json --name ada           on test, once: writes ada-seed0.json
-    python experiment.py check ENTRY.json ..                     is it whole and within its limits?
-    python experiment.py board ENTRY.json ..                     the leaderboard
+    python experiment.py trial config.json                 train, measure on validation; the test set is not
+                                                           read
+    python experiment.py enter config.json --name ada      train, measure once on test: writes ada-seed0.json
+    python experiment.py check ENTRY.json ..               check that entries are complete and within the
+                                                           limits
+    python experiment.py board ENTRY.json ..               print the leaderboard
 
---latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where minilatent is found).
+--latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where minilatent is
+found).
 """
 
 import argparse
@@ -22,7 +25,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "colar")
-# What a configuration may say. Not among it: the data, the initial model, the seed, the number of questions.
+# What a configuration may set. The data, the initial model, the seed and the number of questions are fixed.
 KEYS = {
     "method",
     "train_size",
@@ -95,29 +98,26 @@ class Bad(Exception):
 
 def read(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Bad(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise Bad(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise Bad(f"{path} holds no object {{..}}")
+        raise Bad(f"{path} contains no JSON object")
     return found
 
 
 def check_config(config: dict) -> None:
-    """Bad, naming what is wrong."""
+    """Raise Bad, naming what is wrong."""
     if unknown := sorted(config.keys() - KEYS):
-        raise Bad(f"a configuration may not say '{unknown[0]}'; it may say {', '.join(sorted(KEYS))}")
+        raise Bad(f"a configuration may not set '{unknown[0]}'; it may set {', '.join(sorted(KEYS))}")
     if config.get("method") not in METHODS:
-        raise Bad(f'"method" is one of {", ".join(METHODS)}')
+        raise Bad(f'"method" must be one of {", ".join(METHODS)}')
     for key, value in config.items():
-        if (
-            not isinstance(value, (int, float, str, bool))
-            or isinstance(value, float)
-            and not math.isfinite(value)
-        ):
-            raise Bad(f"'{key}' is neither a number, a text nor true or false")
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if infinite or not isinstance(value, (int, float, str, bool)):
+            raise Bad(f"'{key}' must be a finite number, a string, true or false")
 
 
 def arguments(config: dict) -> list[str]:
@@ -132,11 +132,11 @@ def repository(given: str | None) -> Path:
     for folder in [Path(given)] if given else [Path.cwd(), *Path.cwd().parents, *HERE.parents]:
         if (folder / "minilatent").is_dir() and (folder / "train.py").is_file():
             return folder.resolve()
-    raise Bad("minilatent is not found from here: give --repo FOLDER, a clone of the repository")
+    raise Bad("minilatent was not found: give --repo FOLDER, a clone of the repository")
 
 
 def package_hash(repo: Path) -> str:
-    """Of the package's source: an entry says which code made it."""
+    """A hash of the package's source, so that an entry records which code produced it."""
     total = hashlib.sha256()
     for path in sorted((repo / "minilatent").rglob("*.py")):
         total.update(path.relative_to(repo).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -144,7 +144,7 @@ def package_hash(repo: Path) -> str:
 
 
 def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> float:
-    """CPU seconds of training; the kernel ends it when they are spent."""
+    """CPU seconds of training; the kernel stops it when they are spent."""
     limit = math.ceil(seconds)
 
     def restrain():
@@ -172,22 +172,23 @@ def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> flo
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) or used > seconds:
-        raise Bad(
-            f"training took more than {seconds:g} CPU seconds: fewer steps, a smaller batch, or a shorter stage 1"
-        )
+        advice = "use fewer steps, a smaller batch, or a shorter stage 1"
+        raise Bad(f"training took more than {seconds:g} CPU seconds: {advice}")
     if done.returncode:
         raise Bad("training failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1])
     return used
 
 
 def measure(run: Path, repo: Path, split: str, questions: int) -> dict:
-    """Accuracy and #L of a trained run, in a process of its own that starts when training is over."""
+    """Accuracy and #L of a trained run, in a separate process that starts after training."""
     code = (
         "import json, sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);"
-        "from minilatent import data; from minilatent.evaluate import solve_all; from minilatent.setup import load_run;"
-        "examples = data.load('mini', sys.argv[3], limit=int(sys.argv[4]));"
+        "from minilatent import tasks; from minilatent.evaluate import solve_all;"
+        "from minilatent.run import load_run;"
+        "examples = tasks.load('mini', sys.argv[3], limit=int(sys.argv[4]));"
         "found = solve_all(load_run(sys.argv[2], torch.device('cpu')), examples);"
-        "print(json.dumps({'right': sum(map(bool, found['correct'])), 'n': found['n'], 'mean_len': found['mean_len']}))"
+        "right = sum(map(bool, found['correct']));"
+        "print(json.dumps({'right': right, 'n': found['n'], 'mean_len': found['mean_len']}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(repo), str(run), split, str(questions)],
@@ -204,9 +205,9 @@ def measure(run: Path, repo: Path, split: str, questions: int) -> dict:
 
 
 def check(entry: dict) -> list[str]:
-    """What is wrong with an entry. It cannot tell whether the numbers were ever measured: training it again can."""
+    """What is wrong with an entry. Whether the numbers were ever measured only training it again can show."""
     wrong = [
-        f"'{key}' is missing or no {kind.__name__}"
+        f"'{key}' is missing or not of type {kind.__name__}"
         for key, kind in ENTRY.items()
         if not isinstance(entry.get(key), (int, float) if kind is float else kind)
         or isinstance(entry.get(key), bool)
@@ -220,14 +221,11 @@ def check(entry: dict) -> list[str]:
         check_config(entry["config"])
     except Bad as error:
         wrong.append(str(error))
-    if (
-        not entry["n"]
-        or entry["right"] > entry["n"]
-        or abs(entry["right"] / entry["n"] - entry["accuracy"]) > 1e-9
-    ):
+    n, right = entry["n"], entry["right"]
+    if not n or right > n or abs(right / n - entry["accuracy"]) > 1e-9:
         wrong.append("accuracy is not right / n")
     if entry["split"] != "test":
-        wrong.append("an entry is measured on test")
+        wrong.append("an entry must be measured on test")
     if entry["mean_len"] > entry["latents_limit"]:
         wrong.append(f"#L is {entry['mean_len']:.2f}, the limit {entry['latents_limit']:g}")
     if entry["cpu_seconds"] > entry["seconds_limit"]:
@@ -240,7 +238,8 @@ def check(entry: dict) -> list[str]:
 def board(
     entries: list[dict], latents: float, seconds: float, questions: int
 ) -> tuple[list[tuple[str, float, float, int]], dict[str, str]]:
-    """(name, mean accuracy, mean #L, seeds), the best first, by the rule of the handout; and why other names are not on it."""
+    """(name, mean accuracy, mean #L, seeds), the best first, by the rules of the handout; and why other names
+    are missing."""
     by_name: dict[str, dict[int, dict]] = {}
     for entry in entries:
         by_name.setdefault(entry["name"], {}).setdefault(entry["seed"], entry)
@@ -249,19 +248,14 @@ def board(
         runs = list(seeds.values())
         for seed, run in seeds.items():
             wrong = check({**run, "latents_limit": latents, "seconds_limit": seconds})
-            if not wrong and run["n"] != questions:  # few questions are a wide interval, and luck
-                wrong = [f"measured on {run['n']} questions, not on {questions}"]
+            if not wrong and run["n"] != questions:  # few questions give a wide interval, and luck decides
+                wrong = [f"measured on {run['n']} questions instead of {questions}"]
             if wrong:
                 off.setdefault(name, f"seed {seed}: {wrong[0]}")
         if name not in off:
-            rows.append(
-                (
-                    name,
-                    sum(r["accuracy"] for r in runs) / len(runs),
-                    sum(r["mean_len"] for r in runs) / len(runs),
-                    len(runs),
-                )
-            )
+            accuracy = sum(r["accuracy"] for r in runs) / len(runs)
+            mean_len = sum(r["mean_len"] for r in runs) / len(runs)
+            rows.append((name, accuracy, mean_len, len(runs)))
     return sorted(rows, key=lambda row: (-row[1], row[2], row[0])), off
 
 
@@ -285,7 +279,7 @@ def main(argv: list[str]) -> int:
     if given.what == "check":
         found = {path: check(read(path)) for path in given.files}
         for path, wrong in found.items():
-            print(f"{path}: {'; '.join(wrong) or 'whole, and within its limits'}")
+            print(f"{path}: {'; '.join(wrong) or 'complete and within the limits'}")
         return 1 if any(found.values()) else 0
     if given.what == "board":
         entries = []
@@ -293,27 +287,26 @@ def main(argv: list[str]) -> int:
             found = read(path)
             if isinstance(found.get("name"), str) and isinstance(found.get("seed"), int):
                 entries.append(found)
-            else:  # a config.json that stands beside them
-                print(f"{path} is no entry: it has no name and seed", file=sys.stderr)
+            else:  # a config.json beside them
+                print(f"{path} is not an entry: it has no name or no seed", file=sys.stderr)
         rows, off = board(entries, given.latents, given.seconds, given.questions)
         for place, (name, accuracy, mean_len, seeds) in enumerate(rows, 1):
-            print(
-                f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   {seeds} seed{'s' * (seeds > 1)}"
-            )
+            line = f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   "
+            print(f"{line}{seeds} seed" if seeds == 1 else f"{line}{seeds} seeds")
         for name, why in off.items():
             print(f"  -  {name:20} {why}")
         return 0
 
     if given.questions < 1 or not 1 <= given.seconds < math.inf:
-        raise Bad("--questions and --seconds: 1 or more")
+        raise Bad("--questions and --seconds must be 1 or more")
     config = read(given.files[0])
     check_config(config)
     entry_path = Path(f"{given.name}-seed{given.seed}.json")
     if given.what == "enter":
         if not given.name.isidentifier():
-            raise Bad("--name: letters, digits and underscores")
+            raise Bad("--name may contain letters, digits and underscores")
         if entry_path.exists():
-            raise Bad(f"{entry_path} is there already: a name enters once with a seed")
+            raise Bad(f"{entry_path} exists: a name can enter each seed only once")
     repo = repository(given.repo)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -321,24 +314,14 @@ def main(argv: list[str]) -> int:
         split = "test" if given.what == "enter" else "val"
         found = measure(run, repo, split, given.questions)
     accuracy = found["right"] / found["n"]
-    print(
-        f"{split}: {100 * accuracy:.1f} % of {found['n']}, #L {found['mean_len']:.2f}, {seconds:.0f} CPU seconds"
-        + ("" if found["mean_len"] <= given.latents else f"; over the limit of {given.latents:g} latents")
-    )
+    result = f"{split}: {100 * accuracy:.1f} % of {found['n']}, #L {found['mean_len']:.2f}"
+    above = "" if found["mean_len"] <= given.latents else f"; above the limit of {given.latents:g} latents"
+    print(f"{result}, {seconds:.0f} CPU seconds{above}")
     if given.what == "trial":
-        with open("trials.jsonl", "a") as file:
-            file.write(
-                json.dumps(
-                    {
-                        "config": config,
-                        "seed": given.seed,
-                        "val_accuracy": accuracy,
-                        "val_mean_len": found["mean_len"],
-                        "cpu_seconds": seconds,
-                    }
-                )
-                + "\n"
-            )
+        trial = {"config": config, "seed": given.seed, "val_accuracy": accuracy}
+        trial |= {"val_mean_len": found["mean_len"], "cpu_seconds": seconds}
+        with open("trials.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(trial) + "\n")
         return 0
     entry = {
         "name": given.name,
@@ -352,8 +335,8 @@ def main(argv: list[str]) -> int:
         "seconds_limit": given.seconds,
         "package": package_hash(repo),
     }
-    entry_path.write_text(json.dumps(entry, indent=1) + "\n")
-    print(f"{entry_path}: {'; '.join(check(entry)) or 'whole, and within its limits'}")
+    entry_path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+    print(f"{entry_path}: {'; '.join(check(entry)) or 'complete and within the limits'}")
     return 0
 
 
@@ -362,4 +345,4 @@ if __name__ == "__main__":
         raise SystemExit(main(sys.argv[1:]))
     except Bad as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(2) from None

@@ -1,4 +1,4 @@
-"""Plausible wrong answers to lab 7: (problem, what is wrong, the solution's text, what stands there instead)."""
+"""Plausible wrong answers to lab 7: (problem, what is wrong, text of the solution, its replacement)."""
 
 MUTANTS = [
     (
@@ -67,7 +67,7 @@ return max(0.0, share - half), min(1.0, share + half)""",
     (
         "leaderboard",
         "the best seed",
-        'rows.append((-mean("accuracy")',
+        "rows.append((-accuracy",
         'rows.append((-max(run["accuracy"] for run in runs)',
     ),
     (
@@ -96,27 +96,17 @@ return max(0.0, share - half), min(1.0, share + half)""",
         '.setdefault(entry["seed"], entry)',
         '[len(by_name[entry["name"]])] = entry',
     ),
-    ("leaderboard", "ties by name only", 'mean("mean_len"), name))', "0, name))"),
-    ("leaderboard", "ties by the longer chain", 'mean("mean_len"), name))', '-mean("mean_len"), name))'),
-    (
-        "leaderboard",
-        "the mean length of the first seed",
-        'mean("mean_len"), name))',
-        'runs[-1]["mean_len"], name))',
-    ),
-    (
-        "leaderboard",
-        "the sum over seeds",
-        "mean = lambda key: sum(run[key] for run in runs) / len(runs)",
-        "mean = lambda key: sum(run[key] for run in runs)",
-    ),
+    ("leaderboard", "ties by name only", "mean_len, name))", "0, name))"),
+    ("leaderboard", "ties by the longer chain", "mean_len, name))", "-mean_len, name))"),
+    ("leaderboard", "the mean length of the first seed", "mean_len, name))", 'runs[-1]["mean_len"], name))'),
+    ("leaderboard", "the sum over seeds", " for run in runs) / len(runs)", " for run in runs)"),
     ("choose", "accuracies are rounded", '-t["val_accuracy"]', '-round(t["val_accuracy"], 1)'),
-    ("leaderboard", "accuracies are rounded", '-mean("accuracy")', '-round(mean("accuracy"), 1)'),
+    ("leaderboard", "accuracies are rounded", "(-accuracy,", "(-round(accuracy, 1),"),
     (
         "admissible",
         "no accuracy is accuracy 0",
         "value = entry.get(key)",
-        "value = entry.get(key) or (0 if key == 'accuracy' and key in entry else None) if entry.get(key) is None else entry.get(key)",
+        "value = 0 if key == 'accuracy' and entry.get(key, 1) is None else entry.get(key)",
     ),
     (
         "admissible",
@@ -134,13 +124,14 @@ return max(0.0, share - half), min(1.0, share + half)""",
         "admissible",
         "texts are read as numbers",
         "value = entry.get(key)",
-        "value = entry.get(key)\n        if key == 'cpu_seconds' and isinstance(value, str):\n            value = float(value)",
+        "value = entry.get(key)\n        if key == 'cpu_seconds' and isinstance(value, str):\n            "
+        "value = float(value)",
     ),
     (
         "leaderboard",
         "weighted by n",
-        "mean = lambda key: sum(run[key] for run in runs) / len(runs)",
-        'mean = lambda key: sum(run[key] * run["n"] for run in runs) / sum(run["n"] for run in runs)',
+        "] for run in runs) / len(runs)",
+        '] * run["n"] for run in runs) / sum(run["n"] for run in runs)',
     ),
     (
         "leaderboard",
@@ -151,8 +142,8 @@ return max(0.0, share - half), min(1.0, share + half)""",
     (
         "leaderboard",
         "seeds that are equal count once",
-        'mean("accuracy"), mean',
-        '(sum(set(r["accuracy"] for r in runs)) / len(set(r["accuracy"] for r in runs))), mean',
+        "(-accuracy,",
+        '(-sum({r["accuracy"] for r in runs}) / len({r["accuracy"] for r in runs}),',
     ),
     ("leaderboard", "names in lower case", 'entry["name"], {}', 'entry["name"].lower(), {}'),
     (

@@ -1,14 +1,17 @@
-"""Lab 7: an open experiment, and the rule that judges it. README.md tells the problems; experiment.py trains and measures.
+"""Lab 7: an open experiment, and the rules that rank it. README.md describes the problems; experiment.py
+trains and measures.
 
-An entry is a dict: "name" (whose), "seed", "accuracy" in 0..1 over "n" questions, "mean_len" (#L, the mean number of
-latents), "cpu_seconds" of training, and more that is of no matter here.
+An entry is a dict: "name" (of the student), "seed", "accuracy" in 0..1 over "n" questions, "mean_len" (#L,
+the mean number of latents), "cpu_seconds" of training, and more that does not matter here.
 """
 
 import math
 
 
 def interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share of `right` in `n`: the two p with (right / n - p)² = z² p (1 - p) / n. n = 0: (0, 1)."""
+    """Wilson's interval for `right` correct answers in `n`: the two p with (right / n - p)² = z² p (1 - p) /
+    n.
+    For n = 0: (0, 1)."""
     # BEGIN SOLUTION
     if n == 0:
         return 0.0, 1.0
@@ -20,9 +23,9 @@ def interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def admissible(entry: dict, most_latents: float, most_seconds: float) -> bool:
-    """Whether an entry keeps to the limits, each of which may be reached: #L at most most_latents, training at most
-    most_seconds. Not admissible is an entry whose "mean_len", "cpu_seconds" or "accuracy" is missing, no number, not
-    finite or below 0, or whose accuracy is above 1."""
+    """Whether an entry keeps the limits, each of which may be reached exactly: #L at most most_latents,
+    training at most most_seconds. An entry is not admissible if its "mean_len", "cpu_seconds" or "accuracy"
+    is missing, not a number, not finite or below 0, or if its accuracy is above 1."""
     # BEGIN SOLUTION
     for key, most in (("mean_len", most_latents), ("cpu_seconds", most_seconds), ("accuracy", 1.0)):
         value = entry.get(key)
@@ -33,9 +36,10 @@ def admissible(entry: dict, most_latents: float, most_seconds: float) -> bool:
 
 
 def choose(trials: list[dict], most_latents: float, most_seconds: float) -> dict | None:
-    """Which of one's own trials to enter. A trial has "val_accuracy", "val_mean_len" and "cpu_seconds"; some also hold
-    "test_accuracy", which nothing may depend on. Of those within the limits (#L by val_mean_len) the one with the highest
-    val_accuracy; of equals the one with fewer latents, then the first. None if there is none."""
+    """Which of one's own trials to enter. A trial has "val_accuracy", "val_mean_len" and "cpu_seconds"; some
+    also have "test_accuracy", which the choice may not depend on. Of those within the limits (#L by
+    val_mean_len), the one with the highest val_accuracy; if equal, the one with fewer latents, then the
+    first. None if there is none."""
     # BEGIN SOLUTION
     within = [t for t in trials if t["val_mean_len"] <= most_latents and t["cpu_seconds"] <= most_seconds]
     return min(within, key=lambda t: (-t["val_accuracy"], t["val_mean_len"])) if within else None
@@ -43,9 +47,10 @@ def choose(trials: list[dict], most_latents: float, most_seconds: float) -> dict
 
 
 def leaderboard(entries: list[dict], most_latents: float, most_seconds: float) -> list[tuple[str, float]]:
-    """Names with their mean accuracy over seeds, the best first; of equals the one with the smaller mean #L, then by
-    name. A name counts only if *every* one of its entries is admissible: else a bad seed could be hidden behind a limit.
-    The same name and seed twice: the first counts, the later one is as if it were not there."""
+    """Names with their mean accuracy over seeds, the best first; if equal, the one with the smaller mean
+    #L, then by name. A name counts only if *every* one of its entries is admissible: otherwise a bad seed
+    could be hidden behind a limit. If a name and seed occur twice, the first counts and the later one is
+    ignored."""
     # BEGIN SOLUTION
     by_name: dict[str, dict[int, dict]] = {}
     for entry in entries:
@@ -54,7 +59,8 @@ def leaderboard(entries: list[dict], most_latents: float, most_seconds: float) -
     for name, seeds in by_name.items():
         runs = list(seeds.values())
         if all(admissible(run, most_latents, most_seconds) for run in runs):
-            mean = lambda key: sum(run[key] for run in runs) / len(runs)
-            rows.append((-mean("accuracy"), mean("mean_len"), name))
+            accuracy = sum(run["accuracy"] for run in runs) / len(runs)
+            mean_len = sum(run["mean_len"] for run in runs) / len(runs)
+            rows.append((-accuracy, mean_len, name))
     return [(name, -accuracy) for accuracy, _, name in sorted(rows)]
     # END SOLUTION

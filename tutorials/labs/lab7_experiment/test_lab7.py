@@ -1,4 +1,4 @@
-"""Tests of lab 7's rule, by cases worked out by hand."""
+"""Tests of lab 7's rules on cases worked out by hand."""
 
 import math
 
@@ -22,14 +22,14 @@ class Test_interval:
             assert (right / n - p) ** 2 == pytest.approx(z * z * p * (1 - p) / n, abs=1e-12)
 
     def test_numbers_by_hand(self):
-        """8 of 10: 0.49 to 0.94, as in any table."""
+        """8 of 10: 0.49 to 0.94, as in published tables."""
         low, high = lab.interval(8, 10)
         assert low == pytest.approx(0.49016, abs=1e-5) and high == pytest.approx(0.94332, abs=1e-5)
 
-    def test_no_questions_tell_nothing(self):
+    def test_without_questions_the_interval_is_everything(self):
         assert tuple(lab.interval(0, 0)) == (0, 1)
 
-    def test_all_right_is_no_certainty(self):
+    def test_all_correct_is_not_certainty(self):
         low, high = lab.interval(20, 20)
         assert low == pytest.approx(20 / (20 + 1.96**2)) and high == pytest.approx(1)
 
@@ -94,7 +94,7 @@ def trial(val, mean_len=5.0, seconds=100.0, **more):
 
 
 class Test_choose:
-    def test_validation_chooses_and_test_is_not_looked_at(self):
+    def test_validation_chooses_and_the_test_accuracy_is_ignored(self):
         trials = [trial(0.6, test_accuracy=0.9), trial(0.8, test_accuracy=0.1), trial(0.7)]
         assert lab.choose(trials, 8, 600) is trials[1]
 
@@ -155,7 +155,7 @@ class Test_leaderboard:
             ("a", 0.5),
         ]
 
-    def test_seeds_are_averaged_not_chosen_from(self):
+    def test_seeds_are_averaged_not_selected(self):
         entries = [entry("a", 0, 0.9), entry("a", 1, 0.3), entry("b", 0, 0.7), entry("b", 1, 0.7)]
         assert board(entries) == [("b", 0.7), ("a", 0.6)]
 
@@ -181,11 +181,11 @@ class Test_leaderboard:
         assert board([entry("a", 0, 0.4), entry("a", 0, 0.9), entry("a", 1, 0.6)]) == [("a", 0.5)]
         assert board([entry("a", 0, 0.4), entry("a", 0, 0.9, mean_len=99.0)]) == [("a", 0.4)]
 
-    def test_each_seed_weighs_the_same_however_many_questions_and_whatever_the_others_have(self):
+    def test_each_seed_has_the_same_weight_whatever_its_number_of_questions(self):
         few = {**entry("a", 0, 0.2), "n": 20}
         assert board([few, entry("a", 1, 0.8), entry("a", 2, 0.8)]) == [("a", 0.6)]
 
-    def test_everybody_is_on_it_and_names_are_taken_letter_by_letter(self):
+    def test_every_name_is_listed_and_upper_case_matters(self):
         names = ["ada", "Ada", "b", "c", "d"]
         assert board([entry(name, accuracy=0.9 - i / 10) for i, name in enumerate(names)]) == [
             (name, round(0.9 - i / 10, 9)) for i, name in enumerate(names)
@@ -196,7 +196,7 @@ class Test_leaderboard:
             [entry("a", accuracy=0.741, mean_len=2.0), entry("b", accuracy=0.742, mean_len=7.0)]
         ) == [("b", 0.742), ("a", 0.741)]
 
-    def test_nobody(self):
+    def test_an_empty_board(self):
         assert board([]) == [] and board([entry(mean_len=50.0)]) == []
 
     def test_the_limits_are_the_arguments(self):

@@ -1,0 +1,59 @@
+"""Keys and values of earlier positions, for decoding row by row of different lengths."""
+
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from .model import ModelConfig
+
+
+class KVCache:
+    """Preallocated keys and values with a length per row, so that ragged rows decode side by side.
+
+    Row b holds lengths[b] valid positions; what lies behind is garbage that the next write overwrites
+    and that no mask ever shows.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device=None, dtype=None):
+        self.capacity = capacity
+        shape = (config.n_layer, rows, config.n_kv_head, capacity, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def write(
+        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
+    ) -> tuple[Tensor, Tensor]:
+        """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D).
+        Without slots they are the first."""
+        if slots is None:
+            self.k[layer, :, :, :end], self.v[layer, :, :, :end] = k, v
+            return k, v
+        rows = torch.arange(len(slots), device=slots.device)[:, None]
+        self.k[layer][rows, :, slots] = k.transpose(1, 2)  # (B, T, G, D)
+        self.v[layer][rows, :, slots] = v.transpose(1, 2)
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def part(self, first: int, last: int) -> "KVCache":
+        """Rows first to last - 1 as a cache, an empty one, that writes to the same memory."""
+        part = copy(self)
+        part.k, part.v, part.lengths = (
+            self.k[:, first:last],
+            self.v[:, first:last],
+            torch.zeros_like(self.lengths[first:last]),
+        )
+        return part
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i is from now on what row rows[i] was: finished ones need no more computing, one that is
+        named twice is there twice. Only what moves is copied."""
+        n, end = len(rows), int(self.lengths.max())
+        self.lengths = self.lengths[rows]
+        if n > self.k.shape[1]:
+            self.k, self.v = self.k[:, rows], self.v[:, rows]
+            return
+        moved = (rows != torch.arange(n, device=rows.device)).nonzero()[:, 0]
+        for x in (self.k, self.v):
+            x[:, moved, :, :end] = x[:, rows[moved], :, :end]
+        self.k, self.v = self.k[:, :n], self.v[:, :n]

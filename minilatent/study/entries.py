@@ -1,0 +1,125 @@
+"""The entries of the comparison: what is trained, how it is evaluated, and how figures show it.
+
+An entry is one training run for each seed. It is evaluated in one way or in several; each way is a row of the
+table. To add a method, add one line to ENTRIES.
+"""
+
+from dataclasses import dataclass, field
+
+from ..config import SoftThinking
+
+GREY = "#8a8f98"
+
+
+@dataclass
+class Variant:
+    """One way to evaluate a run. Its row is called NAME + suffix."""
+
+    suffix: str = ""
+    title: str = ""  # instead of the entry's
+    parent: str = ""  # the row that this is an ablation of
+    speed: str = ""  # of CoLaR
+    soft: SoftThinking | None = None
+    colour: str = ""  # instead of the entry's
+
+
+@dataclass
+class Entry:
+    name: str
+    title: str  # in tables and figures
+    train: dict  # settings; none: the base model as it is
+    style: tuple[str, str] = (GREY, "o")  # colour and marker
+    variants: list[Variant] = field(default_factory=lambda: [Variant()])
+    main: bool = True  # no ablation
+    latent: bool = False  # its chain consists of latents that depend on the question
+    share: float = 1.0  # of the budget
+    after: str = ""  # the entry whose run it starts from, and which spends the rest of the budget
+    instead_of: str = ""  # another way to train this row: the better one on validation stands for it
+    trial: bool = False  # of a learning rate
+
+
+def speeds(title: str, parent: str = "") -> list[Variant]:
+    """CoLaR at two speeds."""
+    parents = {c: f"{parent}_{c}" if parent else "" for c in (5, 2)}
+    return [Variant(f"_{c}", title.format(c), parents[c], speed=str(c)) for c in (5, 2)]
+
+
+WORDS, MIXED, MERGED = ("#c0392b", "*"), ("#2a6fbb", "o"), ("#e08214", "s")
+MIXED_RL, MERGED_RL = ("#17375e", "H"), ("#8c4a00", "p")
+
+
+def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Entry:
+    """Latent-SFT; with a suffix an ablation of it."""
+    row, settings = f"latent_sft_{ratio}", {"method": "latent_sft", "ratio": ratio, **train}
+    variants = [Variant(parent=row if suffix else "")]
+    return Entry(row + suffix, f"Latent-SFT({ratio}){what}", settings, MIXED, variants, not suffix, True)
+
+
+def colar(suffix: str = "", what: str = "", **train) -> Entry:
+    """CoLaR; with a suffix an ablation of it."""
+    variants = speeds("CoLaR-{}" + what, "colar" if suffix else "")
+    settings = {"method": "colar", **train}
+    return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, variants, not suffix, True)
+
+
+def from_scratch(method: str, title: str) -> Entry:
+    settings = {"method": method, "init": "none"}
+    return Entry(f"{method}_scratch", f"{title}, from scratch", settings, instead_of=method)
+
+
+SOFT = Variant("_soft", "Soft Thinking", soft=SoftThinking(soft_thinking=True), colour="#c98a86")
+# The gradient of NLL grows as 1/σ²: with the weight of soft-MSE it would dominate, and without a floor it has
+# spikes.
+NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
+BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL", "colar")
+BEFORE_RL[1].parent = "colar_rl"
+HALF = [Variant(parent="latent_rl")]
+NO_AVERAGE, OF_RL = {"method": "colar_rl", "average": False}, [Variant(parent="colar_rl")]
+WHOLE = {"method": "latent_sft", "ratio": 2}
+# The second half of the budget after a first half.
+COLAR_2ND = {"share": 0.5, "after": "colar_nll_half"}
+LATENT_2ND = {"share": 0.5, "after": "latent_sft_half"}
+
+ENTRIES = [
+    Entry("base", "CoT-SFT, the base", {}, WORDS),
+    Entry("cot_sft", "CoT-SFT", {"method": "cot_sft"}, WORDS, [Variant(), SOFT]),
+    Entry("no_cot", "No-CoT", {"method": "no_cot"}, (GREY, "v")),
+    from_scratch("no_cot", "No-CoT"),
+    Entry("pause", "Pause tokens", {"method": "pause"}, ("#5f666f", "^")),
+    from_scratch("pause", "Pause tokens"),
+    Entry("icot", "iCoT", {"method": "icot"}, ("#b3538b", "X")),
+    Entry("coconut", "Coconut", {"method": "coconut"}, ("#4d9a5b", "D"), latent=True),
+    Entry("codi", "CODI", {"method": "codi"}, ("#7b5aa6", "P"), latent=True),
+    colar(),
+    latent_sft(4),
+    latent_sft(2),
+    Entry("colar_nll_half", "", NLL, MERGED, BEFORE_RL, main=False, share=0.5),
+    Entry("colar_nll_more", "", NLL, MERGED, MORE, main=False, **COLAR_2ND),
+    Entry("colar_rl", "CoLaR-RL", {"method": "colar_rl"}, MERGED_RL, latent=True, **COLAR_2ND),
+    Entry("colar_rl_no_average", "CoLaR-RL, no averaging", NO_AVERAGE, MERGED_RL, OF_RL, False, **COLAR_2ND),
+    colar("_det", ", deterministic head", latent_loss="mse"),
+    colar("_no_labels", ", no compressed labels", compressed_labels=False),
+    colar("_mean", ", mean pooling", pooling="mean"),
+    colar("_nll", ", NLL", **NLL),
+    latent_sft(2, "_no_ltim", ", no induction mask", ltim=False),
+    latent_sft(2, "_no_ltsum", ", no supervision mask", ltsum=False),
+    latent_sft(2, "_hidden", ", hidden states", latent="hidden"),
+    latent_sft(4, "_no_ltim", ", no induction mask", ltim=False),
+    latent_sft(4, "_no_ltsum", ", no supervision mask", ltsum=False),
+    latent_sft(4, "_hidden", ", hidden states", latent="hidden"),
+    latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
+    latent_sft(2, "_uniform", ", no encoder", labels="uniform"),
+    latent_sft(2, "_k1", ", k = 1", k=1),
+    latent_sft(2, "_k5", ", k = 5", k=5),
+    latent_sft(2, "_k50", ", k = 50", k=50),
+    # On mini a step is 7 tokens and a space: a latent a step is Latent-SFT(8).
+    latent_sft(8, "_step", ", a latent a step", segmentation="step"),
+    Entry("latent_sft_half", "Latent-SFT(2) before RL", WHOLE, MIXED, HALF, main=False, share=0.5),
+    Entry("latent_rl", "Latent-RL", {**WHOLE, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
+]
+ROWS = {entry.name + v.suffix: (entry, v) for entry in ENTRIES for v in entry.variants}
+PARENTS = {row: variant.parent for row, (_, variant) in ROWS.items()}
+# Adaptive segments did not help: the option is gone, the lines of rows.jsonl stay.
+PARENTS |= {"latent_sft_2_adaptive": "latent_sft_2", "latent_sft_4_adaptive": "latent_sft_4"}
+PARENTS |= {"latent_sft_8_step": "", "latent_sft_8_adaptive": "latent_sft_8_step"}
+LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]
