@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .backbones.chat import CHATS
 from .tasks.answers import Example
 from .tokenizer import Tokenizer
 
@@ -31,16 +32,6 @@ class Row:
         return self.tail[1:]
 
 
-# How a chat model is asked (backbones/hf_tokenizer.py finds which format is a model's): one message, no
-# system prompt. Each is what the family's own template makes of it; {} is the question.
-CHATS = {
-    "": "{}",
-    "chatml": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-    "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
-}
-
-
 def encode_prompt(question: str, tok: Tokenizer, speed: int | str | None = None) -> list[int]:
     """`question <think>`: what the model reads before it thinks, in training and at inference.
 
@@ -58,14 +49,6 @@ def encode_prompt(question: str, tok: Tokenizer, speed: int | str | None = None)
 def tail(answer: list[int], tok: Tokenizer) -> list[int]:
     """`</think> answer`"""
     return [tok.end_think, *answer]
-
-
-def chat_template(tok: Tokenizer) -> str:
-    """`encode_prompt` as a Jinja template, for transformers' apply_chat_template."""
-    names = {i: name for name, i in tok.special.items()}
-    bos = "" if tok.bos is None else names[tok.bos]
-    message = "{{ messages[-1]['content'] | trim }}"
-    return bos + CHATS[tok.chat].replace("{}", message) + names.get(tok.think, "<think>")
 
 
 def encode(
@@ -101,14 +84,6 @@ def causal_batch(given: list[list[int]], target: list[list[int]], padding: int) 
     ids = pad([g + t for g, t in zip(given, target)], padding)  # (B, T)
     labels = pad([[IGNORE] * (len(g) - 1) + t for g, t in zip(given, target)], IGNORE)
     return {"ids": ids[:, :-1], "labels": labels}
-
-
-def remove_tokens(ids: Tensor, start: Tensor, count: Tensor, value: int) -> Tensor:
-    """ids (B, T) without the count[b] tokens from start[b] on: the rest moves up, `value` fills the end."""
-    column = torch.arange(ids.shape[1], device=ids.device)
-    source = column + torch.where(column >= start[:, None], count[:, None], 0)  # (B, T)
-    moved = ids.gather(1, source.clamp(max=ids.shape[1] - 1))
-    return torch.where(source < ids.shape[1], moved, value)
 
 
 def segments(chain: list[int], ratio: int) -> list[list[int]]:

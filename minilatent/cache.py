@@ -5,7 +5,9 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from .model import ModelConfig
+from .model import ModelConfig, Transformer
+
+TOGETHER = 64  # questions that are read side by side
 
 
 class KVCache:
@@ -57,3 +59,30 @@ class KVCache:
         for x in (self.k, self.v):
             x[:, moved, :, :end] = x[:, rows[moved], :, :end]
         self.k, self.v = self.k[:, :n], self.v[:, :n]
+
+
+def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Read the questions into an empty cache, in order of length: a batch is padded to its longest
+    question, and half of it would be padding if rows of about equal length did not go together. Returns the
+    hidden state at the end of each (Q, C), and which question each row of these and of the cache belongs to
+    (Q,)."""
+    order = lengths.argsort(stable=True)
+    hidden = torch.empty_like(prefix[:, 0])
+    for first in range(0, len(order), TOGETHER):
+        chosen = order[first : first + TOGETHER]
+        n, last = lengths[chosen], first + len(chosen)
+        part = prefix[chosen, : int(n.max())]
+        read = model(embeds=part, cache=cache.part(first, last), new=n)
+        hidden[first:last] = read[torch.arange(len(chosen), device=prefix.device), n - 1]
+    cache.lengths = lengths[order]
+    return hidden, order
+
+
+def without(done: Tensor) -> Tensor:
+    """Indices of the rows that go on. The last ones fill the gaps that finished ones leave and all others
+    stay where they are, so that little of the cache is moved."""
+    alive = (~done).nonzero()[:, 0]
+    gaps = done[: len(alive)].nonzero()[:, 0]  # as many as there are living rows behind
+    order = torch.arange(len(alive), device=done.device)
+    order[gaps] = alive[len(alive) - len(gaps) :]
+    return order

@@ -8,6 +8,7 @@ A run folder:
     state/                       what resuming needs: resume.safetensors, a best-STAGE.safetensors per stage
 """
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -153,3 +154,44 @@ def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     """The model's tensors, by their names in it, and those beside the model."""
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     return weights, {n: t for n, t in tensors.items() if not n.startswith("model.")}
+
+
+# ------------------------------------------------------------------ what resuming needs
+
+
+def training_state(
+    module: torch.nn.Module, trained: dict[str, Tensor], optimizers: list
+) -> dict[str, Tensor]:
+    """Weights and the optimizers' moments, in one dict: one file, so that no crash can leave half of it."""
+    tensors = {f"method.{n}": t for n, t in own_state(module).items()}
+    for name, p in trained.items():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(p, {}).items():  # none: it had no gradient yet
+                tensors[f"optimizer.{key}.{name}"] = value
+    return tensors
+
+
+def load_training_state(
+    path: Path, module: torch.nn.Module, trained: dict[str, Tensor], optimizers: list
+) -> dict:
+    """`training_state` back into its place; returns the file's meta."""
+    tensors, meta = load_tensors(path)
+    weights = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
+    load_own(module, weights, path)
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for full in (name for name in tensors if name.startswith("optimizer.")):
+        _, key, name = full.split(".", 2)
+        p = trained[name]  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
+        owner[p].state[p][key] = tensors[full].to("cpu" if key == "step" and not p.is_cuda else p.device)
+    return meta
+
+
+def shorten_log(path: Path, stage: int, step: int) -> None:
+    """Remove from metrics.jsonl what lies behind a step of a stage, and a last line that is half written."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if step and (entry["index"], entry["step"]) <= (stage, step):
+                lines.append(line + "\n")
+    replace_file(path, lambda p: p.write_text("".join(lines), encoding="utf-8"))

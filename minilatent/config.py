@@ -256,7 +256,7 @@ def add_fields(
         )
         if f.metadata.get("choices"):
             text += f" ({' | '.join(f.metadata['choices'])})"
-        if f.default != "":
+        if f.default != "" and "(default" not in text:
             text += f" [{f.default}]"
         group.add_argument(f"--{f.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **how)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .cache import KVCache
+from .cache import KVCache, prefill, without
 from .latent import gumbel, superpose
 from .model import Transformer
 from .tokenizer import Tokenizer
@@ -23,8 +23,6 @@ from .tokenizer import Tokenizer
 # (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). A sampling
 # thinker may return a tuple: what is fed, and what is to be kept of the sample, (B, ..) each.
 Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
-
-TOGETHER = 64  # questions that are read side by side
 
 
 def explicit_thinker(model: Transformer) -> Thinker:
@@ -67,33 +65,6 @@ class Decoded:
     closed: Tensor = field(default_factory=lambda: torch.tensor([]))  # (B,) ended by itself, not by max_chain
 
 
-def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-    """Read the questions into an empty cache, in order of length: a batch is padded to its longest
-    question, and half of it would be padding if rows of about equal length did not go together. Returns the
-    hidden state at the end of each (Q, C), and which question each row of these and of the cache belongs to
-    (Q,)."""
-    order = lengths.argsort(stable=True)
-    hidden = torch.empty_like(prefix[:, 0])
-    for first in range(0, len(order), TOGETHER):
-        chosen = order[first : first + TOGETHER]
-        n, last = lengths[chosen], first + len(chosen)
-        part = prefix[chosen, : int(n.max())]
-        read = model(embeds=part, cache=cache.part(first, last), new=n)
-        hidden[first:last] = read[torch.arange(len(chosen), device=prefix.device), n - 1]
-    cache.lengths = lengths[order]
-    return hidden, order
-
-
-def without(done: Tensor) -> Tensor:
-    """Indices of the rows that go on. The last ones fill the gaps that finished ones leave and all others
-    stay where they are, so that little of the cache is moved."""
-    alive = (~done).nonzero()[:, 0]
-    gaps = done[: len(alive)].nonzero()[:, 0]  # as many as there are living rows behind
-    order = torch.arange(len(alive), device=done.device)
-    order[gaps] = alive[len(alive) - len(gaps) :]
-    return order
-
-
 @torch.no_grad()
 def decode(
     model: Transformer,
@@ -112,16 +83,14 @@ def decode(
 ) -> Decoded:
     """Decode greedily from `prefix` (Q, T, C): input embeddings, lengths[q] of them real, the rest padding.
 
-    think       None: the prefix is closed already (it ends with `</think>`), go straight to the answer
-    max_chain   a chain that long is closed by force
-    min_chain   no chain ends before; min_chain = max_chain is a fixed number of steps, whatever the model
-    says keep_probs  also keep every step's distribution over the vocabulary (B · N · V numbers) sample_end,
-    sample_answer   sample the end of the chain, or the answer's tokens, from the model's distribution;
-                generators on the CPU, so that a seed means the same on every device
-    end_temperature   of sample_end's distribution
-    samples     rows that each prefix is decoded in, side by side: it is read once for all of them. B = Q ·
-    samples
-                rows come out
+    think            None: the prefix is closed already (it ends with `</think>`), go straight to the answer
+    max_chain        a chain that long is closed by force
+    min_chain        no chain ends before; min_chain = max_chain: a fixed number of steps
+    keep_probs       also keep every step's distribution over the vocabulary (B · N · V numbers)
+    sample_end, sample_answer    sample the end of the chain, or the answer, from the model's distribution;
+                     generators on the CPU, so that a seed means the same on every device
+    end_temperature  of sample_end's distribution
+    samples          rows that each prefix is decoded in: it is read once for all of them. B = Q · samples
     """
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples

@@ -71,12 +71,11 @@ def gumbel_noise(
 
 
 def compress(embeds: Tensor, real: Tensor, pooling: str = "sqrt") -> Tensor:
-    """One latent a block of c consecutive token embeddings: their sum / √c, c counting the real ones
-    (CoLaR, eq. 2).
+    """One latent a block of c consecutive token embeddings: their sum / √c (CoLaR, eq. 2).
 
     The sum of c independent vectors of variance v has variance c · v: the sum / √c looks like an embedding
-    to the model that reads it, the mean (pooling="mean", the ablation) is √c too small. embeds (n, c, C),
-    real (n, c) True = a token, False = padding -> (n, C)
+    to the model that reads it, the mean (pooling="mean", the ablation) is √c too small.
+    embeds (n, c, C), real (n, c) True = a token, False = padding -> (n, C)
     """
     count = real.sum(1, keepdim=True)  # (n, 1)
     total = (embeds * real[:, :, None]).sum(1)  # (n, C)

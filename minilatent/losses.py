@@ -1,7 +1,5 @@
 """The losses, in plain torch. Their inputs hold the labelled positions only: nothing is masked here."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,22 +44,6 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     """
     log_q = wide(logits).log_softmax(-1).gather(-1, ids)  # (n, K)
     return mean((torch.special.xlogy(probs, probs) - probs * log_q).sum(-1))
-
-
-def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
-    """-log N(target; μ, σ) without its constant ½ log 2π, averaged over positions and width, (n, C) each:
-    (e - μ)² / 2σ² + log σ (CoLaR, eq. 5)."""
-    return mean((target - mu).pow(2) / (2 * (2 * log_sigma).exp()) + log_sigma)
-
-
-def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
-    """E_ε[(μ + σε - e)²] - α · entropy in closed form: (μ - e)² + σ² - α · ½ log(2πe σ²), averaged over
-    positions and width (CoLaR, eq. 6; the release samples one ε). With α = 0 nothing keeps σ from going to
-    0."""
-    squared = (target - mu).pow(2) + (2 * log_sigma).exp()
-    if alpha:
-        squared = squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e))
-    return mean(squared)
 
 
 def log_not(logits: Tensor, token: int) -> Tensor:

@@ -63,14 +63,14 @@ def induction_mask(kind: Tensor) -> Tensor:
 
 
 def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
-    """LTSuM, stage 1's decoder: what must be told from Z_i alone sees Z_i alone, and the answer sees no
+    """LTSuM, stage 1's decoder: what must be predicted from Z_i alone sees Z_i alone, and the answer sees no
     text of the chain, only latents.
 
                  Q <t> Z1  c  d Z2 </t> A           S_1 is never shown; c d = S_2
             Q    x
             <t>  x  x
             Z1   x  x  x
-            c    .  .  x  x                         S_2 from Z1 only: what Z1 lacks cannot be told
+            c    .  .  x  x                         S_2 from Z1 only: what Z1 lacks cannot be predicted
             d    .  .  x  x  x
             Z2   x  x  x  .  .  x
             </t> x  x  x  .  .  x  x                the collapse: question and latents

@@ -41,31 +41,24 @@ class ModelConfig:
     qk_norm: bool = False  # RMSNorm on each head's q and k (Qwen3)
     tied: bool = True  # the language head is the input embedding
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = (
-        None  # how the angles were slowed down for a longer context: see rope_frequencies
-    )
+    rope_scaling: dict | None = None  # angles slowed down for a longer context: see rope_frequencies
     norm_eps: float = 1e-5
     attention: str = "sdpa"  # sdpa | naive (the same, written out)
 
     def __post_init__(self):
-        for name, known in (
-            ("position", ("rope", "learned")),
-            ("norm", ("rmsnorm", "layernorm")),
-            ("mlp", ("swiglu", "gelu")),
-            ("attention", ("sdpa", "naive")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, neither {' nor '.join(known)}")
+        known = {"position": "rope learned", "norm": "rmsnorm layernorm", "mlp": "swiglu gelu"}
+        for name, values in {**known, "attention": "sdpa naive"}.items():
+            if getattr(self, name) not in values.split():
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {values}")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal (T ==
-    S)."""
+    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend; None = causal, T =
+    S."""
     if mask is not None and q.is_cuda:  # CUDA's fast kernel for masks wants a key and value for every head
         k, v = repeat_heads(k, q), repeat_heads(v, q)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] < q.shape[1]
-    )
+    grouped, causal = k.shape[1] < q.shape[1], mask is None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def repeat_heads(x: Tensor, q: Tensor) -> Tensor:
@@ -88,10 +81,9 @@ ATTENTION = {"sdpa": attention, "naive": naive_attention}
 def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
     """θ^(-2i/D), the angle a position for each pair of a head's dimensions, (D/2,).
 
-    `rope_scaling` says how a longer context was reached than the one pretrained on: {"rope_type": "linear"}
-    slows every pair by `factor`. Llama 3's leaves alone the pairs that turn at least high_freq_factor times
-    within the original context, slows by `factor` those that turn less than low_freq_factor times, and
-    blends in between.
+    `rope_scaling` stretches the context: {"rope_type": "linear"} slows every pair by `factor`. Llama 3's
+    leaves alone the pairs that turn at least high_freq_factor times within the original context, slows by
+    `factor` those that turn less than low_freq_factor times, and blends in between.
     """
     even = torch.arange(0, config.head_dim, 2, device=device).float()  # 2i
     frequency = config.rope_theta ** (-even / config.head_dim)  # (D/2,)
@@ -107,8 +99,7 @@ def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
 
 
 def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · frequency, each (B or 1, 1, T, D): the two halves of a head share their
-    angles."""
+    """cos and sin of position · frequency, each (B or 1, 1, T, D): both halves of a head have the same."""
     angle = positions[:, None, :, None].float() * rope_frequencies(config, positions.device)  # (B, 1, T, D/2)
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
@@ -153,9 +144,8 @@ class Attention(nn.Module):
         return self.o(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
     def attend(self, q, k, v, mask):
-        """In training on a CPU always in float32: bfloat16's backward pass is four times slower there.
-        Passes of training that have no gradient are no exception, since RL compares them with those that
-        have one."""
+        """In training on a CPU always in float32: bfloat16's backward pass is four times slower there. (RL
+        compares passes without gradient with those that have one: the same holds for both.)"""
         attention = ATTENTION[self.config.attention]
         if self.training and q.device.type == "cpu" and q.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
@@ -193,10 +183,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.frozen_names: set[str] = (
-            set()
-        )  # with adapters (backbones/lora.py): parameters that stay as they are
-        self.grad_checkpoint = False  # in training, keep one activation a block and compute the others anew
+        self.frozen_names: set[str] = set()  # what adapters leave as it is (backbones/lora.py)
+        self.grad_checkpoint = False  # in training, keep one activation a block, recompute the others
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
             self.embed_position = nn.Embedding(config.context, config.width)
@@ -231,12 +219,10 @@ class Transformer(nn.Module):
 
         ids        (B, T) token ids, or
         embeds     (B, T, C) input embeddings, without the position embedding
-        mask       (T, S) or (B, T, S), True = may attend; None = causal, by the fast path. Every row needs
-                   at least one True: softmax over nothing is NaN.
+        mask       (T, S) or (B, T, S), True = may attend, at least one in every row; None = causal
         positions  (T,) or (B, T); default 0..T-1, after the cached ones when there is a cache
         cache      keys and values of earlier positions; the T new ones are appended
-        new        (B,) how many of the T positions are real in each row when they are padded on the right;
-                   default T. Only these stay in the cache.
+        new        (B,) how many of the T positions stay in the cache; the rest is padding on the right
         states     a list that gets every block's output, (B, T, C) each, the first block's first
         """
         x = self.embed(ids) if embeds is None else embeds  # (B, T, C)
@@ -249,10 +235,9 @@ class Transformer(nn.Module):
                 raise ValueError(f"the cache holds {cache.capacity} positions, {end} are needed")
             if end > T:  # else it was empty: the fast path
                 slots = cache.lengths[:, None] + step  # (B, T)
-                mask = (
-                    torch.arange(end, device=x.device) <= slots[:, :, None] if mask is None else mask
-                )  # (B, T, S)
                 positions = slots if positions is None else positions
+                if mask is None:
+                    mask = torch.arange(end, device=x.device) <= slots[:, :, None]  # (B, T, S)
         if positions is None:
             positions = step
         if positions.dim() == 1:
@@ -264,9 +249,8 @@ class Transformer(nn.Module):
         if self.config.position == "learned":
             x = x + self.embed_position(positions)
         else:
-            rope = [
-                part.to(x.dtype) for part in rope_angles(positions, self.config)
-            ]  # once, not in every layer
+            cos, sin = rope_angles(positions, self.config)  # once, not in every layer
+            rope = cos.to(x.dtype), sin.to(x.dtype)
         for layer, block in enumerate(self.blocks):
             if self.grad_checkpoint and self.training and cache is None:
                 x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import frozen
 from .config import Config
 
 
@@ -60,6 +61,18 @@ class Muon(torch.optim.Optimizer):
                 for p, update in zip(params, orthogonalise(G)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.to(p.dtype), alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, columns)))
+
+
+def train_only(method: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
+    """Freeze all parameters but those of the modules named, and return these. What is under adapters stays
+    frozen, too."""
+    chosen, base = {}, frozen(method)
+    for name, p in method.named_parameters():
+        inside = any(name.startswith(module + ".") for module in names)
+        p.requires_grad_(inside and name not in base)
+        if p.requires_grad:
+            chosen[name] = p
+    return chosen
 
 
 def make_optimizers(

@@ -12,6 +12,7 @@ What is random for the whole batch (CoLaR's factor) is equal in all processes; w
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterable
 
@@ -46,6 +47,19 @@ def start(device: str) -> str:
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return f"cuda:{local}" if gpu else "cpu"
+
+
+def on_terminate() -> None:
+    """With several processes: end with one line when torchrun stops this one, because another has ended."""
+
+    def stop(*_):
+        raise UserError(
+            "stopped from outside, most likely because another process of this run has ended; the last "
+            "checkpoint is good, --resume goes on from there"
+        )
+
+    if world() > 1:
+        signal.signal(signal.SIGTERM, stop)
 
 
 def total(tensor: Tensor) -> Tensor:

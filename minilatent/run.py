@@ -32,7 +32,7 @@ from .model import ModelConfig, Transformer
 from .optim import make_optimizers
 from .tasks import Example
 from .tokenizer import Tokenizer, mini_tokenizer
-from .trainer import Trainer, batches, padding
+from .trainer import Trainer, batches
 
 BASE = Path(__file__).parent / "base"  # mini-base: a CoT-SFT model on mini, from which methods start
 FREE = {"resume", "out", "device", "threads", "method"}  # what --resume may be given anew
@@ -61,7 +61,8 @@ def parse_args(argv: list[str]) -> dict:
     cls = Config if only_help else settings_class(method)
     parser = Parser(
         prog="train.py",
-        description="Train a method: python train.py --method latent_sft",
+        usage="python train.py --method METHOD [--key value | --flag | --no-flag ...]",
+        description="Train a method, on mini unless --data says otherwise.",
         epilog=f"methods: {', '.join(METHODS)} (--method NAME --help lists a method's own options)",
     )
     add_fields(parser, cls, title=method)
@@ -280,6 +281,12 @@ def speed(method: Method, rows: list[Row], kinds: set[str]) -> tuple[float, dict
         steps[kind] = timed(lambda optimizers=optimizers: [o.step() for o in optimizers])
     method.zero_grad(set_to_none=True)
     return per_token, steps
+
+
+def padding(lengths: list[int], epoch: list[list[int]]) -> float:
+    """The share of a padded epoch's tokens that is padding."""
+    real = sum(lengths[i] for batch in epoch for i in batch)
+    return 1 - real / sum(len(batch) * max(lengths[i] for i in batch) for batch in epoch)
 
 
 def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Example], left_out: str) -> str:

@@ -5,7 +5,6 @@ noise of a step from (seed, stage, step). So a checkpoint is weights, optimizer 
 resumed run on a CPU is the uninterrupted one, bit for bit.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -20,18 +19,16 @@ from tqdm import tqdm
 
 from . import checkpoint, parallel
 from .config import UserError
-from .files import replace_file
 from .machine import trim_memory
 from .methods.method import Method, Stage
-from .optim import learning_rate, make_optimizers
+from .optim import learning_rate, make_optimizers, train_only
 
 TRIM_EVERY = 20  # steps; trimming memory takes a quarter of a step's time
 
 
 def batches(lengths: list[int], batch_size: int, seed: str) -> list[list[int]]:
     """One epoch of index lists in random order, equal lengths side by side so that little is padded:
-    shuffle, sort inside pools of 50 batches, cut, shuffle the batches. Every index occurs once; the last
-    batch may be short."""
+    shuffle, sort inside pools of 50 batches, cut, shuffle the batches. The last batch may be short."""
     rng = random.Random(seed)
     order = rng.sample(range(len(lengths)), len(lengths))
     pool, by_length = 50 * batch_size, []
@@ -40,12 +37,6 @@ def batches(lengths: list[int], batch_size: int, seed: str) -> list[list[int]]:
     epoch = [by_length[at : at + batch_size] for at in range(0, len(order), batch_size)]
     rng.shuffle(epoch)
     return epoch
-
-
-def padding(lengths: list[int], epoch: list[list[int]]) -> float:
-    """The share of a padded epoch's tokens that is padding."""
-    real = sum(lengths[i] for batch in epoch for i in batch)
-    return 1 - real / sum(len(batch) * max(lengths[i] for i in batch) for batch in epoch)
 
 
 class Trainer:
@@ -65,8 +56,7 @@ class Trainer:
     def fit(self, stages: list[Stage], val) -> None:
         """All stages in order, then the final model. KeyboardInterrupt after saving on Ctrl-C."""
         before = signal.signal(signal.SIGINT, self.on_interrupt)
-        if parallel.world() > 1:
-            signal.signal(signal.SIGTERM, self.on_terminate)
+        parallel.on_terminate()
         log = os.devnull if parallel.rank() else self.folder / "metrics.jsonl"  # the first process writes
         try:
             with open(log, "ab", buffering=0) as self.metrics:
@@ -85,10 +75,9 @@ class Trainer:
         config, method = self.config, self.method
         steps = min(stage.steps, config.max_steps) if config.max_steps else stage.steps
         every = config.eval_every or max(1, -(-steps // 4))
-        self.named = method.train_only(stage.trained)
-        self.optimizers = make_optimizers(
-            self.named, method, stage.lr, stage.optimizer or config.optimizer, config
-        )
+        self.named = train_only(method, stage.trained)
+        kind = stage.optimizer or config.optimizer
+        self.optimizers = make_optimizers(self.named, method, stage.lr, kind, config)
         if self.at["stage"] == index and self.at["step"] > 0:
             self.load_state()
         else:
@@ -203,12 +192,6 @@ class Trainer:
         self.interrupted = True
         os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print() may be interrupted
 
-    def on_terminate(self, *_):
-        raise UserError(
-            "stopped from outside, most likely because another process of this run has ended; "
-            f"{self.state} has the last checkpoint, --resume goes on from there"
-        )
-
     # ------------------------------------------------------------------ files
 
     def best(self, stage: Stage) -> Path:
@@ -223,46 +206,25 @@ class Trainer:
         checkpoint.load_own(self.method, checkpoint.load_tensors(self.best(stage))[0], self.best(stage))
 
     def save_state(self) -> None:
-        """Weights, the optimizers' moments, and where we are, in one file: no crash can leave half of it."""
-        tensors = {f"method.{n}": t for n, t in checkpoint.own_state(self.method).items()}
-        for name, p in self.named.items():
-            for optimizer in self.optimizers:
-                for key, value in optimizer.state.get(p, {}).items():  # none: it had no gradient yet
-                    tensors[f"optimizer.{key}.{name}"] = value
         meta = {**self.at, "seconds": self.seconds, "tokens": self.tokens, "scaler": self.scaler.state_dict()}
-        self.write(self.state / "resume.safetensors", tensors, meta)
+        state = checkpoint.training_state(self.method, self.named, self.optimizers)
+        self.write(self.state / "resume.safetensors", state, meta)
 
     def load_state(self) -> None:
         path = self.state / "resume.safetensors"
-        tensors, meta = checkpoint.load_tensors(path)
-        weights = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
-        checkpoint.load_own(self.method, weights, path)
-        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for full in tensors.keys() - {f"method.{name}" for name in weights}:
-            _, key, name = full.split(".", 2)
-            p = self.named[name]  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
-            device = "cpu" if key == "step" and not p.is_cuda else p.device
-            owner[p].state[p][key] = tensors[full].to(device)
+        meta = checkpoint.load_training_state(path, self.method, self.named, self.optimizers)
         if meta["scaler"]:
             self.scaler.load_state_dict(meta["scaler"])
 
     def resume(self) -> None:
         """Find out where to go on, and remove from metrics.jsonl what will be done again."""
-        path, metrics = self.state / "resume.safetensors", self.folder / "metrics.jsonl"
+        path = self.state / "resume.safetensors"
         if path.exists():  # else: killed before the first checkpoint, begin again
             _, meta = checkpoint.load_tensors(path)
             self.at = {key: meta[key] for key in self.at}
             self.seconds, self.tokens = meta["seconds"], meta["tokens"]
-        if parallel.rank():
-            return
-        lines = []
-        for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
-            with contextlib.suppress(ValueError):  # the last line may be half written
-                entry = json.loads(line)
-                here = (entry["index"], entry["step"])
-                if self.at["step"] and here <= (self.at["stage"], self.at["step"]):
-                    lines.append(line + "\n")
-        replace_file(metrics, lambda p: p.write_text("".join(lines), encoding="utf-8"))
+        if parallel.rank() == 0:
+            checkpoint.shorten_log(self.folder / "metrics.jsonl", self.at["stage"], self.at["step"])
 
     def log(self, stage: Stage, **values) -> None:
         place = {"stage": stage.name, "index": self.at["stage"], "step": self.at["step"]}

@@ -22,6 +22,7 @@ from minilatent.files import write_json
 from minilatent.losses import mean_by
 from minilatent.methods import METHODS, build
 from minilatent.methods.grpo import GRPO
+from minilatent.optim import train_only
 from minilatent.run import initial_model, resolve
 
 PARTS = ("latents", "decisions", "answer")
@@ -60,7 +61,7 @@ def signal(gradients: list[Tensor]) -> dict[str, float]:
 def measure(method: GRPO, rows: list[Row], batches: int, questions: int) -> dict:
     """Over rollouts of so many questions each: the share of right samples, of groups without a gradient
     (`silent`), and the signal of each part."""
-    trained = list(method.train_only(method.trainable()).values())
+    trained = list(train_only(method, method.trainable()).values())
     gradients: dict[str, list[Tensor]] = {name: [] for name in PARTS}
     right, silent = [], []
     for i in range(batches):

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, the mini tokenizer, and models small enough to be read."""
+"""What all tests share: one thread, the mini tokenizer, and tiny models."""
 
 import importlib.util
 import json
@@ -14,8 +14,8 @@ PNG = b"\x89PNG"
 sys.path.insert(0, str(ROOT))  # so that a bare `pytest` finds the package
 
 from minilatent import checkpoint, run, tasks  # noqa: E402
-from minilatent.config import PRESETS, Config, parse_args  # noqa: E402
-from minilatent.methods import METHODS  # noqa: E402
+from minilatent.config import PRESETS  # noqa: E402
+from minilatent.methods import METHODS, build  # noqa: E402
 from minilatent.model import ModelConfig, Transformer  # noqa: E402
 from minilatent.study.measures import to_hex  # noqa: E402
 from minilatent.tokenizer import mini_tokenizer  # noqa: E402
@@ -32,18 +32,10 @@ FAMILIES = {"mini": {}, "gpt2": GPT2, "qwen": QWEN, "llama": LLAMA}
 
 
 def tiny_model(vocab: int = 40, seed: int = 0, scale: float = 1.0, **changes) -> Transformer:
-    """A random model. `scale` 1 is the usual small initialisation; larger weights make sharp, varied outputs, so
-    that a wrong mask or position changes an argmax and not only the seventh digit."""
-    settings = {
-        "n_layer": 2,
-        "n_head": 2,
-        "n_kv_head": 2,
-        "width": 16,
-        "head_dim": 8,
-        "hidden": 24,
-        "context": 96,
-    }
-    model = Transformer(ModelConfig(vocab, **{**settings, **changes}))
+    """A random model. `scale` 1 is the usual small initialisation; larger weights make sharp, varied outputs,
+    so that a wrong mask or position changes an argmax and not only the seventh digit."""
+    shape = {"n_layer": 2, "n_head": 2, "n_kv_head": 2, "width": 16, "head_dim": 8, "hidden": 24}
+    model = Transformer(ModelConfig(vocab, **{**shape, "context": 96, **changes}))
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
     with torch.no_grad():
@@ -64,22 +56,16 @@ def examples():
     return tasks.load("mini", "test", limit=40)
 
 
+def new_method(name: str, tok, model: Transformer, folder: Path | None = None, **settings):
+    """A method of these settings around a model, ready to decode."""
+    return build(METHODS[name].Settings(method=name, **settings), tok, model, folder).eval()
+
+
 def chatty(tok, name: str, seed: int = 0, **settings):
-    """A method with random weights, so large that the question matters: its chains end at different lengths and its
-    answers are often numbers. (With a tied head, a random model repeats its last token for ever.)"""
-    model = Transformer(
-        ModelConfig(
-            vocab_size=tok.vocab_size,
-            n_layer=1,
-            width=32,
-            n_head=2,
-            n_kv_head=2,
-            head_dim=16,
-            hidden=32,
-            context=256,
-            tied=False,
-        )
-    )
+    """A method with random weights, so large that the question matters: its chains end at different lengths
+    and its answers are often numbers. (With a tied head, a random model repeats its last token for ever.)"""
+    shape = {"n_layer": 1, "n_head": 2, "n_kv_head": 2, "width": 32, "head_dim": 16, "hidden": 32}
+    model = Transformer(ModelConfig(tok.vocab_size, **shape, context=256, tied=False))
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for p in model.parameters():
@@ -88,7 +74,7 @@ def chatty(tok, name: str, seed: int = 0, **settings):
         model.head.weight[[tok.end_think, tok.eos]] *= 2
         model.head.weight[tok.encode(" ".join(map(str, range(100))))[::2]] *= 1.5
     options = {"max_chain": 12, "max_answer": 4, "eval_batch": 8, **settings}
-    return METHODS[name](Config(method=name, **options), tok, model).eval()
+    return new_method(name, tok, model, **options)
 
 
 def save(method, folder: Path) -> Path:
@@ -116,7 +102,7 @@ def script(name: str):
 
 
 def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
-    """A line of rows.jsonl, of so many questions, without having trained anything."""
+    """A line of rows.jsonl about len(correct) questions, without any training."""
     correct, n = list(correct), len(correct)
     return {
         "row": row,
@@ -154,10 +140,16 @@ def drawn(p: float, n: int, seed: int) -> list[bool]:
 # ------------------------------------------------------------------ whole runs, in a second each
 
 TINY = (
-    "--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 --stage1_steps 3,3,3 "
-    "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 --device cpu "
-    "--threads 1 --dtype float32"
+    "--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 4 "
+    "--batch_size 8 --save_every 1 --log_every 1 --eval_every 2 --max_chain 8 --max_answer 4 --test_size 8 "
+    "--device cpu --threads 1 --dtype float32"
 ).split()
+TINY_OWN = {"latent_sft": ["--stage1_steps", "3,3,3"]}
+
+
+def tiny(method: str = "latent_sft") -> list[str]:
+    """train.py's arguments for a run of a second."""
+    return ["--method", method, *TINY, *TINY_OWN.get(method, [])]
 
 
 @pytest.fixture
@@ -166,11 +158,11 @@ def one_tokenizer(monkeypatch, tok):
 
 
 def train(out: Path, method: str = "latent_sft", *more) -> None:
-    run.train(parse_args(["--method", method, *TINY, "--out", str(out), *map(str, more)]))
+    run.train(run.parse_args([*tiny(method), "--out", str(out), *map(str, more)]))
 
 
 def metrics(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -184,14 +176,14 @@ def uninterrupted(tmp_path_factory, tok):
 
 
 class Killed(BaseException):
-    """As sudden as a program can do to itself: no handler of Exception sees it."""
+    """As sudden as a program can end itself: no handler of Exception catches it."""
 
 
 def same_run(out: Path, whole: Path) -> None:
-    """The same weights to the last bit, and a log with each (stage, step) as often as a run of one piece has it."""
+    """The same weights to the last bit, and the same lines in the log, each as often."""
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    told = lambda folder: [{k: v for k, v in e.items() if k != "seconds"} for e in metrics(folder)]
-    assert told(out) == told(whole)
+    logged = lambda folder: [{k: v for k, v in e.items() if k != "seconds"} for e in metrics(folder)]
+    assert logged(out) == logged(whole)
 
 
 def kill_when(monkeypatch, name: str, moment) -> None:

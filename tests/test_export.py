@@ -3,13 +3,13 @@
 import pytest
 import torch
 from conftest import FAMILIES as OURS
-from conftest import tiny_model
+from conftest import tiny_model, train
 from test_pretrained import EACH, FAMILIES, V, assert_close, make, random_ids
 
 from minilatent import run
 from minilatent.backbones.pretrained import load_pretrained
-from minilatent.config import UserError, parse_args
-from minilatent.tokenizer import Tokenizer
+from minilatent.config import UserError
+from minilatent.tokenizer import Tiktoken, Tokenizer
 from minilatent.tools import export as module
 from minilatent.tools.export import export
 
@@ -31,7 +31,7 @@ def theirs_from(folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_round_trip_gives_the_same_weights_and_the_same_logits(family, tmp_path):
-    """Loaded, its vocabulary grown for our markers, written back: the old tokens' logits are the original's."""
+    """Loaded, its vocabulary grown for our markers, written back: the old logits are the original's."""
     original = make(tmp_path / "a", family)
     model, tok = load_pretrained(tmp_path / "a")
     export(model, tok, tmp_path / "b")
@@ -41,10 +41,8 @@ def test_the_round_trip_gives_the_same_weights_and_the_same_logits(family, tmp_p
     assert_close(model.logits(model(ids)), theirs(ids).logits)
     again, tok2 = load_pretrained(tmp_path / "b")
     assert again.config == model.config and tok2.vocab_size == tok.vocab_size
-    assert all(
-        torch.equal(p, q)
-        for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
-    )
+    for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("family", ["mini", "gpt2", "llama"])
@@ -56,11 +54,8 @@ def test_a_model_that_was_never_theirs_can_go_there(family, tmp_path, tok):
     ids = words(text, return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == [*tok.encode("Ava has 12 apples. "), tok.think, *tok.encode("<<12*3=36>>")]
     assert_close(model.logits(model(ids)), theirs(ids).logits)
-    assert (
-        (words.eos_token_id, words.pad_token_id)
-        == (tok.eos, tok.pad)
-        == (theirs.config.eos_token_id, theirs.config.pad_token_id)
-    )
+    assert (words.eos_token_id, words.pad_token_id) == (tok.eos, tok.pad)
+    assert (theirs.config.eos_token_id, theirs.config.pad_token_id) == (tok.eos, tok.pad)
 
 
 @EACH
@@ -77,15 +72,9 @@ def test_their_greedy_generation_is_ours(family, tmp_path):
     assert torch.equal(ids, expected)
 
 
-def test_the_command_exports_a_run_and_says_what_stays_behind(tmp_path, tok, monkeypatch, capsys):
-    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
+def test_the_command_exports_a_run_and_says_what_stays_behind(tmp_path, one_tokenizer, monkeypatch, capsys):
     with torch.enable_grad():
-        run.train(
-            parse_args(
-                "--method cot_sft --init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 4 "
-                f"--test_size 4 --max_steps 2 --max_chain 4 --device cpu --out {tmp_path / 'run'}".split()
-            )
-        )
+        train(tmp_path / "run", "cot_sft", "--max_steps", 2)
     module.main([str(tmp_path / "run"), str(tmp_path / "hf")])
     method = run.load_run(tmp_path / "run", torch.device("cpu"))
     theirs, words = theirs_from(tmp_path / "hf")
@@ -94,13 +83,8 @@ def test_the_command_exports_a_run_and_says_what_stays_behind(tmp_path, tok, mon
     assert ids == method.prompt(question)
     ids = torch.tensor([ids])
     assert_close(method.model.logits(method.model(ids)), theirs(ids).logits)
-    assert {p.name for p in (tmp_path / "hf").iterdir()} == {
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
+    files = {"config", "generation_config", "tokenizer", "tokenizer_config"}
+    assert {p.stem for p in (tmp_path / "hf").iterdir()} == {"model", *files}
     method.register_module("latent_head", torch.nn.Linear(2, 2))
     monkeypatch.setattr(module, "load_run", lambda *_: method)
     module.main([str(tmp_path / "run"), str(tmp_path / "hf2")])
@@ -116,9 +100,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(t
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="is not empty"):
         export(tiny_model(tok.vocab_size), tok, tmp_path / "mine")
-    unknown = Tokenizer(tok.pattern, tok.ranks, [0, *range(len(tok.ranks) - 1)])  # two bytes, one id
-    with pytest.raises(UserError, match="several bytes"):
-        export(tiny_model(unknown.vocab_size), unknown, tmp_path / "out")
+    taken = Tokenizer(Tiktoken(tok.backend.pattern, [*tok.backend.ranks, b"<pad>"]))
+    with pytest.raises(UserError, match="has an ordinary token '<pad>'"):
+        export(tiny_model(taken.vocab_size), taken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no run folder"):
         module.main([str(tmp_path / "nothing"), str(tmp_path / "hf")])

@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from lesson import BASE, BLUE, ORANGE, plt, show
 
-from minilatent.model import KVCache, naive_attention
+from minilatent.cache import KVCache
+from minilatent.model import naive_attention
 from minilatent.run import load_run
 
 method = load_run(BASE, torch.device("cpu"))  # mini-base: trained on word problems and their solutions

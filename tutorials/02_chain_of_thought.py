@@ -21,9 +21,9 @@ from lesson import BASE, BLUE, GREY, ORANGE, plt, show
 
 from minilatent import tasks
 from minilatent.batch import encode
+from minilatent.cache import KVCache
 from minilatent.decode import decode
 from minilatent.evaluate import solve_all
-from minilatent.model import KVCache
 from minilatent.run import load_run
 from minilatent.tasks.answers import is_correct
 
@@ -120,7 +120,7 @@ def accuracy_with(share):
     prompts = []
     for r in rows:
         part = r.chain[: round(share * len(r.chain))]
-        prompts.append(r.question + [tok.think] + part + [tok.end_think])
+        prompts.append(r.prompt + part + [tok.end_think])  # the prompt ends with <think>
     lengths = torch.tensor([len(p) for p in prompts])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], True, tok.pad)
     # None: no more thinking, straight to the answer
@@ -155,7 +155,7 @@ assert kept[0] < 0.3 and kept[-1] > 0.9 and kept[3] < 0.7
 # %%
 @torch.no_grad()
 def surprises(row):  # (T,) nats, for each token of the chain
-    ids, start = torch.tensor([row.explicit(tok)[0]]), len(row.question)
+    ids, start = torch.tensor([row.prompt + row.chain]), len(row.prompt) - 1  # <think> predicts the first
     logits = model.logits(model(ids)[0, start : start + len(row.chain)])
     return F.cross_entropy(logits, torch.tensor(row.chain), reduction="none")
 

@@ -43,7 +43,7 @@ rows, _ = encode(test, tok, model.config.context)
 hidden, logits = [], []
 with torch.no_grad():
     for row in rows:
-        ids, start = torch.tensor([row.explicit(tok)[0]]), len(row.question)
+        ids, start = torch.tensor([row.prompt + row.chain]), len(row.prompt) - 1  # <think> predicts the first
         h = model(ids)[0, start : start + len(row.chain)]  # (T, C) each predicts a chain token
         hidden.append(h)
         logits.append(model.logits(h))

@@ -26,7 +26,6 @@ from lesson import show
 
 from minilatent import tasks
 from minilatent.batch import encode
-from minilatent.config import resolve
 from minilatent.masks import (
     LATENT,
     PREFIX,
@@ -39,7 +38,7 @@ from minilatent.masks import (
     supervision_mask,
 )
 from minilatent.methods.latent_sft import LatentSFT
-from minilatent.run import initial_model
+from minilatent.run import initial_model, resolve
 from minilatent.study.figures import masks_figure
 
 config = resolve({"method": "latent_sft"})

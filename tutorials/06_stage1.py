@@ -27,10 +27,9 @@ from lesson import BLUE, GREY, ORANGE, plt, show
 
 from minilatent import tasks
 from minilatent.batch import encode
-from minilatent.config import resolve
 from minilatent.masks import LATENT, TAIL, TEXT, dual_track_positions, induction_mask, supervision_mask
 from minilatent.methods.latent_sft import LatentSFT
-from minilatent.run import initial_model
+from minilatent.run import initial_model, resolve
 
 config = resolve({"method": "latent_sft", "ratio": 2})
 model, tok, *_ = initial_model(config)
@@ -104,7 +103,7 @@ def my_loss(row):
 
 
 method.train()
-mine, (_, logged) = my_loss(row), method.loss1(batch, None, 0.0)
+mine, (_, logged) = my_loss(row), method.loss1(batch)
 print("by hand", round(float(mine), 4), " loss1", {name: round(v, 4) for name, v in logged.items()})
 assert abs(mine - logged["sup"]) < 1e-3
 
@@ -129,7 +128,7 @@ assert abs(mine - logged["sup"]) < 1e-3
 
 
 # %%
-def train(modules, steps, start, total, lr=1e-3):
+def train(modules, steps, lr=1e-3):
     for p in method.parameters():
         p.requires_grad_(False)
     parameters = [p for m in modules for p in m.parameters()]
@@ -137,9 +136,9 @@ def train(modules, steps, start, total, lr=1e-3):
         p.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     method.train()
-    for step in range(start, start + steps):
+    for _ in range(steps):
         chosen = [rows[i] for i in torch.randint(len(rows), (16,), generator=generator)]
-        loss, logged = method.loss1(method.collate1(chosen), None, step / total)
+        loss, logged = method.loss1(method.collate1(chosen))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -160,10 +159,8 @@ def own_mass(some):
 generator, history = torch.Generator().manual_seed(0), []
 before = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["compression"]}
 phases = [("encoder", [method.encoder], 30), ("decoder", [model], 15), ("both", [method.encoder, model], 30)]
-at = 0
 for name, modules, steps in phases:
-    train(modules, steps, at, 75)
-    at += steps
+    train(modules, steps)
     print(f"after '{name}': " + "  ".join(f"{k} {v:.2f}" for k, v in history[-1].items()))
 after = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["compression"]}
 print(before, after)

@@ -146,7 +146,7 @@ weights = [p for name, p in model.named_parameters() if name != "embed.weight"] 
 
 def gradient(batch, seed, latent_weight):
     method.config.latent_weight = latent_weight
-    loss, logged = method.loss(batch, torch.Generator().manual_seed(seed), 0.0)
+    loss, logged = method.loss(batch, torch.Generator().manual_seed(seed))
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]), logged
 
 

@@ -25,9 +25,8 @@ from safetensors import safe_open
 
 from minilatent import tasks
 from minilatent.backbones.pretrained import load_pretrained
-from minilatent.config import resolve
 from minilatent.model import ModelConfig, Transformer
-from minilatent.run import load_run, train
+from minilatent.run import load_run, resolve, train
 from minilatent.tasks.words import load as make_problems
 from minilatent.tokenizer import mini_tokenizer
 from minilatent.tools.benchmark import training_memory

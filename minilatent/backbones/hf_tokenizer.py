@@ -9,7 +9,7 @@ from tokenizers.implementations import ByteLevelBPETokenizer
 from ..config import UserError
 from ..files import read_json
 
-# A chat model's format: the special tokens that begin and end a message in its prompts (batch.CHATS).
+# A chat model's format: the special tokens that begin and end a message in its prompts (chat.CHATS).
 CHAT_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
 
 

@@ -119,8 +119,25 @@ def load_pretrained(
     folder = find_folder(str(name_or_folder))
     model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder)
     if tok.vocab_size > model.config.vocab_size:
-        model.resize(tok.vocab_size)
+        resize(model, tok.vocab_size)
     return model, tok
+
+
+def resize(model: Transformer, vocab_size: int) -> None:
+    """Grow the vocabulary. A new row is the mean of the old ones and a tenth of their spread away from it: at
+    first as likely as an average token (N(0, 0.02) would stand out among small pretrained embeddings), and no
+    two are the same."""
+    old = model.config.vocab_size
+    if vocab_size < old:
+        raise ValueError(f"cannot shrink the vocabulary from {old} to {vocab_size}")
+    generator = torch.Generator().manual_seed(0)
+    for layer in [model.embed] if model.config.tied else [model.embed, model.head]:
+        noise = torch.randn(vocab_size - old, model.config.width, generator=generator).to(layer.weight)
+        extra = layer.weight.mean(0) + 0.1 * layer.weight.std(0) * noise
+        layer.weight = torch.nn.Parameter(torch.cat([layer.weight, extra]))
+    model.embed.num_embeddings = model.config.vocab_size = vocab_size
+    if not model.config.tied:
+        model.head.out_features = vocab_size
 
 
 def find_folder(name: str) -> Path:

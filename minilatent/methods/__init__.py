@@ -1,12 +1,15 @@
-"""The methods, by the name that the command line uses. They never import one another."""
+"""The methods, by the name that the command line uses. They never import one another: an RL stage or an
+ablation imports the method that it is a subclass of."""
 
 from .coconut import Coconut
 from .codi import CODI
-from .colar import CoLaR, CoLaRRL
+from .colar import CoLaR
+from .colar_rl import CoLaRRL
 from .cot_sft import CoTSFT
 from .icot import ICoT
 from .latent_rl import LatentRL
 from .latent_sft import LatentSFT
+from .latent_sft_hidden import HiddenLatentSFT
 from .method import Method, Stage
 from .no_cot import NoCoT
 from .pause import Pause
@@ -28,5 +31,9 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build(config, tok, model, folder=None) -> Method:
-    """The method that the settings name."""
-    return METHODS[config.method].variant(config)(config, tok, model, folder)
+    """The method that the settings name. An ablation that changes the flow is a subclass in a file of its
+    own."""
+    cls = METHODS[config.method]
+    if getattr(config, "latent", "") == "hidden":
+        cls = HiddenLatentSFT
+    return cls(config, tok, model, folder)

@@ -17,7 +17,7 @@ adapters.)
 
     python train.py --method colar [--init out/cot_sft] [--latent_loss nll] [--pooling mean]
     python eval.py --ckpt out/colar --speed 1 2 3 4 5
-    python train.py --method colar_rl --init out/colar        RL on top of an NLL model, see CoLaRRL
+    python train.py --method colar_rl --init out/colar        RL on top of an NLL model
 
 Where we differ, and why:
   - soft-MSE is taken in closed form; the release samples one ε.
@@ -40,10 +40,9 @@ from ..batch import Batch, Row, encode_prompt, pad, segments
 from ..checkpoint import load_into
 from ..config import Config, UserError, opt
 from ..latent import compress
-from ..losses import cross_entropy, gaussian_nll, log_not, mean, soft_mse
+from ..losses import cross_entropy, log_not, mean
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from ..tasks.answers import Example
-from .grpo import GRPO, RL_PRESETS, GRPOSettings
 from .method import Method, Stage
 
 
@@ -256,78 +255,17 @@ class LatentHead(nn.Module):
             return mu, log_sigma
 
 
-# ---------------------------------------------------------------------- RL
+def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
+    """-log N(target; μ, σ) without its constant ½ log 2π, averaged over positions and width, (n, C) each:
+    (e - μ)² / 2σ² + log σ (CoLaR, eq. 5)."""
+    return mean((target - mu).pow(2) / (2 * (2 * log_sigma).exp()) + log_sigma)
 
 
-@dataclass
-class RLSettings(GRPOSettings, Settings):
-    log_density: str = opt(
-        "mean", "a latent's log-density: its mean over the width, or the sum", choices=("mean", "sum")
-    )
-
-
-class CoLaRRL(GRPO, CoLaR):
-    """GRPO (see grpo.py) from a CoLaR checkpoint that was trained by NLL: its σ is a distribution,
-    soft-MSE's goes to 0.
-
-    Latents are sampled from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density
-    is its mean over the C dimensions of the width (the release's choice), so ρ is the C-th root of the
-    likelihood ratio: clipping at 1 ± ε is C times more lenient, and a latent weighs about as much as a
-    token. `--log_density sum` is the likelihood ratio itself; a small step in C dimensions moves it far,
-    and most is clipped. `--sigma_floor` above the start's own samples from further away.
-
-    What to expect: on mini little (results/README.md). A sample moves a latent by σ in every direction,
-    so by σ along the line to another block's embedding, which is a hundred σ away: it refines a latent,
-    and never tries another number.
-    """
-
-    Settings = RLSettings
-    PRESETS = {
-        **RL_PRESETS,
-        "mini": {"optimizer": "adamw", "steps": 180, "lr": 3e-5, "batch_size": 64, "latent_loss": "nll"},
-        "smoke": {"group": 4, "max_chain": 24},
-    }
-    latent_tensors = ("z",)
-
-    @classmethod
-    def inherit(cls, config, settings) -> None:
-        super().inherit(config, settings)
-        if settings.get("method") in ("colar", "colar_rl"):
-            config.latent_loss = settings["latent_loss"]
-            config.sigma_floor = max(config.sigma_floor, settings.get("sigma_floor", 0.0))
-
-    def adopt(self, tensors, settings) -> None:
-        if settings.get("method") not in ("colar", "colar_rl"):
-            raise UserError(
-                "colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, "
-                "then --init its folder"
-            )
-        loss = settings["latent_loss"]
-        if loss == "mse" or loss == "soft_mse" and not settings["entropy_weight"]:
-            raise UserError(
-                "colar_rl samples latents with the latent head's σ: its --init was trained with "
-                f"--latent_loss {loss}, which leaves none. Train one with --latent_loss nll"
-            )
-        super().adopt(tensors, settings)
-
-    def stages(self, train: list[Row]) -> list[Stage]:
-        return [self.rl_stage(train)]
-
-    def trainable(self) -> list[str]:
-        return [*super().trainable(), "latent_head"]
-
-    def policy(self, generator: torch.Generator):
-        return self.thinker(1.0, generator)
-
-    def sampled_latents(self, out, real):
-        return {"z": out.latents[real]}  # (n, C)
-
-    def latent_embeddings(self, batch):
-        return batch["z"]
-
-    def latent_log_prob(self, batch, hidden):
-        mu, log_sigma = (t.float() for t in self.latent_head(hidden))  # (n, C)
-        z = (batch["z"] / self.scale).float()
-        density = torch.distributions.Normal(mu, log_sigma.exp()).log_prob(z)  # (n, C)
-        density = density.mean(-1) if self.config.log_density == "mean" else density.sum(-1)
-        return density, {"sigma": log_sigma.exp()}
+def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
+    """E_ε[(μ + σε - e)²] - α · entropy in closed form: (μ - e)² + σ² - α · ½ log(2πe σ²), averaged over
+    positions and width (CoLaR, eq. 6; the release samples one ε). With α = 0 nothing keeps σ from going to
+    0."""
+    squared = (target - mu).pow(2) + (2 * log_sigma).exp()
+    if alpha:
+        squared = squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e))
+    return mean(squared)

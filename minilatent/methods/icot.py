@@ -25,8 +25,9 @@ in epochs.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from ..batch import Batch, Row, pad, remove_tokens, tail
+from ..batch import Batch, Row, pad, tail
 from ..config import Config, opt
 from ..decode import explicit_thinker
 from ..losses import cross_entropy
@@ -98,3 +99,11 @@ class ICoT(Method):
 
     def thinker(self):
         return None if self.removed is None else explicit_thinker(self.model)
+
+
+def remove_tokens(ids: Tensor, start: Tensor, count: Tensor, value: int) -> Tensor:
+    """ids (B, T) without the count[b] tokens from start[b] on: the rest moves up, `value` fills the end."""
+    column = torch.arange(ids.shape[1], device=ids.device)
+    source = column + torch.where(column >= start[:, None], count[:, None], 0)  # (B, T)
+    moved = ids.gather(1, source.clamp(max=ids.shape[1] - 1))
+    return torch.where(source < ids.shape[1], moved, value)

@@ -42,9 +42,9 @@ from torch import Tensor
 from .. import checkpoint, masks
 from ..batch import Batch, Row, encode, pad, segments
 from ..config import Config, UserError, opt
-from ..decode import decode, hidden_thinker, standardise, superposition_thinker
+from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
-from ..losses import cross_entropy, cross_entropy_by_block, log_not, mean, sparse_kl
+from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
 from ..masks import LATENT, PAD, PREFIX, TAIL, TEXT, Layout
 from ..tasks.answers import Example, is_correct
 from .method import Method, Stage
@@ -58,9 +58,7 @@ class Settings(Config):
     )
     k: int = opt(10, "vocabulary entries kept in a superposition")
     labels: str = opt(
-        "encoder",
-        "stage 2's labels: stage 1's latents, or uniform mixtures of a segment's tokens (no stage 1)",
-        choices=("encoder", "uniform"),
+        "encoder", "stage 1's latents, or uniform mixtures (no stage 1)", choices=("encoder", "uniform")
     )
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
@@ -78,15 +76,10 @@ class Settings(Config):
         super().check()
         phases = self.stage1_steps.split(",")
         if len(phases) != 3 or not all(s.strip().isdigit() and int(s) for s in phases):
-            raise UserError(
-                f"--stage1_steps {self.stage1_steps}: three whole numbers from 1 on, as 40,30,200"
-            )
-        if self.latent == "hidden":
-            for option, given in (("--labels uniform", self.labels == "uniform"), ("--gumbel", self.gumbel)):
-                if given:
-                    raise UserError(
-                        f"{option} is about mixtures, and --latent hidden has none: drop one of them"
-                    )
+            raise UserError(f"--stage1_steps {self.stage1_steps}: three numbers from 1 on, as 40,30,200")
+        if self.latent == "hidden" and (self.gumbel or self.labels == "uniform"):
+            option = "--gumbel" if self.gumbel else "--labels uniform"
+            raise UserError(f"{option} is about mixtures, and --latent hidden has none: drop one of them")
 
 
 class LatentSFT(Method):
@@ -106,25 +99,15 @@ class LatentSFT(Method):
         self.labels: dict[str, Tensor] = {}
 
     @classmethod
-    def variant(cls, config) -> type[Method]:
-        return HiddenLatentSFT if config.latent == "hidden" else cls
-
-    @classmethod
     def extra_latents(cls, config) -> int:
         return config.ratio  # stage 1's encoder reads both
 
     def stages(self, train: list[Row]) -> list[Stage]:
         self.train_rows = train
         lengths = [len(r.prompt) + len(self.segments(r)) + len(r.tail) for r in train]
-        stage2 = self.stage(
-            "stage2",
-            "the model learns to produce the chain itself",
-            range(len(train)),
-            lengths,
-            collate=self.collate2,
-            loss=self.loss2,
-            before=self.make_labels,
-        )
+        about = "the model learns to produce the chain itself"
+        own = {"collate": self.collate2, "loss": self.loss2, "before": self.make_labels}
+        stage2 = self.stage("stage2", about, range(len(train)), lengths, **own)
         return [*(self.stage1(train) if self.config.labels == "encoder" else []), stage2]
 
     def segments(self, row: Row) -> list[list[int]]:
@@ -147,23 +130,14 @@ class LatentSFT(Method):
             ("decoder", ["model"], "learns to read the encoder's latents"),
             ("both", ["encoder", "model"], "encoder and decoder together"),
         )
-        stages, decoder = [], [len(self.decoder_layout(r).ids) for r in train]
-        encoder = sum(len(self.encoder_layout(r).ids) for r in train[:1000]) / max(1, len(train[:1000]))
+        own = {"collate": self.collate1, "loss": self.loss1, "validate": self.compression_accuracy}
+        own |= {"lr": self.config.stage1_lr or self.config.lr, "optimizer": "adamw"}
+        lengths, some = [len(self.decoder_layout(r).ids) for r in train], train[:1000]
+        stages = []
         for (phase, trained, about), steps in zip(phases, self.config.stage1_steps.split(",")):
-            stage = self.stage(
-                f"stage1-{phase}",
-                about,
-                train,
-                decoder,
-                collate=self.collate1,
-                loss=self.loss1,
-                trained=trained,
-                steps=int(steps),
-                lr=self.config.stage1_lr or self.config.lr,
-                validate=self.compression_accuracy,
-                optimizer="adamw",
-            )
-            stage.tokens += encoder  # both are read
+            stage = self.stage(f"stage1-{phase}", about, train, lengths, **own)
+            stage.trained, stage.steps = trained, int(steps)
+            stage.tokens += sum(len(self.encoder_layout(r).ids) for r in some) / len(some)  # both are read
             stages.append(stage)
         stages[0].before = make_encoder
         return stages
@@ -192,9 +166,12 @@ class LatentSFT(Method):
         mask = masks.induction_mask(kind) if self.config.ltim else masks.causal(kind)
         return self.project(self.encoder(ids, mask=mask)[kind == LATENT])
 
+    def induce_rows(self, rows: list[Row]) -> tuple[Tensor, Batch]:
+        batch = self.tensors([self.encoder_layout(r) for r in rows])
+        return self.induce(batch["ids"].to(self.device), batch["kind"].to(self.device))
+
     def project(self, h: Tensor) -> tuple[Tensor, Batch]:
-        """Hidden states (n, C) -> z (n, C), and the label: α and its ids, (n, k) each, with all logits
-        (n, V)."""
+        """States (n, C) -> z (n, C), and its label: α and its ids, (n, k) each, and all logits (n, V)."""
         W = self.model.embed.weight.detach()
         logits = (h @ W.T).float()  # no head of its own
         z, probs, ids = superpose(logits, W, self.config.k, self.tok.never)
@@ -242,13 +219,12 @@ class LatentSFT(Method):
 
     @torch.no_grad()
     def compression_accuracy(self, examples: list[Example]) -> dict[str, float]:
-        """Is the answer right when the decoder runs freely from the encoder's latents of the *gold*
-        chain? That measures compression, not reasoning: the gold chain holds the answer."""
+        """The share of right answers when the decoder starts from the encoder's latents of the *gold* chain:
+        that measures compression, not reasoning, because the gold chain holds the answer."""
         self.eval()
         rows, right, n = self.gold(examples), 0, self.config.eval_batch
         for at in range(0, len(rows), n):
-            batch = self.tensors([self.encoder_layout(r) for r in rows[at : at + n]])
-            z, _ = self.induce(batch["ids"].to(self.device), batch["kind"].to(self.device))
+            z, _ = self.induce_rows(rows[at : at + n])
             answers = self.answer_given(rows[at : at + n], z).answers
             right += sum(is_correct(a, e.answer) for a, e in zip(answers, examples[at : at + n]))
         return {"compression": right / max(len(examples), 1)}
@@ -278,15 +254,13 @@ class LatentSFT(Method):
         if path and path.exists():
             return checkpoint.load_tensors(path)[0]
         self.eval()
-        # Equal lengths side by side: little padding. The longest first: later batches fit into memory
-        # that is free.
+        # Equal lengths side by side: little padding. The longest first: later batches fit into freed memory.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt) - len(rows[i].chain))
         parts: dict[str, list[Tensor]] = {name: [] for name in self.stored}
         for at in range(0, len(rows), self.config.batch_size):
             chosen = order[at : at + self.config.batch_size]
-            batch = self.tensors([self.encoder_layout(rows[i]) for i in chosen])
             with self.autocast():  # as the encoder was trained
-                _, label = self.induce(batch["ids"].to(self.device), batch["kind"].to(self.device))
+                _, label = self.induce_rows([rows[i] for i in chosen])
             for name, dtype in self.stored.items():
                 parts[name].append(label[name].to(dtype).cpu())
         labels = {name: torch.cat(tensors) for name, tensors in parts.items()} | self.places(rows, order)
@@ -302,8 +276,7 @@ class LatentSFT(Method):
         return {"start": start, "count": count}
 
     def uniform_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """Labels without an encoder (`--labels uniform`): every latent the uniform mixture of its
-        segment's tokens."""
+        """`--labels uniform`: every latent is the uniform mixture of its segment's tokens."""
         ids = pad([s for r in rows for s in self.segments(r)], self.tok.pad)  # (n, r)
         real = ids != self.tok.pad
         labels = {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int()}
@@ -320,9 +293,7 @@ class LatentSFT(Method):
     def collate2(self, items: list[int], rng=None) -> Batch:
         batch = self.tensors([self.student_layout(self.train_rows[i]) for i in items])
         start, count = self.labels["start"][items], self.labels["count"][items]
-        chosen = torch.cat(
-            [torch.arange(s, s + n) for s, n in zip(start, count)]
-        )  # (n,) latents of the batch
+        chosen = torch.cat([torch.arange(s, s + n) for s, n in zip(start, count)])  # (n,) of the batch
         batch["chain"] = torch.repeat_interleave(torch.arange(len(items)), count)  # (n,) whose they are
         for name in self.stored:
             label = self.labels[name][chosen]
@@ -364,38 +335,3 @@ class LatentSFT(Method):
 
     def thinker(self):
         return superposition_thinker(self.model, self.config.k, self.tok.never)
-
-
-class HiddenLatentSFT(LatentSFT):
-    """The ablation `--latent hidden`: a latent is the last hidden state, standardised to the embeddings'
-    scale, and not projected on the vocabulary. Where a mixture has a KL, it has a squared error."""
-
-    mixed = False
-    stored = {"states": torch.half}  # of unit variance
-
-    def project(self, h):
-        W = self.model.embed.weight.detach()
-        z = standardise(h, W)
-        return z, {"states": z / W.std()}
-
-    def pull(self, z, label, probs, ids):
-        """To the embedding of the segment's mixture, so that the ablation has the same help."""
-        W = self.model.embed.weight.detach()
-        return self.squared_error(z, standardise(mix(probs, ids, W), W))
-
-    def given_latents(self, batch, noise):
-        z = (
-            batch["label_states"] * self.model.embed.weight.detach().std()
-        )  # today's: stage 2 trains the table
-        return z, z
-
-    def divergence(self, h, label):
-        error = self.squared_error(standardise(h, self.model.embed.weight), label)
-        return error - mean(log_not(self.model.logits(h), self.tok.end_think))  # the head learns "not yet"
-
-    def squared_error(self, states: Tensor, others: Tensor) -> Tensor:
-        """The mean over latents and width of two standardised (n, C), in units of the embeddings' std."""
-        return mean(((states - others) / self.model.embed.weight.detach().std()).pow(2))
-
-    def thinker(self):
-        return hidden_thinker(self.model)

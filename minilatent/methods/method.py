@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import IGNORE, Batch, Row, encode_prompt, pad
-from ..checkpoint import frozen
 from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
 from ..evaluate import accuracy
@@ -62,11 +61,6 @@ class Method(nn.Module):
         super().__init__()
         self.config, self.tok, self.model, self.folder = config, tok, model, folder
 
-    @classmethod
-    def variant(cls, config: Config) -> type[Method]:
-        """The class for these settings: an ablation that changes the flow is a subclass of its own."""
-        return cls
-
     # ------------------------------------------------------------------ what a method says of itself
 
     @classmethod
@@ -109,17 +103,6 @@ class Method(nn.Module):
         """What the run named by --init holds beside its model (CoLaR's latent head), and its settings."""
 
     # ------------------------------------------------------------------ what all methods share
-
-    def train_only(self, names: list[str]) -> dict[str, nn.Parameter]:
-        """Freeze all parameters but those of the modules named, and return these. What adapters leave as
-        it was stays frozen, too."""
-        chosen, base = {}, frozen(self)
-        for name, p in self.named_parameters():
-            inside = any(name.startswith(module + ".") for module in names)
-            p.requires_grad_(inside and name not in base)
-            if p.requires_grad:
-                chosen[name] = p
-        return chosen
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,8 @@
 """The comparison: all entries trained with the same compute, from the same base unless their name says
 otherwise.
 
-    python -m minilatent.study.comparison --plan                   print what would be done, and the time it takes
-    python -m minilatent.study.comparison --trials [--plan]        first: tune the learning rates, on validation
+    python -m minilatent.study.comparison --plan              print what would be done, and how long it takes
+    python -m minilatent.study.comparison --trials [--plan]   first: tune the learning rates, on validation
     python -m minilatent.study.comparison [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
 Every entry gets the FLOPs of Latent-SFT(2) with 1,000 steps, times --budget, counted on one batch of each
@@ -32,7 +32,8 @@ from tqdm import tqdm
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script
 from ..files import replace_file, write_json
-from ..run import BASE, load_run, pick_device, resolve, train
+from ..machine import pick_device
+from ..run import BASE, load_run, resolve, train
 from . import budget
 from .comparison_figures import draw
 from .entries import ENTRIES, ROWS, Entry, Variant
@@ -336,14 +337,12 @@ class Comparison:
             mine, best = [l for l in lines if l["run"] == entry.name], self.best_lr(entry)
             for lr in {l.get("lr") for l in mine} - {None, best}:
                 if best:
-                    raise UserError(
-                        f"{self.out} holds {entry.name} trained at lr {lr:g}, but the best of its trials is {best:g}: {way_out}"
-                    )
+                    held = f"{self.out} holds {entry.name} trained at lr {lr:g}"
+                    raise UserError(f"{held}, but the best of its trials is {best:g}: {way_out}")
             for seed in {l["seed"] for l in mine} & set(seeds):
                 if self.missing(entry, seed) and not self.is_trained(entry, seed):
-                    raise UserError(
-                        f"{self.out} holds only a part of {entry.name}, seed {seed}, and its run is not in {RUNS}: {way_out}"
-                    )
+                    held = f"{self.out} holds only a part of {entry.name}, seed {seed}"
+                    raise UserError(f"{held}, and its run is not in {RUNS}: {way_out}")
 
 
 def main(argv: list[str]) -> None:

@@ -11,6 +11,7 @@ from ..batch import pad
 from ..config import UserError
 from ..decode import Decoded
 from ..evaluate import fitting, solve_batches, wilson
+from ..methods import METHODS
 from ..tasks.answers import Example, is_correct
 from ..tokenizer import Tokenizer
 from .measures import chain_weights, concentration, ecr, one_path, parallelism, partners, to_hex
@@ -40,6 +41,18 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
         print(f"no control for ECR, the training data is not available: {error}", file=sys.stderr)
         return None
     return frequent_tokens(method.tok, examples)
+
+
+def change_settings(method, given: dict) -> None:
+    """Change settings of a loaded run. UserError for a bad value, and for a setting that belongs to other
+    methods."""
+    for name, value in given.items():
+        if not hasattr(method.config, name):
+            owners = [owner for owner, cls in METHODS.items() if hasattr(cls.Settings, name)]
+            mine = method.config.method
+            raise UserError(f"--{name} belongs to {' and '.join(owners)}, this is a run of {mine}")
+        setattr(method.config, name, value)
+    method.config.check()
 
 
 def quantiles(x: Tensor) -> list[float]:
@@ -150,8 +163,8 @@ def questions(values: dict[str, Tensor], order: list[int], multi: list[bool], ks
         steps = values["ecr_steps"][place].tolist()
         found["ecr_gain"] = [round(gain, 2) if n else None for gain, n in zip(gains, steps)]
     if "n_eff_distinct" in values:
-        # A mixture has to beat latents that hold one chain, and latents that know nothing, which follow the chains
-        # of another question as well.
+        # A mixture has to beat latents that hold one chain, and latents that know nothing, which follow
+        # another question's chains as well.
         controls = torch.maximum(values["n_eff_one_path_distinct"], values["n_eff_other_distinct"])
         gains = (values["n_eff_distinct"] - controls).tolist()  # NaN without another question
         solved = [i for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0]

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import masks
-from ..batch import Row
+from ..batch import encode
 from ..config import UserError
 from ..files import replace_file
 from ..latent import entropy
+from ..tasks.answers import Example
 from ..tokenizer import Tokenizer
 from .evaluation import label
 from .latents import effective_rank, hidden_states, spectrum, usable
@@ -146,7 +147,8 @@ def masks_figure(method):
     if not hasattr(method, "encoder_layout"):
         raise UserError(f"--masks belongs to latent_sft, this is a run of {method.config.method}")
     tok = method.tok
-    row = Row(tok.encode("Ava has 12."), tok.encode("<<12*3=36>>"), [*tok.encode("36"), tok.eos])
+    example = Example("Ava has 12.", ("<<12*3=36>>",), "36")
+    (row,), _ = encode([example], tok, method.model.config.context)
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 8.2), layout="constrained")
 
     layout = method.encoder_layout(row)
@@ -309,8 +311,8 @@ def latents_figure(results: list[dict]):
         if H := found["entropy_by_step"]:
             row[3].plot(range(1, len(H) + 1), H, color=ORANGE, marker="o", markersize=4)
             row[3].set(xlabel="step of thinking", ylabel="entropy of the mixture (nats)", ylim=(0, None))
-        for ax in row[1::2]:
-            ax.xaxis.get_major_locator().set_params(integer=True)
+        for axis in (row[1].xaxis, row[1].yaxis, row[-1].xaxis):
+            axis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -329,7 +331,7 @@ def space_figure(method, examples: list):
 
     middle = (unit_words.mean(0) + unit_states.mean(0)) / 2  # (C,) the two clouds count equally
     both = torch.cat([unit_words, unit_states]) - middle
-    axes = torch.pca_lowrank(both, 2, center=False, niter=10)[2]  # (C, 2)
+    axes = torch.linalg.svd(both, full_matrices=False).Vh[:2].T  # (C, 2)
     longest = 1.05 * max(x.norm(dim=-1).max().item() for x in (words, states))
     for x, unit, name, colour in (
         (words, unit_words, "embeddings", GREY),

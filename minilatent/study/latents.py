@@ -66,8 +66,8 @@ def usable(method) -> Tensor:
 def describe_latents(method, examples: list[Example], batch: int = 0) -> dict:
     """The latents of the model's own chains (for explicit CoT: its tokens' embeddings) against the embedding
     table, as JSON would hold it. `*_by_step` leaves out steps that fewer than one chain in twenty reaches."""
-    chains, mixed, order = [], [], []
-    for chosen, out, _ in solve_batches(method, fitting(method, examples), batch, keep_probs=method.mixed):
+    examples, chains, mixed, order = fitting(method, examples), [], [], []
+    for chosen, out, _ in solve_batches(method, examples, batch, keep_probs=method.mixed):
         if out.latents is None:
             raise UserError(f"{method.config.method} does not think: it has no latents to describe")
         order += chosen
@@ -84,7 +84,6 @@ def describe_latents(method, examples: list[Example], batch: int = 0) -> dict:
     N, V = max(1, int((reached.double().mean(0) >= 0.05).sum())), len(words)
     unit = F.normalize(words, dim=-1).double()
     ranks = [effective_rank(chain) for chain in chains if len(chain)]
-    first = order.index(0)
     rounded = lambda values, digits=4: [None if v != v else round(v, digits) for v in values]
     return {
         "n": len(chains),
@@ -103,8 +102,8 @@ def describe_latents(method, examples: list[Example], batch: int = 0) -> dict:
         "spectrum": rounded(spectrum(every).tolist(), 6),
         "spectrum_embeddings": rounded(spectrum(words).tolist(), 6),
         "entropy_by_step": mean_by_step(mixed, reached)[:N].tolist() if mixed else None,
-        "question": examples[first].question,
-        "nearest": [nearest_tokens(method, latent) for latent in chains[first]],
+        "question": examples[0].question,
+        "nearest": [nearest_tokens(method, latent) for latent in chains[order.index(0)]],
     }
 
 

@@ -1,6 +1,7 @@
-"""Where questions come from: the built-in worlds, published data sets by name, and files."""
+"""Where questions come from: generated problems, published data sets by name, and files."""
 
 import difflib
+from functools import partial
 from pathlib import Path
 
 from ..config import UserError
@@ -10,7 +11,7 @@ from .published import SOURCES, divide, exclude, from_hub, read, with_chains
 
 __all__ = ["NAMES", "Example", "exclude", "load"]
 
-GENERATED = {**{name: words.load for name in words.TEST_SETS}, "mini_prosqa": graph.load}
+GENERATED = {**{name: partial(words.make, name) for name in words.TEST_SETS}, "mini_prosqa": graph.make}
 NAMES = (*GENERATED, *SOURCES)
 SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 
@@ -25,18 +26,17 @@ def load(
     chain_order: str = "text",
     revision: str = "",
 ) -> list[Example]:
-    """The examples of one split, in the order of the data; the first `limit` of them.
+    """The first `limit` examples of one split, in the order of the data. UserError for any bad input.
 
     data         one of NAMES, or a file, whose format is found from its lines
-    split        train, val or test. A file, and gsm8k's own train split, are divided by a hash of the question:
-                 val is a tenth of the questions, at most 500; train is the rest. As test, a file counts whole.
-    seed         mini only: which problems are generated
+    split        train, val or test. A file, and gsm8k's own train split, are divided by a hash of the
+                 question: a tenth, at most 500, is val, the rest is train. As test, a file counts whole.
+    seed         generated data only: which problems are generated
     chain_style  "equations": the <<48/2=24>> marks; "text": the sentences, without marks
-    chain_order  mini only: the order of the steps; other data keeps its own, "text"
+    chain_order  generated data only: the order of the steps; other data keep their own, "text"
     revision     of a hub data set, for a run that can be repeated
 
-    Nothing is dropped for want of a chain: such examples (95 in GSM8K's train split) have steps == (), and whoever
-    needs steps counts them. Raises UserError, one line, for any bad input.
+    Examples without a chain (95 in GSM8K's train split) are kept, with steps == ().
     """
     data = str(data)
     for option, value, known in (("split", split, SPLITS), ("chain_style", chain_style, STYLES)):
@@ -47,20 +47,17 @@ def load(
     if data in GENERATED:
         if chain_style != "equations":
             raise UserError(f"{data} has its own chains only: leave out --chain_style {chain_style}")
-        return GENERATED[data](data, split, limit, seed, chain_order)
+        return words.collect(GENERATED[data], data, split, limit, seed, chain_order)
     if chain_order != "text":
-        raise UserError(
-            f"--chain_order {chain_order} needs mini: the problems' graphs are not known in {data}"
-        )
+        raise UserError(f"--chain_order {chain_order} needs mini: {data} has one order of steps only")
     if data in SOURCES:
         examples = from_hub(data, split, chain_style, revision)
     elif Path(data).exists() or "/" in data or "." in data:
         examples = divide(with_chains(read(Path(data)), chain_style, data), split)
     else:
         near = difflib.get_close_matches(data, NAMES, n=1, cutoff=0)[0]
-        raise UserError(
-            f"no data set or file is called {data!r}: did you mean {near}? (of {', '.join(NAMES)})"
-        )
+        known = ", ".join(NAMES)
+        raise UserError(f"no data set or file is called {data!r}: did you mean {near}? (of {known})")
     if not examples:
         raise UserError(f"{data} has too few questions to make a {split} split")
     return examples[:limit]

@@ -1,6 +1,6 @@
-"""What one problem is, and the only place where an answer is read from text and judged.
+"""What an example is, and the one place where an answer is read from a text and judged.
 
-Training, evaluation and RL rewards all call `is_correct`, so that a number in a table and a reward mean the same.
+Validation, evaluation and RL rewards all call `is_correct`: an accuracy and a reward mean the same.
 """
 
 import math
@@ -13,13 +13,13 @@ from ..config import UserError
 
 @dataclass(frozen=True)
 class Example:
-    """One word problem with its chain of thought.
+    """One problem with its chain of thought.
 
     question  the problem's text
-    steps     the chain in order, one string a step: "<<16-3=13>>", or a sentence; () where the data has no chain
-    answer    a number as text, in the form of `normalise`: "18", "-3", "0.5"; or a word (mini_prosqa); MATH's others as
-              LaTeX: "$5\\pi$"
-    chains    every valid order of the steps where the problem's graph is known (mini), else ()
+    steps     the chain in order, one string a step: "<<16-3=13>>", or a sentence; () if the data has no chain
+    answer    a number in the form of `normalise`: "18", "-3", "0.5"; or a word (mini_prosqa); or LaTeX in
+              dollars (MATH): "$5\\pi$"
+    chains    all valid orders of the steps where they are known (generated problems), else ()
     """
 
     question: str
@@ -50,12 +50,12 @@ _MAX_DIGITS = 100  # a longer number is noise; without a limit, "1e999999999" wo
 
 
 def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | None:
-    r"""The answer that a text gives, in the form of `normalise`, or None if there is no number in it. Where the wanted
-    answer is a word, the text's words: without case, punctuation and further spaces, None if there is none.
+    r"""The number that a text gives as its answer, in the form of `normalise`; None if it has no number. If
+    the wanted answer is a word, the text's words, without case, punctuation and extra spaces, or None.
 
-    The last \boxed{x} counts, else the last "#### x", else the last "answer is x" (or "answer: x"), else the last
-    number of the text. A mark with no number after it, as in a text that was cut off, is passed over.
-    Percent signs, currencies and units are dropped: "50%" is "50". Never raises, whatever the text.
+    The last \boxed{x} counts, else the last "#### x", else the last "answer is x" (or "answer: x"), else the
+    last number of the text. A mark with no number after it (the text was cut off) does not count. Percent
+    signs, currencies and units are dropped: "50%" is "50". Never raises, whatever the text.
     """
     if _is_word(wanted):
         return " ".join(re.findall(r"\w+", text.casefold())) or None if isinstance(text, str) else None
@@ -70,10 +70,10 @@ def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | Non
 
 
 def normalise(value: str | int | float | None) -> str | None:
-    """The one way to write a number: "1,234.50", "$1234.5" and 1234.5 are all "1234.5"; None for anything else.
+    """The one way to write a number: "1,234.50", "$1234.5" and 1234.5 are all "1234.5"; else None.
 
-    A unit may follow ("18 dollars"), a second number may not. Fractions become decimals where those end ("1/2" is
-    "0.5", "1/3" stays). Floats are read at the 15 digits that they hold: 0.1 + 0.2 is "0.3".
+    A unit may follow ("18 dollars"), a second number may not. A fraction becomes a decimal if that ends
+    ("1/2" is "0.5", "1/3" stays). A float is read at 15 digits: 0.1 + 0.2 is "0.3".
     """
     if isinstance(value, float):
         value = format(value, ".15g") if math.isfinite(value) else None
@@ -86,9 +86,8 @@ def normalise(value: str | int | float | None) -> str | None:
 
 
 def is_correct(prediction: str | None, answer: str | int | float) -> bool:
-    """Whether a text gives this answer, compared exactly: no tolerance. For a number, False for anything without one;
-    for a word, False for anything with another. An answer in dollars is LaTeX (MATH's fractions, roots, intervals,
-    sets) and judged by `latex_equal`."""
+    """Whether a text gives this answer, compared exactly: no tolerance. A text without a number never gives a
+    number, a text with further words never gives a word. LaTeX in dollars is judged by `latex_equal`."""
     if isinstance(answer, str) and len(answer) > 2 and answer[0] == answer[-1] == "$":
         return latex_equal(prediction, answer)
     wanted = extract_answer(answer, answer) if _is_word(answer) else normalise(answer)
@@ -103,8 +102,8 @@ def _is_word(answer: str | int | float) -> bool:
 
 
 def latex_equal(prediction: str | None, answer: str) -> bool:
-    r"""Whether a text gives the same value as "$answer$", by the library math-verify, an optional extra. What the text
-    gives may be in \boxed{}, in dollars, or bare. UserError without the library."""
+    r"""Whether a text gives the same value as "$answer$", by the optional library math-verify. The text may
+    give it in \boxed{}, in dollars, or bare. UserError without the library."""
     if not isinstance(prediction, str) or not prediction.strip():
         return False
     try:

@@ -1,43 +1,44 @@
-"""mini_prosqa: is there a way from one person to another? Coconut's ProsQA (arXiv 2412.06769) in small, no download.
+"""mini_prosqa: does a path lead from one person to another? A small version of Coconut's ProsQA
+(arXiv 2412.06769), no download.
 
-    Fay gives Gus coins. Max gives Mia coins. Ava gives Ben coins. Leo gives Kate coins. Ben gives Fay coins. ..
-    Leo and Ava have coins. After a week one of Mia and Gus has the coins that Ava has now?
-    steps   Ava gives Ben coins. / Ben gives Fay coins. / Fay gives Gus coins. / Leo gives Kate coins. / ..        answer Gus
+    Fay gives Gus coins. Max gives Mia coins. Ava gives Ben coins. Leo gives Kate coins. Ben gives Fay coins.
+    [..] Leo and Ava have coins. After a week one of Mia and Gus has the coins that Ava has now?
+    steps   Ava gives Ben coins. / Ben gives Fay coins. / Fay gives Gus coins. / Leo gives Kate coins. / [..]
+    answer  Gus
 
-A problem is a directed graph, told edge by edge in random order. Two tracks of the same length (3 to 6 edges) and shape
-lead from two starts to two ends; one start is asked about, and both ends are offered. The chain follows the track that is
-asked about, then the other. The rest is against shortcuts:
+A problem is a directed graph. The text names its edges in random order. Two tracks of the same length (3 to 6
+edges) and shape lead from two starts to two ends. One start is asked about, and both ends are offered. The
+chain follows the track that is asked about, then the other. The rest of the graph rules out shortcuts:
 
-    Ava ──> · ──┬──> · ──┬──> · ──> Gus        the track that is asked about; in half of the problems someone on each
-                └──> · ──┘                     track has a twin: two shortest ways each, all known
-    Leo ──> · ─────> · ─────> · ──> Mia        the other track
-    source ──> one of each track               an end can be reached from others than its start
-    one of each track ──> sink                 the tracks hang together: only directions tell them apart
+    Ava ──> · ──┬──> · ──┬──> · ──> Gus    the track that is asked about; in half of the problems one person
+                └──> · ──┘                 on each track has a twin, which makes two shortest paths
+    Leo ──> · ─────> · ─────> · ──> Mia    the other track
+    source ──> one of each track           an end can be reached from others than its start
+    one of each track ──> sink             the tracks are connected: only directions tell them apart
 
-Both ends look alike: nobody gets from them, both are as far from a start, and neither their place in the text nor how often
-they and their givers occur tells more than a coin. Only following the edges does (without regard to their direction, the
-nearer end is right in 78 % of cases). The names are mini's, and so are all the words: mini-base can read them. But it has
-to learn the lookup "who does X give to", and how soon depends on how many of them an example holds: a chain along the
-first track alone has not been learnt in 2,000 steps (results/TRIALS.md). That is what the second is for.
+Both ends look alike: no edge leaves them, both are as far from their start, and neither their place in the
+text nor how often they and their givers occur predicts the answer better than chance. Only following the
+edges does. (Without regard to direction, the nearer end is right in 78 % of the cases.) Names and words are
+mini's, so mini-base can read them. But it has to learn the lookup "who does X give to", and how soon it does
+depends on how many lookups an example holds: with chains along the first track alone it was not learnt in
+2,000 steps (results/TRIALS.md). That is what the second track in the chain is for.
 """
 
 import random
 from itertools import product
 
 from .answers import Example
-from .words import NAMES, split_of
+from .words import PEOPLE
 
-PEOPLE = NAMES["She"] + NAMES["He"]
-SIZES = {"train": 50_000, "val": 500, "test": 1000}
 HOPS = (3, 6)
-MAX_CHAINS = 24  # of shortest ways kept on a track
+MAX_CHAINS = 24  # shortest paths kept for a track
 
 Edge = tuple[str, str]
 
 
 def track(names: list[str], hops: int, twin: int | None) -> tuple[list[str], list[Edge]]:
-    """People in a row, who each give to the next, and the edges. twin: someone else who does what the person at this
-    place does. Takes its names from the list."""
+    """People in a row, each of whom gives to the next, and the edges. With `twin`, another person has the
+    same edges as the one at this place. The names are taken from the list."""
     row = [names.pop() for _ in range(hops + 1)]
     edges = list(zip(row, row[1:]))
     if twin is not None:
@@ -46,23 +47,22 @@ def track(names: list[str], hops: int, twin: int | None) -> tuple[list[str], lis
     return row, edges
 
 
-def shortest_ways(edges: list[Edge], start: str, end: str) -> list[tuple[Edge, ...]]:
-    """All shortest ways from start to end in a graph without cycles, as edges; those whose edges come first in the list
-    come first; at most MAX_CHAINS, [] if there is none."""
-    ways = [((), start)]
-    while ways and not any(at == end for _, at in ways):
-        ways = [((*way, edge), edge[1]) for way, at in ways for edge in edges if edge[0] == at]
-    return [way for way, at in ways if at == end][:MAX_CHAINS]
+def shortest_paths(edges: list[Edge], start: str, end: str) -> list[tuple[Edge, ...]]:
+    """All shortest paths from start to end in a graph without cycles, as edges, in the order of the edges; at
+    most MAX_CHAINS, [] if there is none."""
+    paths = [((), start)]
+    while paths and not any(at == end for _, at in paths):
+        paths = [((*path, edge), edge[1]) for path, at in paths for edge in edges if edge[0] == at]
+    return [path for path, at in paths if at == end][:MAX_CHAINS]
 
 
 def sentence(edge: Edge) -> str:
-    return (
-        f"{edge[0]} gives {edge[1]} coins."  # both names before a space: one token each, the same everywhere
-    )
+    """Both names stand before a space, so that a person is the same token everywhere."""
+    return f"{edge[0]} gives {edge[1]} coins."
 
 
 def make(rng: random.Random) -> Example:
-    """One problem."""
+    """One problem. `steps` is the pair of shortest paths that the text names first, `chains` all pairs."""
     names, hops = rng.sample(PEOPLE, len(PEOPLE)), rng.randint(*HOPS)
     twin = rng.randrange(1, hops) if rng.random() < 0.5 else None
     (one, edges), (two, more) = track(names, hops, twin), track(names, hops, twin)
@@ -71,32 +71,9 @@ def make(rng: random.Random) -> Example:
         more += [(rng.choice(row[:-1]), sink), (source, rng.choice(row[1:-1]))]
     edges += more
     rng.shuffle(edges)
-    ways = product(*(shortest_ways(edges, row[0], row[-1]) for row in (one, two)))
-    starts, offered = (rng.sample([one[at], two[at]], 2) for at in (0, -1))
-    asked = f"{starts[0]} and {starts[1]} have coins. After a week one of {offered[0]} and {offered[1]} has the coins that {one[0]} has now?"
-    chains = tuple(tuple(map(sentence, asked_about + other)) for asked_about, other in ways)
-    return Example(" ".join([*map(sentence, edges), asked]), chains[0], one[-1], chains)
-
-
-def load(
-    name: str = "mini_prosqa",
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-    chain_order: str = "text",
-) -> list[Example]:
-    """`limit` problems (default: SIZES[split]), the same for the same arguments. The split of a problem is read off a
-    hash of its text with the names numbered, as in mini.
-
-    chain_order: where there are several shortest ways, `steps` is the one that the text tells first, or a random one.
-    """
-    rng = random.Random(f"{name} {split} {seed}")
-    examples: list[Example] = []
-    while len(examples) < (SIZES[split] if limit is None else limit):
-        example = make(rng)
-        if split_of(example.question) != split:
-            continue
-        if chain_order == "random":
-            example = Example(example.question, rng.choice(example.chains), example.answer, example.chains)
-        examples.append(example)
-    return examples
+    a, b = rng.sample([one[0], two[0]], 2)
+    c, d = rng.sample([one[-1], two[-1]], 2)
+    question = f"{a} and {b} have coins. After a week one of {c} and {d} has the coins that {one[0]} has now?"
+    paths = product(shortest_paths(edges, one[0], one[-1]), shortest_paths(edges, two[0], two[-1]))
+    chains = tuple(tuple(map(sentence, first + second)) for first, second in paths)
+    return Example(" ".join([*map(sentence, edges), question]), chains[0], one[-1], chains)

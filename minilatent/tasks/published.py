@@ -1,9 +1,12 @@
-"""Data sets by name or by file, as lists of `Example`.
+"""Published data sets, by name or by file.
 
-Names: the mini family (generated here, no download), and those of SOURCES, through `datasets`, which caches them.
-Files: GSM8K's jsonl (Cobbe et al. 2021); GSM8K-Aug's text, `question||<<16-3=13>> ... #### 18` (Deng et al.
-2023); jsonl with question, steps and answer; jsonl with input and target, as PAL packs GSM-Hard, SVAMP and
-MultiArith (Gao et al. 2022); jsonl with problem and solution or answer, as MATH and AIME come (Hendrycks et al. 2021).
+The names are those of SOURCES; the library `datasets` downloads and caches them. Formats of files:
+
+    jsonl with question and answer, "... #### 18"       GSM8K (Cobbe et al. 2021)
+    text, `question||<<16-3=13>> ... #### 18`           GSM8K-Aug (Deng et al. 2023)
+    jsonl with question, steps and answer               GSM8K-Aug on the hub
+    jsonl with input and target                         GSM-Hard, SVAMP, MultiArith as in PAL (Gao et al. 2022)
+    jsonl with problem and solution or answer           MATH, AIME (Hendrycks et al. 2021)
 """
 
 import hashlib
@@ -19,42 +22,45 @@ from .answers import Example, last_boxed, normalise
 
 
 class Source(NamedTuple):
-    """Where a named data set is. `file` holds the same data, in a format that --data reads; "": no such file."""
+    """Where a named data set is."""
 
     repo: str  # on the Hugging Face hub, or the address of a jsonl file
-    splits: dict[str, str]  # ours -> theirs; without val, a part of train is held out
+    splits: dict[str, str]  # our names -> theirs; without val, a part of train is held out
     config: str | None = None
-    file: str = ""
+    file: str = ""  # address of the same data in a format that --data reads
 
 
-# Addresses with a commit in them are pinned. The hub's repositories are not: pass `revision` for a run to repeat.
-_GSM = "https://raw.githubusercontent.com/openai/grade-school-math/5d331b448c28db43ef0d513bb1224e1a4b10950a/grade_school_math/data/"
+# Addresses with a commit in them are pinned; the hub's repositories are not, unless a `revision` is given.
+_RAW = "https://raw.githubusercontent.com"
+_GSM = f"{_RAW}/openai/grade-school-math/5d331b448c28db43ef0d513bb1224e1a4b10950a/grade_school_math/data/"
+_PAL = f"{_RAW}/reasoning-machines/pal/f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
 _AUG = (
-    "https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # kept in Git LFS
+    "https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # stored in Git LFS
     "e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/"
 )
-_PAL = "https://raw.githubusercontent.com/reasoning-machines/pal/f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
-_TEST = {"test": "train"}  # a file alone is called train by `datasets`
+_BOTH = {"train": "train", "test": "test"}
+_TEST = {"test": "train"}  # a single file is called train by `datasets`
 SOURCES = {
-    "gsm8k": Source("openai/gsm8k", {"train": "train", "test": "test"}, "main", _GSM + "train.jsonl"),
-    "gsm8k_aug": Source(
-        "whynlp/gsm8k-aug", {"train": "train", "val": "validation", "test": "test"}, None, _AUG + "train.txt"
-    ),
+    "gsm8k": Source("openai/gsm8k", _BOTH, "main", _GSM + "train.jsonl"),
+    "gsm8k_aug": Source("whynlp/gsm8k-aug", {**_BOTH, "val": "validation"}, None, _AUG + "train.txt"),
     "gsm_hard": Source(_PAL + "gsmhardv2.jsonl", _TEST),
     "svamp": Source(_PAL + "svamp.jsonl", _TEST),
     "multiarith": Source(_PAL + "mawpsmultiarith.jsonl", _TEST),
-    "math": Source("DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"),
+    "math": Source("DigitalLearningGmbH/MATH-lighteval", _BOTH, "default"),
     "math500": Source("HuggingFaceH4/MATH-500", {"test": "test"}),
     "aime24": Source("HuggingFaceH4/aime_2024", _TEST),
 }
 _MARK = re.compile(r"<<[^<>]*>>")
 
+# What every format is first read into: (question, text of the solution, answer).
+Record = tuple[str, str, str]
+
+# ------------------------------------------------------------------ splits
+
 
 def exclude(examples: Iterable[Example], other: Iterable[Example]) -> list[Example]:
-    """The examples whose question, but for case, spaces and punctuation, is not in `other`.
-
-    For validation on GSM8K-Aug's 500 validation questions, for instance: all are from GSM8K's train split.
-    """
+    """The examples whose question is not in `other`; case, spaces and punctuation do not count. Needed for
+    validation on GSM8K-Aug's 500 validation questions: all are from GSM8K's train split."""
     taken = {_key(example.question) for example in other}
     return [example for example in examples if _key(example.question) not in taken]
 
@@ -64,28 +70,26 @@ def _key(question: str) -> str:
 
 
 def divide(examples: list[Example], split: str) -> list[Example]:
-    """A split of examples that come in one piece: by question, so that copies of one stay on the same side."""
+    """A split of examples that come in one piece: by question, so that its copies stay on the same side."""
     if split == "test":
         return examples
     keys = [_key(example.question) for example in examples]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest())
-    held_out = set(
-        ranked[: min(500, -(-len(ranked) // 10))]
-    )  # rounded up: ten questions or fewer still give one
+    size = min(500, -(-len(ranked) // 10))  # rounded up: of ten questions or fewer, one is held out
+    held_out = set(ranked[:size])
     return [example for example, key in zip(examples, keys) if (key in held_out) == (split == "val")]
 
 
-# A record is what every format is first read into: (question, solution text, answer).
-Record = tuple[str, str, str]
+# ------------------------------------------------------------------ formats
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file, line by line; an error names the file and the line."""
+    """The records of a file, line by line. UserError names the file and the line."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: pass one data file, such as {path / 'train.jsonl'}")
     empty = True
     try:
-        with open(path, "rb") as file:  # bytes, so that a wrong encoding can be laid to its line
+        with open(path, "rb") as file:  # bytes, so that the line with a wrong encoding is known
             for number, raw in enumerate(file, 1):
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -93,9 +97,8 @@ def read(path: Path) -> Iterator[Record]:
                         empty = False
                         yield _parse(line)
                 except UnicodeDecodeError as e:
-                    raise UserError(
-                        f"{path}, line {number}: not UTF-8 ({e.reason}, byte {e.start + 1})"
-                    ) from None
+                    where = f"{e.reason}, byte {e.start + 1}"
+                    raise UserError(f"{path}, line {number}: not UTF-8 ({where})") from None
                 except UserError as e:
                     raise UserError(f"{path}, line {number}: {e}") from None
     except OSError as e:
@@ -105,7 +108,7 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def _parse(line: str) -> Record:
-    """One line of any of the formats."""
+    """One line in any of the formats."""
     if not line.startswith("{") and "||" in line:
         question, _, rest = line.partition("||")
         return _record({"question": question, "answer": rest})
@@ -120,18 +123,17 @@ def _parse(line: str) -> Record:
 
 
 def _record(row: dict) -> Record:
-    """The record of a row of a file or of the hub, with an answer that is a number, or for MATH's rows LaTeX."""
+    """The record of a row of a file or of the hub. Its answer is a number, or LaTeX in a row of MATH."""
     if "problem" in row and "question" not in row:
         return _math_record(row)
-    asked, replied = (
-        ("input", "target") if "input" in row and "question" not in row else ("question", "answer")
-    )
-    for field in (asked, replied):
-        if row.get(field) is None:
-            raise UserError(f"lacks the field {field!r} (it has {', '.join(map(repr, row)) or 'none'})")
-    question, answer, steps = row[asked], row[replied], row.get("steps") or []
+    names = ("input", "target") if "input" in row and "question" not in row else ("question", "answer")
+    for name in names:
+        if row.get(name) is None:
+            raise UserError(f"lacks the field {name!r} (it has {', '.join(map(repr, row)) or 'none'})")
+    question, answer = (row[name] for name in names)
+    steps = row.get("steps") or []
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{asked!r} must be a text that is not empty")
+        raise UserError(f"{names[0]!r} must be a text that is not empty")
     if not isinstance(steps, (list, str)):
         raise UserError(f"'steps' must be a list of texts, not a {type(steps).__name__}")
     solution = steps if isinstance(steps, str) else "\n".join(map(str, steps))
@@ -140,18 +142,15 @@ def _record(row: dict) -> Record:
         solution = solution or text
     number = normalise(answer)
     if number is None:
-        given = str(answer)[-40:]
-        raise UserError(
-            f"has no answer: {replied!r} must be a number or end with '#### NUMBER', not {given!r}"
-        )
+        wanted = f"{names[1]!r} must be a number or end with '#### NUMBER'"
+        raise UserError(f"has no answer: {wanted}, not {str(answer)[-40:]!r}")
     return question.strip(), solution, number
 
 
 def _math_record(row: dict) -> Record:
-    r"""The record of {problem, answer and/or solution}: the answer is the one given, or the solution's last \boxed{}.
-
-    What is no plain number or fraction is LaTeX in dollars, by which `is_correct` knows it: "5\pi" is not 5.
-    """
+    r"""The record of {problem, answer and/or solution}. The answer is the one given, or the solution's last
+    \boxed{}. If it is no plain number or fraction, it is kept as LaTeX in dollars, so that `is_correct` knows
+    it: "5\pi" is not 5."""
     question, solution = row["problem"], row.get("solution") or ""
     answer = row.get("answer") if row.get("answer") is not None else last_boxed(str(solution))
     answer = "" if answer is None else str(answer).strip().strip("$").strip()
@@ -162,66 +161,67 @@ def _math_record(row: dict) -> Record:
 
 
 def with_chains(records: Iterable[Record], style: str, source: str) -> list[Example]:
-    """Examples with their solutions cut into steps."""
+    """Examples with their solutions cut into steps. UserError if no solution has steps in this style."""
     examples, solved = [], False
     for question, solution, answer in records:
         if style == "equations":
             steps = _MARK.findall(solution)
         else:
             steps = [line.strip() for line in _MARK.sub("", solution).splitlines() if line.strip()]
-        solved = solved or bool(solution.strip()) and "\\boxed" not in solution  # MATH's have sentences only
+        solved = solved or bool(solution.strip()) and "\\boxed" not in solution  # MATH has sentences only
         examples.append(Example(question, tuple(steps), answer))
-    # No chain at all means the wrong style was asked for, except where there are no solutions to cut (SVAMP).
+    # Data without any solution (SVAMP) are fine in either style.
     if examples and (solved or style == "text") and not any(example.steps for example in examples):
         wanted, other = ("<<...>> marks", "text") if style == "equations" else ("sentences", "equations")
         raise UserError(f"{source} has no {wanted} to make chains of: use --chain_style {other}")
     return examples
 
 
+# ------------------------------------------------------------------ the hub
+
+
 def from_hub(name: str, split: str, style: str, revision: str) -> list[Example]:
-    """A split of a named data set. Where there is none for validation, a part of train is held out, never of test."""
+    """A split of a named data set. Without one for validation, a part of train is held out, never of test."""
     source = SOURCES[name]
     theirs = source.splits.get(split) or (split == "val" and source.splits.get("train"))
     if not theirs:
         raise UserError(f"{name} is a test set, it has no {split} split: python eval.py --data {name}")
-
-    def fetch(their_split: str) -> list[Example]:
-        is_file = source.repo.startswith("https://")
-        try:
-            from datasets import load_dataset  # slow to import, and only these names need it
-
-            if is_file:
-                rows = load_dataset("json", data_files=source.repo, split=their_split)
-            else:
-                rows = load_dataset(source.repo, source.config, split=their_split, revision=revision or None)
-        except Exception as e:  # no network, no such revision, a full disk: the way out is the same
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            file = source.repo if is_file else source.file
-            do = (
-                f"download {file}"
-                if file
-                else (
-                    f"where there is one, save it: datasets.load_dataset({source.repo!r}, split={their_split!r}).to_json('{name}.jsonl');"
-                )
-            )
-            raise UserError(
-                f"cannot get {name} from {source.repo} ({reason}); without a network, {do} "
-                f"and pass --data path/to/{Path(file or name + '.jsonl').name}, or use --data mini, which needs no download"
-            ) from None
-        records, bad = [], 0
-        for row in rows:
-            try:
-                records.append(_record(row))
-            except UserError:  # nobody can mend a row of the hub: leave it out, but say so
-                bad += 1
-        if bad:
-            print(
-                f"{source.repo}, {their_split}: {bad} rows left out, without question or answer",
-                file=sys.stderr,
-            )
-        return with_chains(records, style, source.repo)
-
-    examples = fetch(theirs)
+    examples = with_chains(download(name, theirs, revision), style, source.repo)
     if split == "train" and "val" in source.splits:
-        return exclude(examples, fetch(source.splits["val"]))
+        val = download(name, source.splits["val"], revision)
+        return exclude(examples, with_chains(val, style, source.repo))
     return examples if split in source.splits and split != "train" else divide(examples, split)
+
+
+def download(name: str, split: str, revision: str) -> list[Record]:
+    """The records of a split (the source's name). UserError says what to do without a network."""
+    source = SOURCES[name]
+    is_file = source.repo.startswith("https://")
+    try:
+        from datasets import load_dataset  # slow to import, and only these names need it
+
+        if is_file:
+            rows = load_dataset("json", data_files=source.repo, split=split)
+        else:
+            rows = load_dataset(source.repo, source.config, split=split, revision=revision or None)
+    except Exception as e:  # no network, no such revision, a full disk: the way out is the same
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        file = source.repo if is_file else source.file
+        advice = f"download {file}"
+        if not file:
+            call = f"datasets.load_dataset({source.repo!r}, split={split!r}).to_json('{name}.jsonl')"
+            advice = f"run {call} on a machine that has one"
+        path = f"path/to/{Path(file or name + '.jsonl').name}"
+        raise UserError(
+            f"cannot get {name} from {source.repo} ({reason}); without a network, {advice} and pass "
+            f"--data {path}, or use --data mini, which needs no download"
+        ) from None
+    records, bad = [], 0
+    for row in rows:
+        try:
+            records.append(_record(row))
+        except UserError:  # a row of the hub cannot be repaired here: skip and count it
+            bad += 1
+    if bad:
+        print(f"{source.repo}, {split}: {bad} rows skipped, without question or answer", file=sys.stderr)
+    return records

@@ -1,55 +1,39 @@
-"""mini: grade-school word problems made by a small grammar, no download, as many as you like.
+"""mini: grade-school word problems made by a small grammar. No download, as many as you like.
 
     Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples.
     How many apples do Ava and Ben have together?
     steps   <<12*3=36>> <<12+5=17>> <<17+36=53>>        answer 53
 
-A problem is a graph of 2 to 4 operations over the quantities that people hold. Each sentence moves one of
+A problem is a graph of 2 to 4 operations over the quantities that people hold. Each sentence changes one of
 them (an *event*: "Ava buys 5 more"), derives a new one (a *relation*: "Ben has 3 times as many as Ava") or
-merges two. Three quarters of the problems are one chain, each step working on the last result; in the others two
-tracks run side by side and are merged, so that several orders of the steps are right, and all are known:
+merges two. Three quarters of the problems are one chain, where each step uses the last result. In the others
+two tracks run side by side and are merged, so that the steps have several valid orders, and all are known:
 
     chain   12 ──*3──> 36 ──-4──> 32           tracks   12 ──*3──> 36 ──┐
                                                          └───+5──> 17 ──+──> 53
 
-Kept easy to learn on purpose: every number lies in 1..99 (one token each), sentences come in an order in
-which one can compute, and few of them (one problem in ten has one) do not matter. What is left is the
-subject: who holds what by now, which operation, and carrying intermediate results.
+The problems are easy on purpose: every number is in 1..99 (one token each), each sentence uses only what
+came before, and one problem in ten has a sentence that does not matter. What is left to learn is who holds
+what by now, which operation a sentence means, and how to carry intermediate results.
 """
 
 import random
 import re
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from .answers import Example
 
-NAMES = {
-    "She": "Ava Cleo Dora Emma Fay Gina Hana Iris Jane Kate Lily Mia".split(),
-    "He": "Ben Carl Dan Eli Finn Gus Hugo Ivan Jack Kurt Leo Max".split(),
-}
-PRONOUN = {name: pronoun for pronoun, names in NAMES.items() for name in names}
-OBJECTS = [
-    "apples",
-    "books",
-    "cards",
-    "coins",
-    "eggs",
-    "flowers",
-    "marbles",
-    "nuts",
-    "pens",
-    "shells",
-    "stamps",
-    "tickets",
-    "dollars",
-    "kilos of rice",
-    "liters of milk",
-    "meters of rope",
-]
+PRONOUN = dict.fromkeys("Ava Cleo Dora Emma Fay Gina Hana Iris Jane Kate Lily Mia".split(), "She")
+PRONOUN |= dict.fromkeys("Ben Carl Dan Eli Finn Gus Hugo Ivan Jack Kurt Leo Max".split(), "He")
+PEOPLE = list(PRONOUN)
+OBJECTS = (
+    "apples, books, cards, coins, eggs, flowers, marbles, nuts, pens, shells, stamps, tickets, dollars, "
+    "kilos of rice, liters of milk, meters of rope"
+).split(", ")
 
-# {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each list is kept for
-# mini_multiarith (and the questions of mini_svamp) and never seen in training; its words are.
+# {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each list is held out for
+# mini_multiarith and for the questions of mini_svamp: training shows its words, but never the template.
 START = [
     "{P} has {c} {o}.",
     "{P} starts with {c} {o}.",
@@ -140,76 +124,72 @@ MAX_NUMBER = 99
 MAX_ORDERS = 24  # of chains kept per problem
 APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b}
 
-
-@dataclass
-class Step:
-    text: str  # "<<16-3=13>>"
-    needs: tuple[int, ...]  # the steps whose results it uses
+Quantity = tuple[int, int | None]  # a value, and the index of the step that computed it (None: from the text)
 
 
-@dataclass
 class Problem:
-    """A story being told: sentences and steps so far, and who holds what."""
+    """A problem in the making: its sentences and steps so far, and who holds what."""
 
-    rng: random.Random
-    hard: bool = False  # every number from the rare tail
-    new_sentences: bool = False  # the templates that training never shows
-    new_question: bool = False  # those of the question only
-    thing: str = ""
-    names: list[str] = field(default_factory=list)  # not used yet
-    held: dict[str, tuple[int, int | None]] = field(default_factory=dict)  # name -> value, step that made it
-    sentences: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    subject: str = ""  # of the last sentence: whom a pronoun would mean
+    def __init__(self, rng: random.Random, test_set: str):
+        self.rng, self.test_set = rng, test_set
+        self.thing = rng.choice(OBJECTS)
+        self.names = rng.sample(PEOPLE, 5)  # that are still free
+        self.held: dict[str, Quantity] = {}  # by name
+        self.sentences: list[str] = []
+        self.steps: list[str] = []  # "<<16-3=13>>"
+        self.needs: list[tuple[int, ...]] = []  # for each step, the earlier steps whose results it uses
+        self.subject = ""  # of the last sentence: whom a pronoun would mean
 
-    def __post_init__(self):
-        self.thing = self.rng.choice(OBJECTS)
-        names = NAMES["She"] + NAMES["He"]
-        self.names = self.rng.sample(names, 5)
+    # ------------------------------------------------------------------ numbers and sentences
 
-    def draw(self, low: int, common: int, most: int) -> int | None:
-        """A number in low..most that is at most `common` as a rule; one in twelve is from the tail above it."""
-        tail = self.hard or self.rng.random() < 1 / 12
+    def number(self, low: int, common: int, most: int) -> int | None:
+        """A number in low..most, usually at most `common`; one in twelve is from the tail above, in mini_hard
+        every one. None if there is no such number."""
+        tail = self.test_set == "mini_hard" or self.rng.random() < 1 / 12
         low, high = (common + 1, most) if tail and most > common else (low, min(common, most))
         return self.rng.randint(low, high) if low <= high else None
 
-    def say(self, templates: list[str], subject: str, **words) -> None:
-        new = self.new_sentences or self.new_question and templates[0].endswith("?")
-        template = templates[-1] if new else self.rng.choice(templates[:-1])
-        person = subject
-        if template.startswith("{P}") and subject == self.subject and self.rng.random() < 0.5:
-            person = PRONOUN[subject]
-        self.sentences.append(template.format(**{"P": person, "o": self.thing, **words}))
-        self.subject = subject
-
-    def start(self) -> str:
-        person, value = self.names.pop(), self.draw(2, 40, MAX_NUMBER)
-        self.say(START, person, c=value)
-        self.held[person] = (value, None)
-        return person
-
-    def compute(self, a: tuple[int, int | None], op: str, b: tuple[int, int | None]) -> tuple[int, int]:
-        """Append the step a op b; return its value and its index."""
-        result = APPLY[op](a[0], b[0])
-        needs = tuple(sorted({made for _, made in (a, b) if made is not None}))
-        self.steps.append(Step(f"<<{a[0]}{op}{b[0]}={result}>>", needs))
-        return result, len(self.steps) - 1
-
     def operation(self, value: int) -> tuple[str, int]:
-        """An operation with a number that keeps `value` whole and within 1..99."""
+        """An operation and a number that keep `value` whole and within 1..99."""
         while True:
             op = self.rng.choice("+-*/")
             if op == "+":
-                c = self.draw(2, 20, MAX_NUMBER - value)
+                c = self.number(2, 20, MAX_NUMBER - value)
             elif op == "-":
-                c = self.draw(2, 20, value - 1)
+                c = self.number(2, 20, value - 1)
             elif op == "*":
-                c = self.draw(2, 5, min(9, MAX_NUMBER // value))
+                c = self.number(2, 5, min(9, MAX_NUMBER // value))
             else:
-                c = self.draw(2, 5, 9)
+                c = self.number(2, 5, 9)
                 c = c if c and value % c == 0 else None
             if c is not None:
                 return op, c
+
+    def say(self, templates: list[str], subject: str, **words) -> None:
+        """Add a sentence about `subject`, in half of the cases by a pronoun where that is clear."""
+        question = templates[0].endswith("?")
+        held_out = self.test_set == "mini_multiarith" or self.test_set == "mini_svamp" and question
+        template = templates[-1] if held_out else self.rng.choice(templates[:-1])
+        person = subject
+        if template.startswith("{P}") and subject == self.subject and self.rng.random() < 0.5:
+            person = PRONOUN[subject]
+        self.sentences.append(template.format(P=person, o=self.thing, **words))
+        self.subject = subject
+
+    def compute(self, a: Quantity, op: str, b: Quantity) -> Quantity:
+        """Add the step a op b; returns its result."""
+        result = APPLY[op](a[0], b[0])
+        self.steps.append(f"<<{a[0]}{op}{b[0]}={result}>>")
+        self.needs.append(tuple(sorted({made for _, made in (a, b) if made is not None})))
+        return result, len(self.steps) - 1
+
+    # ------------------------------------------------------------------ one sentence and its step
+
+    def start(self) -> str:
+        person, value = self.names.pop(), self.number(2, 40, MAX_NUMBER)
+        self.say(START, person, c=value)
+        self.held[person] = (value, None)
+        return person
 
     def event(self, person: str) -> str:
         """The person's quantity changes."""
@@ -219,7 +199,7 @@ class Problem:
         return person
 
     def relation(self, person: str) -> str:
-        """Another person's quantity is told by this one's."""
+        """Another person's quantity is derived from this one's."""
         other = self.names.pop()
         op, c = self.operation(self.held[person][0])
         self.say(RELATIONS[op], person, Q=other, c=c)
@@ -231,6 +211,8 @@ class Problem:
         """One operation further on a track; returns who holds its result."""
         return self.relation(person) if self.names and self.rng.random() < 0.4 else self.event(person)
 
+    # ------------------------------------------------------------------ whole problems
+
     def chain(self, n: int) -> None:
         person = self.start()
         for _ in range(n):
@@ -238,7 +220,7 @@ class Problem:
         self.say(ASK, person)
 
     def two_tracks(self, n: int) -> None:
-        """n operations: n - 1 - after on two tracks in any order, a merge, `after` more on the merged one."""
+        """n operations: some on two tracks in any order, a merge, then `after` more on the merged one."""
         after = self.rng.randint(0, n - 3) if n > 3 and self.rng.random() < 0.5 else 0
         before = n - 1 - after
         a = self.start()
@@ -247,10 +229,11 @@ class Problem:
         else:
             b, before = self.relation(a), before - 1  # both tracks leave from one quantity
         for _ in range(before):
-            _, made_a = self.held[a]
-            if made_a is None or self.held[b][1] is not None and self.rng.random() < 0.5:
-                a = self.move(a)  # an idle track goes first: two busy
-            else:  # tracks make several valid orders
+            # A track without a step goes first: only two tracks with steps have several valid orders.
+            idle_a, idle_b = self.held[a][1] is None, self.held[b][1] is None
+            if idle_a or not idle_b and self.rng.random() < 0.5:
+                a = self.move(a)
+            else:
                 b = self.move(b)
         (x, _), (y, _) = self.held[a], self.held[b]
         if after:
@@ -269,32 +252,28 @@ class Problem:
             self.compute(self.held[a], "+", self.held[b])
 
     def distract(self) -> None:
-        """A quantity that does not matter, after the first sentence and before the question."""
+        """Add a quantity that does not matter, after the first sentence and before the question."""
         person = self.rng.choice(list(self.held))
         other = self.rng.choice([o for o in OBJECTS if o != self.thing])
-        sentence = self.rng.choice(IRRELEVANT).format(P=person, c=self.rng.randint(2, 20), o=other)
-        # What follows names its person, or the pronoun would change its meaning; and behind other objects it names
-        # its own: in "Ava also has 4 pens. Ava loses 9 of them." they would be pens.
-        places = [
-            i
-            for i in range(1, len(self.sentences))
-            if not re.match("(She|He) ", self.sentences[i])
-            and (other not in sentence or self.thing in self.sentences[i])
-        ]
-        self.sentences.insert(self.rng.choice(places), sentence)
+        distraction = self.rng.choice(IRRELEVANT).format(P=person, c=self.rng.randint(2, 20), o=other)
+        # The sentence after it must not begin with a pronoun, which would now mean somebody else. After other
+        # objects it must name its own: in "Ava also has 4 pens. Ava loses 9 of them." they would be pens.
+        places = []
+        for i, sentence in enumerate(self.sentences):
+            clear = other not in distraction or self.thing in sentence
+            if i > 0 and clear and not re.match("(She|He) ", sentence):
+                places.append(i)
+        self.sentences.insert(self.rng.choice(places), distraction)
 
     def example(self) -> Example:
-        steps = [s.text for s in self.steps]
-        orders = valid_orders([s.needs for s in self.steps])
-        chains = tuple(
-            dict.fromkeys(tuple(steps[i] for i in order) for order in orders)
-        )  # two that read the same are one
-        answer = re.search(r"=(\d+)>>", steps[-1]).group(1)
-        return Example(" ".join(self.sentences), tuple(steps), answer, chains)
+        chains = [tuple(self.steps[i] for i in order) for order in valid_orders(self.needs)]
+        chains = tuple(dict.fromkeys(chains))  # two equal steps make equal chains
+        answer = re.search(r"=(\d+)>>", self.steps[-1]).group(1)
+        return Example(" ".join(self.sentences), tuple(self.steps), answer, chains)
 
 
 def valid_orders(needs: list[tuple[int, ...]], cap: int = MAX_ORDERS) -> list[tuple[int, ...]]:
-    """All orders of the steps in which each comes after those it needs, the text's own first; at most `cap`."""
+    """All orders in which each step comes after those it needs, the text's own first; at most `cap`."""
     orders: list[tuple[int, ...]] = []
 
     def extend(done: tuple[int, ...]) -> None:
@@ -310,64 +289,66 @@ def valid_orders(needs: list[tuple[int, ...]], cap: int = MAX_ORDERS) -> list[tu
     return orders
 
 
-def make(name: str, rng: random.Random) -> Example:
+def make(test_set: str, rng: random.Random) -> Example:
     """One problem of a set."""
-    n = {"mini_multiarith": 2, "mini_long": rng.randint(5, 6)}.get(name) or rng.choices(
-        (2, 3, 4), (30, 35, 35)
-    )[0]
+    n = rng.randint(5, 6)  # for every set: another number of random draws would make other problems
+    if test_set == "mini_multiarith":
+        n = 2
+    elif test_set != "mini_long":
+        n = rng.choices((2, 3, 4), (30, 35, 35))[0]
     tracks = rng.random() < 1 / 3
-    while True:  # until no number is beyond 99
-        problem = Problem(
-            rng,
-            hard=name == "mini_hard",
-            new_sentences=name == "mini_multiarith",
-            new_question=name == "mini_svamp",
-        )
+    while True:  # until no number is above 99
+        problem = Problem(rng, test_set)
         (problem.two_tracks if tracks else problem.chain)(n)
-        numbers = [int(x) for step in problem.steps for x in re.findall(r"\d+", step.text)]
-        if max(numbers) <= MAX_NUMBER:
+        if all(int(x) <= MAX_NUMBER for step in problem.steps for x in re.findall(r"\d+", step)):
             break
-    if name == "mini_svamp" or name == "mini" and rng.random() < 0.1:
+    if test_set == "mini_svamp" or test_set == "mini" and rng.random() < 0.1:
         problem.distract()
     return problem.example()
 
 
-_NAME = re.compile(r"\b(" + "|".join(PRONOUN) + r")\b")
+# ------------------------------------------------------------------ splits
+
+_NAME = re.compile(r"\b(" + "|".join(PEOPLE) + r")\b")
 _PRONOUN = re.compile(r"\b(She|He)\b")
 _OBJECT = re.compile(r"\b(" + "|".join(OBJECTS) + r")\b")
 
 
 def normalise(question: str) -> str:
-    """The question with its names numbered by first occurrence and its objects made nameless: two questions that
-    differ only in these are the same problem."""
+    """The question with its names numbered by first occurrence and its objects made nameless: two questions
+    that differ only in these are the same problem."""
     seen: dict[str, str] = {}
     question = _NAME.sub(lambda m: seen.setdefault(m[0], f"P{len(seen)}"), question)
     return _OBJECT.sub("things", _PRONOUN.sub("They", question))
 
 
 def split_of(question: str) -> str:
-    """The one split that a problem can ever be in, whatever the seed: read off a hash of its normalised text."""
+    """The one split that a problem can be in, whatever the seed: from a hash of its normalised text."""
     return {0: "test", 1: "val"}.get(zlib.crc32(normalise(question).encode()) % 16, "train")
 
 
-def load(
-    name: str = "mini",
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-    chain_order: str = "text",
-) -> list[Example]:
-    """`limit` problems (default: SIZES[split]) of the named set and split, the same for the same arguments.
+Maker = Callable[[random.Random], Example]
 
-    chain_order: "text" tells `steps` in the text's order, "random" in a random valid one per problem.
-    """
+
+def collect(
+    make_one: Maker, name: str, split: str, limit: int | None, seed: int, chain_order: str
+) -> list[Example]:
+    """Problems of the split, made until there are `limit` of them (default: SIZES[split])."""
     rng = random.Random(f"{name} {split} {seed}")
     examples: list[Example] = []
     while len(examples) < (SIZES[split] if limit is None else limit):
-        example = make(name, rng)
-        if split_of(example.question) != split:
-            continue
-        if chain_order == "random":
-            example = Example(example.question, rng.choice(example.chains), example.answer, example.chains)
-        examples.append(example)
+        e = make_one(rng)
+        if split_of(e.question) == split:
+            steps = rng.choice(e.chains) if chain_order == "random" else e.steps
+            examples.append(Example(e.question, steps, e.answer, e.chains))
     return examples
+
+
+def load(
+    name: str, split: str = "train", limit: int | None = None, seed: int = 0, chain_order: str = "text"
+) -> list[Example]:
+    """`limit` problems (default: SIZES[split]) of the named set, the same for the same arguments.
+
+    chain_order: "text" gives `steps` in the text's order, "random" in a random valid one for each problem.
+    """
+    return collect(lambda rng: make(name, rng), name, split, limit, seed, chain_order)

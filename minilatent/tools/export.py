@@ -19,7 +19,7 @@ from tokenizers import models, pre_tokenizers
 from tokenizers.implementations import ByteLevelBPETokenizer
 
 from ..backbones.pretrained import KEYS, is_transposed, model_config, tensor_places
-from ..batch import chat_template
+from ..backbones.chat import chat_template
 from ..config import Parser, UserError, run_script
 from ..files import replace_file, write_json
 from ..model import ModelConfig, Transformer
@@ -73,18 +73,19 @@ def byte_letters() -> list[str]:
 
 
 def tokenizer_json(tok: Tokenizer) -> dict:
-    """The content of a tokenizer.json, in which special tokens and markers are added tokens."""
+    """The content of a tokenizer.json, in which special tokens and markers are added tokens. UserError if
+    an ordinary token has such a name."""
     data = from_tiktoken(tok.backend) if isinstance(tok.backend, Tiktoken) else tok.backend.data
     added = {token["id"]: token for token in data["added_tokens"]}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     for name, i in [*tok.special.items(), *tok.markers.items()]:  # an id's own name goes first
         added.setdefault(i, {"id": i, "content": name, **flags})
+    vocab, names = data["model"]["vocab"], {token["content"]: i for i, token in added.items()}
+    if clash := [name for name, i in names.items() if vocab.get(name, i) != i]:
+        raise UserError(f"the tokenizer has an ordinary token '{clash[0]}': it cannot be exported")
     # In the vocabulary, too: the library numbers an added token by itself if it does not find it there.
-    vocab = data["model"]["vocab"] | {token["content"]: i for i, token in added.items()}
-    return data | {
-        "added_tokens": [added[i] for i in sorted(added)],
-        "model": data["model"] | {"vocab": vocab},
-    }
+    model = data["model"] | {"vocab": vocab | names}
+    return data | {"added_tokens": [added[i] for i in sorted(added)], "model": model}
 
 
 def export(model: Transformer, tok: Tokenizer, folder: str | Path) -> None:

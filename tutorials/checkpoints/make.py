@@ -1,8 +1,10 @@
-"""Copy a finished run into this folder, its weights in half precision: what the lessons load. From the repository's root:
+"""Copy a finished run into this folder, with its weights in half precision, for the lessons.
 
-python train.py --method latent_sft && python tutorials/checkpoints/make.py out/latent_sft
-python train.py --method colar --steps 3000 && python tutorials/checkpoints/make.py out/colar
-python tutorials/build.py --update          # the numbers that the lessons quote
+    python train.py --method latent_sft && python tutorials/checkpoints/make.py out/latent_sft
+    python train.py --method colar --steps 3000 && python tutorials/checkpoints/make.py out/colar
+    python tutorials/build.py --update          # update the numbers in the lessons
+
+Run these commands in the repository's root.
 """
 
 import json
@@ -14,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from minilatent import checkpoint  # noqa: E402
 
 run = Path(sys.argv[1])
-folder = Path(__file__).parent / json.loads((run / "config.json").read_text())["method"]
+folder = Path(__file__).parent / json.loads((run / "config.json").read_text(encoding="utf-8"))["method"]
 folder.mkdir(exist_ok=True)
 for name in ("config.json", "minilatent_tokenizer.json"):
     shutil.copy(run / name, folder)

@@ -46,6 +46,7 @@ ALLOWED = {
     "functools",
     "itertools",
     "collections",
+    "collections.abc",
     "__future__",
     "toy",
 }

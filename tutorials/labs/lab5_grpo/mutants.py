@@ -195,9 +195,8 @@ return total""",
     (
         "objective",
         "sums inside a sample",
-        "sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage))",
-        "torch.zeros_like(advantage).index_add(0, sample, clipped_surrogate(new, old, advantage[sample], "
-        "clip))",
+        "sample_means(gains, sample, len(advantage))",
+        "torch.zeros_like(advantage).index_add(0, sample, gains)",
     ),
     ("objective", "sum over the samples", "total.mean()", "total.sum()"),
     ("objective", "the sign: a loss", "return total.mean()", "return -total.mean()"),
@@ -228,9 +227,9 @@ return sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample
     (
         "objective",
         "the ratio of a whole sample, clipped once",
-        "sample_means(clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage))",
-        "clipped_surrogate(sample_means(new, sample, len(advantage)), sample_means(old, sample, "
-        "len(advantage)), advantage, clip)",
+        "sample_means(gains, sample, len(advantage))",
+        "clipped_surrogate(sample_means(new, sample, len(advantage)), "
+        "sample_means(old, sample, len(advantage)), advantage, clip)",
     ),
     ("objective", "the clip is ignored", "advantage[sample], clip)", "advantage[sample], 1e9)"),
     (

@@ -69,8 +69,7 @@ def objective(parts: dict[str, tuple[Tensor, Tensor, Tensor]], advantage: Tensor
     # BEGIN SOLUTION
     total = torch.zeros_like(advantage)
     for new, old, sample in parts.values():
-        total = total + sample_means(
-            clipped_surrogate(new, old, advantage[sample], clip), sample, len(advantage)
-        )
+        gains = clipped_surrogate(new, old, advantage[sample], clip)
+        total = total + sample_means(gains, sample, len(advantage))
     return total.mean()
     # END SOLUTION

@@ -162,10 +162,10 @@ MUTANTS = [
     (
         "load_embedding",
         "saved rows at the end",
-        "torch.cat([saved, table[len(saved):]])",
-        "torch.cat([table[len(saved):], saved])",
+        "torch.cat([saved, table[len(saved) :]])",
+        "torch.cat([table[len(saved) :], saved])",
     ),
-    ("load_embedding", "new rows are zeros", "table[len(saved):]", "0 * table[len(saved):]"),
+    ("load_embedding", "new rows are zeros", "table[len(saved) :]", "0 * table[len(saved) :]"),
     (
         "load_embedding",
         "an error for every table that has grown",
