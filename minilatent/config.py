@@ -235,11 +235,16 @@ def option_names(cls: type, without: type | None = None) -> list[str]:
 
 
 def add_fields(
-    parser: argparse.ArgumentParser, cls: type, only: tuple[str, ...] = (), title: str = ""
+    parser: argparse.ArgumentParser,
+    cls: type,
+    only: tuple[str, ...] = (),
+    title: str = "",
+    shown: dict | None = None,
 ) -> None:
     """One `--key` for every field of a dataclass (or `only` these); a bool becomes `--key` and `--no-key`.
-    Config's fields are grouped by GROUPS, further ones stand under `title`."""
-    types, group = typing.get_type_hints(cls), parser
+    Config's fields are grouped by GROUPS, further ones stand under `title`. shown: defaults that a preset
+    changes."""
+    types, group, shown = typing.get_type_hints(cls), parser, shown or {}
     common = {f.name for f in dataclasses.fields(Config)}
     for f in dataclasses.fields(cls):
         if only and f.name not in only:
@@ -248,16 +253,14 @@ def add_fields(
             group = parser.add_argument_group(GROUPS[f.name])
         elif title and f.name not in common:
             group, title = parser.add_argument_group(title), ""
-        kind, text = types[f.name], f.metadata["help"]
-        how = (
-            {"action": argparse.BooleanOptionalAction}
-            if kind is bool
-            else {"type": kind, "metavar": kind.__name__}
-        )
+        kind, text, default = types[f.name], f.metadata["help"], shown.get(f.name, f.default)
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        if kind is not bool:
+            how["metavar"] = kind.__name__
         if f.metadata.get("choices"):
             text += f" ({' | '.join(f.metadata['choices'])})"
-        if f.default != "" and "(default" not in text:
-            text += f" [{f.default}]"
+        if default != "" and (f.name in shown or "(default" not in text):
+            text += f" [{default}]"
         group.add_argument(f"--{f.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **how)
 
 

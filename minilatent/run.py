@@ -56,16 +56,21 @@ def parse_args(argv: list[str]) -> dict:
     method's."""
     first = Parser(add_help=False)
     first.add_argument("--method", default="")
-    method = first.parse_known_args(argv)[0].method
-    only_help = not method and ("--help" in argv or "-h" in argv)
-    cls = Config if only_help else settings_class(method)
+    first.add_argument("--preset", default="mini")
+    asked = first.parse_known_args(argv)[0]
+    method, shown = asked.method, preset(asked.preset, PRESETS)
+    if not method and ("--help" in argv or "-h" in argv):
+        cls = Config
+    else:
+        cls = settings_class(method)
+        shown |= preset(asked.preset, METHODS[method].PRESETS)
     parser = Parser(
         prog="train.py",
         usage="python train.py --method METHOD [--key value | --flag | --no-flag ...]",
-        description="Train a method, on mini unless --data says otherwise.",
+        description=f"Train a method. In brackets: the defaults of --preset {asked.preset}.",
         epilog=f"methods: {', '.join(METHODS)} (--method NAME --help lists a method's own options)",
     )
-    add_fields(parser, cls, title=method)
+    add_fields(parser, cls, title=method, shown=shown)
     known = option_names(cls)
     for other in METHODS.values():
         for option in option_names(other.Settings, without=Config):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tiktoken
 
+from . import tasks
 from .backbones import hf_tokenizer
 from .config import UserError
 from .files import read_json, replace_file
-from .tasks import words
 
 MARKERS = ("<think>", "</think>", "<latent>", "<pad>", "<eos>")
 FILE = "minilatent_tokenizer.json"
@@ -141,8 +141,8 @@ def mini_tokenizer() -> Tokenizer:
     """mini's own: the 256 bytes (so that any text round-trips), the numbers 0..99, and every word of the
     grammar with the spaces around it. Longer numbers are read two digits at a time."""
     pieces = {str(i) for i in range(100)}
-    for name in words.TEST_SETS:
-        for e in words.load(name, "train", 2000):
+    for name in tasks.words.TEST_SETS:
+        for e in tasks.load(name, "train", limit=2000):
             pieces.update(re.findall(MINI_PATTERN, e.question + e.chain))
     tokens = sorted((p for p in pieces if len(p) > 1), key=lambda p: (not p.isdigit(), len(p), p))
     return Tokenizer(Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in tokens]))

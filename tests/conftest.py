@@ -14,6 +14,7 @@ PNG = b"\x89PNG"
 sys.path.insert(0, str(ROOT))  # so that a bare `pytest` finds the package
 
 from minilatent import checkpoint, run, tasks  # noqa: E402
+from minilatent.batch import Row  # noqa: E402
 from minilatent.config import PRESETS  # noqa: E402
 from minilatent.methods import METHODS, build  # noqa: E402
 from minilatent.model import ModelConfig, Transformer  # noqa: E402
@@ -59,6 +60,12 @@ def examples():
 def new_method(name: str, tok, model: Transformer, folder: Path | None = None, **settings):
     """A method of these settings around a model, ready to decode."""
     return build(METHODS[name].Settings(method=name, **settings), tok, model, folder).eval()
+
+
+def small_row(
+    tok, question: list[int], chain: list[int], answer: list[int], ends: tuple[int, ...] = ()
+) -> Row:
+    return Row([*question, tok.think], chain, [tok.end_think, *answer], list(ends))
 
 
 def chatty(tok, name: str, seed: int = 0, **settings):
@@ -187,12 +194,13 @@ def same_run(out: Path, whole: Path) -> None:
 
 
 def kill_when(monkeypatch, name: str, moment) -> None:
-    """Trainer.`name` does its work; then, when moment(its arguments), the run is dead."""
+    """Trainer.`name` (save_state, log) does its work; then, if moment(index of the stage, step), the run is
+    dead."""
     real = getattr(Trainer, name)
 
     def method(self, *args, **kwargs):
         real(self, *args, **kwargs)
-        if moment(*args):
+        if moment(self.at["stage"], self.at["step"]):
             raise Killed
 
     monkeypatch.setattr(Trainer, name, method)

@@ -10,9 +10,9 @@ from minilatent.batch import pad
 from minilatent.config import Config
 from minilatent.decode import decode, explicit_thinker, hidden_thinker, superposition_thinker, without
 from minilatent.methods import METHODS
-from minilatent.tokenizer import MINI_PATTERN, Tokenizer
+from minilatent.tokenizer import MINI_PATTERN, Tiktoken, Tokenizer
 
-TOK = Tokenizer(MINI_PATTERN, [bytes([i]) for i in range(256)])  # 256 bytes and the five markers
+TOK = Tokenizer(Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)]))  # and the five markers
 K, MAX_CHAIN, MAX_ANSWER = 4, 7, 5
 FIXED = ("pause", "coconut", "codi")  # methods that always think as many steps
 OWN = (*FIXED, "colar")  # methods that bring what they think with

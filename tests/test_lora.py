@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from minilatent import checkpoint, run
 from minilatent.backbones.lora import LoRALinear, add_lora, frozen, merge, own_state
+from minilatent.backbones.pretrained import resize
 from minilatent.config import Config, UserError, parse_args
 from minilatent.trainer import Trainer
 
@@ -274,7 +275,7 @@ def test_a_frozen_embedding_near_the_mean_could_never_be_said_and_the_learned_ro
     model = tiny_model(vocab=500, width=8, head_dim=4)
     with torch.no_grad():
         model.embed.weight.normal_(generator=generator)
-    model.resize(501)
+    resize(model, 501)
     hidden = torch.randn(5000, 8, generator=generator)
     assert not (model.logits(hidden).argmax(-1) == 500).any()
     add_lora(model, LORA, [500])

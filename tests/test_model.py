@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
+from minilatent.backbones.pretrained import resize
 from minilatent.model import (
     KVCache,
     ModelConfig,
@@ -274,7 +275,7 @@ def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_rows_near_the_average
     """`strict=False` once dropped resized embedding rows without a word."""
     model, ids = model_of(family), some_ids(1, 5)
     before, mean = model.logits(model(ids)), model.head_weight.mean(0)
-    model.resize(43)
+    resize(model, 43)
     after = model.logits(model(ids))
     torch.testing.assert_close(after[..., :40], before, **EXACT)
     new = model.head_weight[40:]
@@ -284,7 +285,7 @@ def test_a_larger_vocabulary_keeps_the_old_logits_and_adds_rows_near_the_average
     assert all(p.requires_grad for p in model.parameters())
     assert model.logits(model(torch.tensor([[42]]))).shape == (1, 1, 43)
     with pytest.raises(ValueError):
-        model.resize(42)
+        resize(model, 42)
 
 
 def test_initial_weights_depend_on_the_generator_only_and_make_a_uniform_guess():

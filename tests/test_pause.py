@@ -1,20 +1,19 @@
-"""Pause tokens: they are seen, never told, and never more or fewer than the setting says."""
+"""Pause tokens: the model reads them, no label asks for them, and there are as many as the setting says."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, tiny_model
+from conftest import small_row, tiny_model
 
-from minilatent.batch import IGNORE, Row, encode
-from minilatent.config import UserError, resolve
+from minilatent.batch import IGNORE, encode
+from minilatent.config import UserError
 from minilatent.methods import METHODS
+from minilatent.run import resolve
 from minilatent.tasks import words
 
 
-def make(tok, family="mini", **changes):
-    model = tiny_model(
-        tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False}
-    ).double()
+def make(tok, **changes):
+    model = tiny_model(tok.vocab_size, scale=3.0, context=160, tied=False).double()
     return METHODS["pause"](resolve({"method": "pause", "num_latents": 3, **changes}), tok, model)
 
 
@@ -22,22 +21,21 @@ def make(tok, family="mini", **changes):
 def test_the_loss_is_that_of_every_answer_by_itself_after_n_pauses(tok, n):
     rows, method, nll = encode(words.load("mini", "train", 7), tok, 512)[0], make(tok, num_latents=n), []
     for row in rows:
-        prompt = [*row.question, tok.think, *[tok.latent] * n, tok.end_think]
+        prompt = [*row.prompt, *[tok.latent] * n, tok.end_think]
         logits = method.model.logits(method.model(torch.tensor([prompt + row.answer])))[0]
-        nll += [
-            F.cross_entropy(logits[len(prompt) + i - 1], torch.tensor(y)) for i, y in enumerate(row.answer)
-        ]
-    torch.testing.assert_close(
-        method.loss(method.collate(rows), None, 0.0)[0], torch.stack(nll).mean(), rtol=0, atol=1e-10
-    )
+        for i, y in enumerate(row.answer, len(prompt) - 1):
+            nll.append(F.cross_entropy(logits[i], torch.tensor(y)))
+    loss, _ = method.loss(method.collate(rows))
+    torch.testing.assert_close(loss, torch.stack(nll).mean(), rtol=0, atol=1e-10)
 
 
 def test_no_label_asks_for_a_pause_and_the_one_embedding_of_all_pauses_learns(tok):
     method, t, e, p = make(tok), tok.think, tok.end_think, tok.latent
-    batch = method.collate([Row([1, 2], [9], [20, tok.eos]), Row([1], [], [21, tok.eos])])
+    rows = [small_row(tok, [1, 2], [9], [20, tok.eos]), small_row(tok, [1], [], [21, tok.eos])]
+    batch = method.collate(rows)
     assert batch["ids"].tolist() == [[1, 2, t, p, p, p, e, 20], [1, t, p, p, p, e, 21, tok.eos]]
     assert batch["labels"].tolist() == [[IGNORE] * 6 + [20, tok.eos], [IGNORE] * 5 + [21, tok.eos, IGNORE]]
-    method.loss(batch, None, 0.0)[0].backward()
+    method.loss(batch)[0].backward()
     assert method.model.embed.weight.grad[p].abs().sum() > 0
 
 

@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
+from minilatent import tasks
 from minilatent.config import UserError
-from minilatent.tasks import words
 from minilatent.tokenizer import FILE, MARKERS, Tokenizer
 from minilatent.tools.export import byte_letters, tokenizer_json
 
@@ -96,7 +96,7 @@ def test_one_step_of_a_chain_and_its_separator_are_eight_tokens(mini):
 
 
 def test_the_grammars_own_words_are_single_tokens(mini):
-    ids = [i for e in words.load("mini", "test", 100) for i in mini.encode(e.question)]
+    ids = [i for e in tasks.load("mini", "test", limit=100) for i in mini.encode(e.question)]
     single_letters = sum(i < 256 and chr(i).isalpha() for i in ids)
     assert single_letters < 0.01 * len(ids)
 

@@ -194,8 +194,8 @@ assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.
 
 # %% [markdown]
 # Fed with superpositions, the model answers 97.0 %<!-- found["superposition, k = 10"]:.1% --> correctly. Fed
-# with its own hidden states, it answers 4.5 %<!-- found["hidden state, standardised"]:.1% ± 0.5 -->
-# (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 0.5 --> (as they are). This says nothing
+# with its own hidden states, it answers 3.5 %<!-- found["hidden state, standardised"]:.1% ± 1.5 -->
+# (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 1.5 --> (as they are). This says nothing
 # yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it learns to.
 # But it has to learn a second language for its own input. A **superposition**
 #

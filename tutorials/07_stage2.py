@@ -136,17 +136,18 @@ assert history[-1]["kl"] < history[0]["kl"] / 2 and end["kl"] < history[-1]["kl"
 #
 # ## Muon
 #
-# The lesson used AdamW for its 60 steps. The real run trains the matrices inside the layers with **Muon**
-# (`--optimizer muon`, the default on mini), which needs about half as many steps here. Its update has two parts:
+# This lesson used AdamW for its 60 steps. The real run trains the matrices inside the layers with **Muon**
+# (`--optimizer muon`, the default on mini), which needs about half as many steps here. Its update has two
+# parts:
 #
 # - *Momentum*: a running mean of the gradients, so that the noise of single batches averages out.
-# - *Orthogonalisation*: the momentum of a matrix is itself a matrix, G = U Σ Vᵀ. A few of its singular values
-#   in Σ are usually large and the others small, so a plain step would change the weights in a few directions
-#   only. Muon replaces Σ by (about) the identity: the step moves the weights equally far in all directions.
+# - *Orthogonalisation*: the momentum of a weight matrix is itself a matrix, G = U Σ Vᵀ. A few of its singular
+#   values in Σ are usually large and the others small, so a plain step would change the weights in a few
+#   directions only. Muon replaces Σ by (about) the identity: the step is equally large in all directions.
 #
-# Computing U and V exactly is slow. **Newton–Schulz** iterations need matrix products only: each one applies
-# the polynomial $3.4445\,\sigma - 4.775\,\sigma^3 + 2.0315\,\sigma^5$ to every singular value, and five of them
-# bring all but the tiniest close to 1. We take the gradient that the last training step has left:
+# Computing U and V exactly is slow. **Newton–Schulz** iterations need matrix products only. Each applies the
+# polynomial $3.4445\,\sigma - 4.775\,\sigma^3 + 2.0315\,\sigma^5$ to every singular value, and five of them
+# bring all but the tiniest near 1. We try it on the gradient of the last training step:
 
 
 # %%
@@ -173,9 +174,11 @@ show(figure, "07-muon")
 assert after.median() > 0.6 and after[0] < 1.3
 
 # %% [markdown]
-# Before, the median singular value was 0.02<!-- float(before.median()):.2f ± 0.02 --> times the norm of the gradient; the largest was
-# 0.50<!-- float(before[0]):.2f ± 0.2 -->. Afterwards the median is 0.90<!-- float(after.median()):.2f ± 0.15 -->. `minilatent/optim.py` does this for all matrices of one shape
-# together, in about 25 lines. Stage 1 keeps AdamW: it adapts a model that can already read, and a step in all directions at once first breaks that.
+# Before, the largest singular value is 0.53<!-- float(before[0]):.2f ± 0.3 --> and the median only
+# 0.004<!-- float(before.median()):.3f ± 0.004 -->. Afterwards they are 1.2<!-- float(after[0]):.1f ± 0.2 -->
+# and 0.7<!-- float(after.median()):.1f ± 0.2 -->. `minilatent/optim.py` does this for all matrices of one
+# shape together. Stage 1 keeps AdamW: it has few steps to adapt a model that can already read, and a step in
+# all directions at once would first damage that.
 #
 # ## Gumbel noise
 #

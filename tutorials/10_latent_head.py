@@ -27,8 +27,8 @@ from minilatent import tasks
 from minilatent.batch import encode, pad, segments
 from minilatent.evaluate import solve_all, wilson
 from minilatent.latent import compress
-from minilatent.losses import gaussian_nll, soft_mse
 from minilatent.masks import LATENT, TAIL
+from minilatent.methods.colar import gaussian_nll, soft_mse
 from minilatent.run import load_run
 from minilatent.study.trace import describe, trace
 

@@ -24,7 +24,7 @@ from lesson import BLUE, GREY, ROOT, plt, show
 from safetensors import safe_open
 
 from minilatent import tasks
-from minilatent.backbones.pretrained import load_pretrained
+from minilatent.backbones.pretrained import load_pretrained, resize
 from minilatent.model import ModelConfig, Transformer
 from minilatent.run import load_run, resolve, train
 from minilatent.tasks.words import load as make_problems
@@ -136,7 +136,7 @@ else:
 # %%
 before = model.config.vocab_size
 old_mean = model.embed.weight.detach().mean(0)
-model.resize(before + 5)
+resize(model, before + 5)
 new = model.embed.weight.detach()[before:]
 print("rows", before, "->", model.config.vocab_size)
 print("norm of the old mean", f"{old_mean.norm():.3f}")

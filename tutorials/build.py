@@ -217,8 +217,8 @@ def notebook_of(path: Path) -> nbformat.NotebookNode:
     colab = f"https://colab.research.google.com/github/{notebooks}/{path.stem}.ipynb"
     source = f"{REPOSITORY}/blob/main/tutorials/{path.name}"
     head = (
-        f"[Open in Colab]({colab}) · To install the package, run `pip install -e .` in the repository's root. "
-        f"On Colab the next cell installs it. (`!pip install git+{REPOSITORY}` installs the package alone.)"
+        f"[Open in Colab]({colab}) · To install the package: `pip install -e .` in the repository's root; "
+        f"on Colab the next cell does it. (`!pip install git+{REPOSITORY}` installs the package alone.)"
         f"\n\nThis notebook is built from [{path.name}]({source}): edit that file."
     )
     cells = [nbformat.v4.new_markdown_cell(head), nbformat.v4.new_code_cell(SETUP), *cells_of(path)]

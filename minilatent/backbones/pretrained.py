@@ -191,7 +191,10 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
         C, H = fields["width"], fields["n_head"]
         fields = {"n_kv_head": H, "head_dim": C // H, "hidden": 4 * C} | fields
         fields["qkv_bias"] = fields["qkv_bias"] or fields["bias"]
-        config = ModelConfig(**fields, rope_scaling=rope_scaling(rope))
+        if rope["rope_type"] != "default":
+            numbers = {key: float(rope[key]) for key in ROPE_KEYS[rope["rope_type"]]}
+            fields["rope_scaling"] = {"rope_type": rope["rope_type"], **numbers}
+        config = ModelConfig(**fields)
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -201,14 +204,6 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
         if field.type is int and not (isinstance(value, int) and value > 0):
             raise UserError(f"{path} is damaged: {field.name} would be {value!r}")
     return config, family
-
-
-def rope_scaling(rope: dict) -> dict | None:
-    """The parameters that `model.rope_frequencies` needs. KeyError if one is missing."""
-    kind = rope["rope_type"]
-    if kind == "default":
-        return None
-    return {"rope_type": kind} | {key: float(rope[key]) for key in ROPE_KEYS[kind]}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -16,21 +16,13 @@ it), and there is no cold stop, which ends a chain after many sure steps in a ro
 comes.
 """
 
-from dataclasses import dataclass
-
 from ..batch import Batch, Row, causal_batch
-from ..config import Config, SoftThinking
+from ..config import SoftThinking
 from ..decode import explicit_thinker, superposition_thinker
 from .method import Method, Stage
 
 
-@dataclass
-class Settings(Config):
-    pass
-
-
 class CoTSFT(Method):
-    Settings = Settings
     PRESETS = {"mini": {"steps": 1500}}
     soft: SoftThinking | None = None  # decode with mixtures
 

@@ -34,8 +34,9 @@ class HiddenLatentSFT(LatentSFT):
         return z, z
 
     def divergence(self, h, label):
+        logits = self.model.logits(h)
         error = self.squared_error(standardise(h, self.model.embed.weight), label)
-        return error - mean(log_not(self.model.logits(h), self.tok.end_think))  # the head learns "not yet"
+        return error - mean(log_not(logits, self.tok.end_think))  # the head learns "not yet"
 
     def squared_error(self, states: Tensor, others: Tensor) -> Tensor:
         """The mean over latents and width of two standardised (n, C), in units of the embeddings' std."""

@@ -49,7 +49,7 @@ class Stage:
 class Method(nn.Module):
     """One subclass a method. It owns the model and all that is trained beside it."""
 
-    Settings: type[Config] = Config
+    Settings: type[Config] = Config  # a subclass where the method has settings of its own
     PRESETS: dict[str, dict] = {}  # the method's part of config.PRESETS
     explicit = False  # True: a step of its chain is an ordinary token
     mixed = False  # True: a step of its chain is a mixture of tokens

@@ -1,24 +1,17 @@
 """No-CoT: the answer at once. What a model can do in one forward pass: the floor under every latent method.
 
-Q <think> </think> answer <eos>                     cross-entropy on the answer
+    Q <think> </think> answer <eos>                     cross-entropy on the answer
 
-python train.py --method no_cot
+    python train.py --method no_cot
+
+The sequence keeps the two markers, so that a model from CoT-SFT reads what it knows.
 """
 
-from dataclasses import dataclass
-
 from ..batch import Batch, Row, causal_batch, tail
-from ..config import Config
 from .method import Method, Stage
 
 
-@dataclass
-class Settings(Config):
-    pass
-
-
 class NoCoT(Method):
-    Settings = Settings
     PRESETS = {"mini": {"steps": 1500, "lr": 3e-3}}
     needs_chain = False
 

@@ -5,6 +5,7 @@ Validation, evaluation and RL rewards all call `is_correct`: an accuracy and a r
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -63,10 +64,10 @@ def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | Non
     for marked in (_boxed(text), text.split("####")[1:], _ANSWER_IS.split(text)[1:]):
         for part in reversed(marked):
             sentence = re.split(r"\n|\.(?=\s|$)", part.strip(), maxsplit=1)[0]
-            if numbers := _numbers(sentence.rpartition("=")[2]):  # "the answer is 9*2 = 18 dollars"
-                return _text(numbers[0])
-    numbers = _numbers(text)
-    return _text(numbers[-1]) if numbers else None
+            number = _first(_NUMBER.finditer(sentence.rpartition("=")[2]))  # "the answer is 9*2 = 18 dollars"
+            if number:
+                return number
+    return _first(reversed([*_NUMBER.finditer(text)]))
 
 
 def normalise(value: str | int | float | None) -> str | None:
@@ -96,9 +97,7 @@ def is_correct(prediction: str | None, answer: str | int | float) -> bool:
 
 
 def _is_word(answer: str | int | float) -> bool:
-    return (
-        isinstance(answer, str) and re.search(r"\d", answer) is None and re.search(r"\w", answer) is not None
-    )
+    return isinstance(answer, str) and not re.search(r"\d", answer) and bool(re.search(r"\w", answer))
 
 
 def latex_equal(prediction: str | None, answer: str) -> bool:
@@ -109,9 +108,8 @@ def latex_equal(prediction: str | None, answer: str) -> bool:
     try:
         from math_verify import parse, verify
     except ImportError:
-        raise UserError(
-            "answers in LaTeX need a library to judge them: pip install 'math-verify[antlr4_13_2]'"
-        ) from None
+        library = "pip install 'math-verify[antlr4_13_2]'"
+        raise UserError(f"answers in LaTeX need a library to judge them: {library}") from None
     prediction = prediction.strip()
     if "$" not in prediction and "\\boxed" not in prediction:
         prediction = f"${prediction}$"
@@ -137,7 +135,7 @@ def _plain(text: str) -> str:
 
 def _boxed(text: str) -> list[str]:
     r"""What stands in each closed \boxed{...}, in the order in which they close; inner braces are matched."""
-    found, opened = [], []
+    found, opened = [], []  # opened: where each open brace's \boxed text begins, None for other braces
     for m in re.finditer(r"(\\boxed\s*)?\{|\}", text):
         if m[0] != "}":
             opened.append(m.end() if m[1] else None)
@@ -146,8 +144,10 @@ def _boxed(text: str) -> list[str]:
     return found
 
 
-def _numbers(text: str) -> list[Fraction]:
-    return [value for m in _NUMBER.finditer(text) if (value := _value(m)) is not None]
+def _first(matches: Iterable[re.Match]) -> str | None:
+    """The first number that these matches of _NUMBER give, as text."""
+    values = map(_value, matches)
+    return next((_text(value) for value in values if value is not None), None)
 
 
 def _value(m: re.Match) -> Fraction | None:

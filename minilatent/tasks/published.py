@@ -5,7 +5,7 @@ The names are those of SOURCES; the library `datasets` downloads and caches them
     jsonl with question and answer, "... #### 18"       GSM8K (Cobbe et al. 2021)
     text, `question||<<16-3=13>> ... #### 18`           GSM8K-Aug (Deng et al. 2023)
     jsonl with question, steps and answer               GSM8K-Aug on the hub
-    jsonl with input and target                         GSM-Hard, SVAMP, MultiArith as in PAL (Gao et al. 2022)
+    jsonl with input and target                         GSM-Hard, SVAMP, MultiArith (Gao et al. 2022)
     jsonl with problem and solution or answer           MATH, AIME (Hendrycks et al. 2021)
 """
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import models, pre_tokenizers
 from tokenizers.implementations import ByteLevelBPETokenizer
 
-from ..backbones.pretrained import KEYS, is_transposed, model_config, tensor_places
 from ..backbones.chat import chat_template
+from ..backbones.pretrained import KEYS, is_transposed, model_config, tensor_places
 from ..config import Parser, UserError, run_script
 from ..files import replace_file, write_json
 from ..model import ModelConfig, Transformer

@@ -26,56 +26,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 METHODS = ("cot_sft", "no_cot", "pause", "icot", "coconut", "codi", "latent_sft", "colar")
 # What a configuration may set. The data, the initial model, the seed and the number of questions are fixed.
-KEYS = {
-    "method",
-    "train_size",
-    "steps",
-    "batch_size",
-    "lr",
-    "min_lr",
-    "warmup",
-    "weight_decay",
-    "beta2",
-    "clip",
-    "accumulate",
-    "dtype",
-    "ratio",
-    "segmentation",
-    "k",
-    "labels",
-    "stage1_steps",
-    "stage1_lr",
-    "pull",
-    "pull_end",
-    "kl_weight",
-    "ce_weight",
-    "gumbel",
-    "gumbel_scale",
-    "gumbel_tau",
-    "ltim",
-    "ltsum",
-    "latent",
-    "speed",
-    "c_max",
-    "auto",
-    "pooling",
-    "head_width",
-    "latent_loss",
-    "entropy_weight",
-    "latent_weight",
-    "compressed_labels",
-    "own_latents",
-    "num_latents",
-    "latents_a_step",
-    "remove",
-    "smoothing",
-    "curriculum",
-    "first_stage",
-    "distill_weight",
-    "last_step",
-    "max_chain",
-    "eval_every",
-}
+KEYS = set(
+    """
+    method train_size steps batch_size accumulate lr warmup weight_decay beta2 clip optimizer dtype
+    max_chain eval_every
+    ratio segmentation k labels stage1_steps stage1_lr pull kl_weight ce_weight
+    gumbel gumbel_scale gumbel_tau ltim ltsum latent
+    speed c_max auto pooling head_width latent_loss entropy_weight latent_weight compressed_labels
+    num_latents latents_a_step remove smoothing curriculum first_stage distill_weight last_step
+    """.split()
+)
 ENTRY = {
     "name": str,
     "seed": int,

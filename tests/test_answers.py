@@ -1,4 +1,4 @@
-"""The one answer extractor and the one judge: evaluation and RL rewards both stand on them."""
+"""The one answer extractor and the one judge: evaluation and RL rewards both depend on them."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Reading published formats, dividing them into splits, and refusing bad input in one clear line."""
+"""Published formats are read, divided into splits, or refused in one clear line."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def error(*args, **kwargs) -> str:
     return message
 
 
-# --- formats ---------------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_examples_without_steps_are_kept(tmp_path):
     assert [len(e.steps) for e in load(path, "test")] == [2, 0]
 
 
-# --- splits ----------------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n, held_out", [(2, 1), (10, 1), (100, 10), (6000, 500)])
+@pytest.mark.parametrize("n, held_out", [(2, 1), (10, 1), (100, 10), (5100, 500)])
 def test_train_and_val_divide_a_file_and_test_is_all_of_it(tmp_path, n, held_out):
     path = many(tmp_path / "x", n)
     train, val, test = (load(path, split) for split in ("train", "val", "test"))
@@ -115,12 +115,12 @@ def test_train_and_val_divide_a_file_and_test_is_all_of_it(tmp_path, n, held_out
     assert train == [e for e in test if e not in val]  # in the file's order
 
 
-def test_the_split_of_a_question_does_not_hang_on_order_process_or_file_name(tmp_path):
+def test_the_split_of_a_question_does_not_depend_on_order_process_or_file_name(tmp_path):
     path = many(tmp_path / "x", 50)
     lines = path.read_text().splitlines()
     other = write(tmp_path / "y", *reversed(lines))
     assert {e.question for e in load(path, "val")} == {e.question for e in load(other, "val")}
-    # Fixed for good: a change of the hash would move training questions into the validation split of old runs.
+    # Fixed for good: another hash would move training questions into the validation split of old runs.
     assert [e.question.split()[1] for e in load(path, "val")] == ["22", "34", "39", "47", "49"]
 
 
@@ -155,7 +155,7 @@ def test_a_file_too_small_to_divide_is_an_error_not_an_empty_split(tmp_path):
     assert "train" in error(many(tmp_path / "x", 1), "train")
 
 
-# --- bad input -------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_wrong_options_are_errors(tmp_path):
     assert "chain_style" in error("mini", chain_style="text")
 
 
-# --- names -----------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 
 
 def test_a_mini_name_is_generated_and_a_file_called_mini_is_read(tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_gsm8k_aug_has_its_own_validation_split_and_train_leaves_it_out(hub, cap
     hub.splits.update(train=[row, STEPS, {**STEPS, "answer": "unknown"}], validation=[row], test=[STEPS])
     assert [e.question for e in load("gsm8k_aug", "train")] == ["How many?"]
     assert load("gsm8k_aug", "val") == [Example("Shared?", ("<<1+1=2>>",), "2")]
-    assert "1 rows left out" in capsys.readouterr().err  # a bad row of the hub is counted, not fatal
+    assert "1 rows skipped" in capsys.readouterr().err  # a bad row of the hub is counted, not fatal
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_an_answer_of_math_is_a_number_only_if_it_is_nothing_else(tmp_path, answ
     assert load(write(tmp_path / "x.jsonl", {"problem": "?", "answer": answer}), "test")[0].answer == stored
 
 
-# --- the real files, where they are ----------------------------------------------------------------------------
+# --- the real files, where they are -------------------------------------------------------------------------
 
 SHARED = Path(os.environ.get("MINILATENT_SHARED") or Path(__file__).parents[2] / "shared" / "data")
 COUNTS = {
@@ -408,9 +408,10 @@ def test_every_published_file_is_read_whole_and_every_answer_is_a_number(name, c
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if "gsm8k" in name])
 def test_the_equation_chains_are_true_and_end_in_the_answer(name):
-    examples = [e for e in real(name) if e.steps]
+    whole = real(name)[:1500]
+    examples = [e for e in whole if e.steps]
     steps = [step for e in examples for step in e.steps]
-    assert len(examples) > 0.97 * COUNTS[name]
+    assert len(examples) > 0.97 * len(whole)
     assert sum(map(evaluates, steps)) > 0.99 * len(steps)
     # In the rest, the author took the last step in words, without a mark.
     assert sum(is_correct(e.chain, e.answer) for e in examples) > 0.92 * len(examples)
@@ -434,6 +435,6 @@ def test_the_validation_questions_of_gsm8k_aug_are_training_questions_of_gsm8k_a
 
 def test_no_test_question_is_a_training_question():
     train = real("gsm8k_train.jsonl")
-    for name in (name for name in COUNTS if "test" in name):
-        assert exclude(train, real(name)) == train
+    tests = [e for name in COUNTS if "test" in name for e in real(name)]
+    assert exclude(train, tests) == train
     assert exclude(real("gsm8k_aug_test.txt"), real("gsm8k_test.jsonl")) == []
