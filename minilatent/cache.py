@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .model import ModelConfig, Transformer
 
-TOGETHER = 64  # questions that are read side by side
+PREFILL_ROWS = 64  # questions that are read side by side
 
 
 class KVCache:
@@ -40,16 +40,13 @@ class KVCache:
     def part(self, first: int, last: int) -> "KVCache":
         """Rows first to last - 1 as a cache, an empty one, that writes to the same memory."""
         part = copy(self)
-        part.k, part.v, part.lengths = (
-            self.k[:, first:last],
-            self.v[:, first:last],
-            torch.zeros_like(self.lengths[first:last]),
-        )
+        part.k, part.v = self.k[:, first:last], self.v[:, first:last]
+        part.lengths = torch.zeros_like(self.lengths[first:last])
         return part
 
-    def keep(self, rows: Tensor) -> None:
-        """Row i is from now on what row rows[i] was: finished ones need no more computing, one that is
-        named twice is there twice. Only what moves is copied."""
+    def select(self, rows: Tensor) -> None:
+        """Reorder the rows: the new row i is the old row rows[i]. Rows may be dropped or repeated. Only rows
+        that move are copied."""
         n, end = len(rows), int(self.lengths.max())
         self.lengths = self.lengths[rows]
         if n > self.k.shape[1]:
@@ -68,8 +65,8 @@ def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache)
     (Q,)."""
     order = lengths.argsort(stable=True)
     hidden = torch.empty_like(prefix[:, 0])
-    for first in range(0, len(order), TOGETHER):
-        chosen = order[first : first + TOGETHER]
+    for first in range(0, len(order), PREFILL_ROWS):
+        chosen = order[first : first + PREFILL_ROWS]
         n, last = lengths[chosen], first + len(chosen)
         part = prefix[chosen, : int(n.max())]
         read = model(embeds=part, cache=cache.part(first, last), new=n)

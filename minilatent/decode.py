@@ -7,6 +7,8 @@ batch are in different phases at one time; they never see each other.
 
     row 1   Q <think> z z z z </think> 4 2 <eos>
     row 2   Q Q Q <think> z z </think> 7 <eos>
+
+b counts the rows that are not finished; `rows` (b,) says which of the B they are.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from .cache import KVCache, prefill, without
 from .latent import gumbel, superpose
+from .losses import wide
 from .model import Transformer
 from .tokenizer import Tokenizer
 
@@ -99,18 +102,17 @@ def decode(
     if samples > 1:
         row = torch.arange(B, device=device)
         each, number = row // samples, row % samples
-        cache.keep(each)
+        cache.select(each)
         hidden, rows = hidden[each], rows[each] * samples + number  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
-    count = torch.zeros(B, dtype=torch.long, device=device)  # steps of thinking, per question
-    written = torch.zeros(B, dtype=torch.long, device=device)  # answer tokens, per question
+    count = torch.zeros(B, dtype=torch.long, device=device)  # steps of thinking, per row
+    written = torch.zeros(B, dtype=torch.long, device=device)  # answer tokens, per row
     closed = torch.zeros(B, dtype=torch.bool, device=device)
     tokens = torch.full((B, max_answer), tok.pad, device=device)
     steps = []  # of thinking: (rows, token, fed, probs, sampled)
 
     while True:
-        logits = model.logits(hidden)  # (b, V)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide(model.logits(hidden))  # (b, V)
         logits[:, tok.never] = float("-inf")
         likeliest = logits.argmax(-1)  # (b,)
         in_chain = likeliest if sample_end is None else sample(logits / end_temperature, sample_end)
@@ -119,7 +121,7 @@ def decode(
         ends = (token == tok.end_think) & (count[rows] >= min_chain)
         if min_chain == max_chain:  # that many steps are the chain's end, not a cut
             ends = count[rows] == max_chain
-        collapse = thinking & ends
+        collapse = thinking & ends  # the way out; the other one is max_chain
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows[collapse]] = True
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
@@ -142,7 +144,7 @@ def decode(
             break
         if done.any():  # finished rows cost no more
             alive = without(done)
-            cache.keep(alive)
+            cache.select(alive)
             rows, feed, thinking = rows[alive], feed[alive], thinking[alive]
         hidden = model(embeds=feed[:, None], cache=cache)[:, 0]  # (b, C)
 

@@ -42,7 +42,7 @@ def clamped_gumbel(shape: tuple[int, ...], generator: torch.Generator, scale: fl
 def gumbel_noise(
     probs: Tensor,
     ids: Tensor,
-    chain: Tensor,
+    owner: Tensor,
     end: int,
     generator: torch.Generator,
     scale: float = 1.0,
@@ -52,19 +52,19 @@ def gumbel_noise(
     """α̃ = softmax((log α + clamp(s·g, -1.5, 3)) / τ), g ~ Gumbel(0, 1). Latent-SFT v2; the clamp is the
     release's.
 
-    probs, ids  (n, k) of all the latents of a batch; chain (n,) says which question each belongs to
+    probs, ids  (n, k) of all the latents of a batch; owner (n,): the question of each
     end         `</think>`: where it would come out on top anywhere in a chain, the whole chain is sampled
                 again, at most `tries` times; a chain that never passes keeps its noiseless α
     """
-    out, todo = probs.clone(), torch.ones_like(chain, dtype=torch.bool)
+    out, todo = probs.clone(), torch.ones_like(owner, dtype=torch.bool)
     for _ in range(tries):
         if not todo.any():
             break
         noise = clamped_gumbel(probs.shape, generator, scale).to(probs.device)
         noisy = ((probs.clamp(min=1e-30).log() + noise) / tau).softmax(-1)  # (n, k)
         ends = ids.gather(1, noisy.argmax(-1, keepdim=True))[:, 0] == end  # (n,) the guard
-        ending = torch.zeros(int(chain.max()) + 1, device=chain.device).index_add(0, chain, ends.float())
-        again = ending[chain] > 0  # (n,)
+        ending = torch.zeros(int(owner.max()) + 1, device=owner.device).index_add(0, owner, ends.float())
+        again = ending[owner] > 0  # (n,)
         out = torch.where((todo & ~again)[:, None], noisy, out)
         todo = todo & again
     return out

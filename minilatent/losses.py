@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least float32: a sum of exponentials in 16 bits is worth little."""
+    """At least float32: a sum of exponentials in 16 bits is too inaccurate."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -7,9 +7,8 @@ import torch
 
 from .config import UserError
 
-SMALL = (
-    20_000_000  # parameters: below, a laptop's GPU waits for its launches, and the CPU is faster (our guess)
-)
+# Parameters. A smaller model only waits for the launches of a laptop's GPU: the CPU is faster (our guess).
+SMALL = 20_000_000
 
 
 def pick_device(name: str, parameters: int = 0) -> torch.device:

@@ -1,4 +1,5 @@
-"""The two attention masks of Latent-SFT and its dual-track positions, by comparisons of index tensors.
+"""The attention masks and the positions of Latent-SFT, computed by comparing index tensors. Only stage 1
+needs them: the sequences of stage 2 and of inference hold no text of the chain.
 
 A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which
 latent it belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and
@@ -41,8 +42,8 @@ def causal(kind: Tensor) -> Tensor:
 
 
 def induction_mask(kind: Tensor) -> Tensor:
-    """LTIM, stage 1's encoder: causal, but no position sees an *earlier* latent, so that L_i has to be made
-    from text (Q, <think>, S_1..S_i) and nothing passes from one latent to the next.
+    """The latent token induction mask (LTIM) of stage 1's encoder: causal, but no position sees an *earlier*
+    latent: each L_i is computed from text alone, and no information passes from one latent to the next.
 
                  Q <t> a  b L1  c  d L2 </t>        r = 2: S_1 = a b, S_2 = c d
             Q    x
@@ -63,8 +64,8 @@ def induction_mask(kind: Tensor) -> Tensor:
 
 
 def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
-    """LTSuM, stage 1's decoder: what must be predicted from Z_i alone sees Z_i alone, and the answer sees no
-    text of the chain, only latents.
+    """The latent token supervision mask (LTSuM) of stage 1's decoder: what must be predicted from Z_i alone
+    sees Z_i alone, and the answer sees no text of the chain, only latents.
 
                  Q <t> Z1  c  d Z2 </t> A           S_1 is never shown; c d = S_2
             Q    x

@@ -53,8 +53,7 @@ class ModelConfig:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend; None = causal, T =
-    S."""
+    """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal."""
     if mask is not None and q.is_cuda:  # CUDA's fast kernel for masks wants a key and value for every head
         k, v = repeat_heads(k, q), repeat_heads(v, q)
     grouped, causal = k.shape[1] < q.shape[1], mask is None
@@ -130,6 +129,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = make_norm(config, D), make_norm(config, D)
 
     def forward(self, x, mask, rope, cache, layer, slots, end):
+        """slots (B, T): places in the cache for the new keys; end: places in use afterwards."""
         B, T, _ = x.shape
         split = lambda y: y.view(B, T, -1, self.config.head_dim)
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))  # (B, T, H | G | G, D)

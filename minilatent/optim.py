@@ -23,7 +23,7 @@ def orthogonalise(G: Tensor) -> Tensor:
     for G = U Σ Vᵀ. Each of 5 iterations applies the polynomial 3.4445 σ - 4.7750 σ³ + 2.0315 σ⁵ to the
     singular values, which needs matrix products only. (n, R, S) -> (n, R, S)"""
     tall = G.shape[1] > G.shape[2]
-    X = G.mT if tall else G  # the smaller Gram matrix
+    X = G.mT if tall else G  # wide: X Xᵀ is the smaller of the two Gram matrices
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     for _ in range(5):
         A = X @ X.mT  # (n, R, R)
@@ -64,8 +64,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def train_only(method: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
-    """Freeze all parameters but those of the modules named, and return these. What is under adapters stays
-    frozen, too."""
+    """Freeze all parameters but those of the modules named, and return these. Weights
+    under adapters stay frozen."""
     chosen, base = {}, frozen(method)
     for name, p in method.named_parameters():
         inside = any(name.startswith(module + ".") for module in names)
@@ -80,7 +80,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW for the parameters `named`; or with kind "muon" Muon for the matrices between the embeddings
     and the language head, and AdamW for the rest. Weight decay on matrices only."""
-    ends = set()  # embeddings and language head: no hidden layers, not for Muon
+    ends = set()  # embeddings and language head are not hidden layers: Muon skips them
     for name, module in method.named_modules():
         if isinstance(module, nn.Embedding) or name.endswith("model.head"):
             ends.add(id(module.weight))

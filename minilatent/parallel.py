@@ -1,11 +1,9 @@
-"""Several processes that train one model: torchrun --nproc_per_node=N train.py ... Only the trainer knows
-of them.
+"""Several processes that train one model: torchrun --nproc_per_node=N train.py ... Only the trainer knows.
 
 Every process has the whole model and takes its slice of each batch; gradients are averaged over the processes
-before they are clipped, and all take the same step. The mean of a slice counts as much as that of another, so
-where slices hold unequal numbers of labels the step is not exactly that of one process, as everywhere in
-the field. Validation examples are divided among the processes; labels that a method makes between stages
-each makes for itself.
+before they are clipped, and all take the same step. Each slice's mean counts the same, so where slices hold
+unequal numbers of labels the step is not exactly that of one process, as is common practice. Validation
+examples are divided among the processes; labels made between stages are made by each process for itself.
 
 What is random for the whole batch (CoLaR's factor) is equal in all processes; what is random in each row
 (noise, rollouts) is each process's own: N processes differ from one as two seeds do.

@@ -209,7 +209,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
         examples = tasks.exclude(examples, val)
     method = METHODS[config.method]
     chained = [e for e in examples if e.steps] if method.needs_chain else examples
-    ratio = method.extra_latents(config)
+    ratio = config.ratio if method.extra_latents else 0
     rows, skipped = encode(chained, tok, longest, ratio)
     if not rows:
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")

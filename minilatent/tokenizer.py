@@ -55,8 +55,8 @@ class Tokenizer:
         markers  those that the model has already, {name: id}; the others get ids behind its own
         size     number of the model's own ids, the rows of its embedding (default: the backend's tokens)
         special  the model's special tokens, {name: id}
-        bos      id that every text begins with, or None; `batch.encode_question` adds it, `encode` does not
-        chat     the format that questions are put in, a key of `batch.CHATS`
+        bos      id that every text begins with, or None; `batch.encode_prompt` adds it, `encode` does not
+        chat     the format that questions are put in, a key of `chat.CHATS`
         """
         self.backend = backend
         self.base_size = backend.size if size is None else size

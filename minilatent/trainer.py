@@ -47,7 +47,7 @@ class Trainer:
         self.seconds = 0.0  # of training, over all sittings
         self.tokens = 0
         self.at = {"stage": 0, "step": 0, "best": -1.0}  # where to go on
-        self.named: dict = {}  # the stage's trained parameters
+        self.trained: dict = {}  # the stage's trained parameters
         self.optimizers: list = []
         self.scaler = torch.amp.GradScaler(method.device.type, enabled=self.config.dtype == "float16")
 
@@ -61,13 +61,17 @@ class Trainer:
         try:
             with open(log, "ab", buffering=0) as self.metrics:
                 for index, stage in enumerate(stages):
+                    self.best_file = self.state / f"best-{stage.name}.safetensors"
                     stage.before()
                     if index >= self.at["stage"]:
                         self.run_stage(index, stage, parallel.shard(val))
-                    self.load_best(stage)
+                    parallel.wait()
+                    weights, _ = checkpoint.load_tensors(self.best_file)
+                    checkpoint.load_own(self.method, weights, self.best_file)
         finally:
             signal.signal(signal.SIGINT, before)
-        weights = checkpoint.own_state(self.method)
+        own, skip = checkpoint.own_state(self.method), self.method.training_only
+        weights = {name: t for name, t in own.items() if name.split(".")[0] not in skip}
         self.write(self.folder / "model.safetensors", weights, {"method": self.config.method})
         parallel.wait()
 
@@ -75,9 +79,9 @@ class Trainer:
         config, method = self.config, self.method
         steps = min(stage.steps, config.max_steps) if config.max_steps else stage.steps
         every = config.eval_every or max(1, -(-steps // 4))
-        self.named = train_only(method, stage.trained)
+        self.trained = train_only(method, stage.trained)
         kind = stage.optimizer or config.optimizer
-        self.optimizers = make_optimizers(self.named, method, stage.lr, kind, config)
+        self.optimizers = make_optimizers(self.trained, method, stage.lr, kind, config)
         if self.at["stage"] == index and self.at["step"] > 0:
             self.load_state()
         else:
@@ -86,8 +90,8 @@ class Trainer:
                 self.validate(stage, val)
         start, epoch, order = self.at["step"], -1, []
         per_epoch = -(-len(stage.items) // config.batch_size)
-        hidden = True if parallel.rank() else None  # None: shown on a terminal only
-        bar = tqdm(total=steps, initial=start, desc=stage.name, disable=hidden, dynamic_ncols=True)
+        quiet = True if parallel.rank() else None  # None: shown on a terminal only
+        bar = tqdm(total=steps, initial=start, desc=stage.name, disable=quiet, dynamic_ncols=True)
         method.train()
         clock = time.perf_counter()
         for step in range(start, steps):
@@ -124,7 +128,8 @@ class Trainer:
     def step(self, stage: Stage, index: int, step: int, chosen: list, lr: float) -> dict[str, float]:
         """Batches (of RL: rollouts), and one update on them, or --inner updates. Returns what is logged."""
         config, method = self.config, self.method
-        # Each process has its own noise for its own rows. A hash of numbers is the same in every process.
+        # Each process has its own noise for its own rows; the first has that of a single process. A hash of
+        # numbers is the same everywhere.
         own = (parallel.rank(),) if parallel.rank() else ()
         noise = torch.Generator().manual_seed(hash((config.seed, index, step, *own)) % 2**63)
         torch.manual_seed(noise.initial_seed())  # dropout's
@@ -154,10 +159,10 @@ class Trainer:
     def update(self, stage: Stage, logged: dict[str, float], lr: float) -> float:
         """One step of the optimizers. Returns the gradient's norm. UserError if it or the loss is not
         finite."""
-        parallel.average_gradients(self.named.values())
+        parallel.average_gradients(self.trained.values())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
         # In float16 the scaler skips a step whose gradient is not finite by itself.
         if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
             raise UserError(
@@ -182,9 +187,8 @@ class Trainer:
             print(f"{stage.name} step {self.at['step']}: validation {name} {score:.3f}", flush=True)
         if score >= self.at["best"]:
             self.at["best"] = score
-            self.write(
-                self.best(stage), checkpoint.own_state(self.method), {"step": self.at["step"], name: score}
-            )
+            meta = {"step": self.at["step"], name: score}
+            self.write(self.best_file, checkpoint.own_state(self.method), meta)
 
     def on_interrupt(self, *_):
         if self.interrupted:
@@ -194,25 +198,18 @@ class Trainer:
 
     # ------------------------------------------------------------------ files
 
-    def best(self, stage: Stage) -> Path:
-        return self.state / f"best-{stage.name}.safetensors"
-
     def write(self, path: Path, tensors: dict, meta: dict) -> None:
         if parallel.rank() == 0:
             checkpoint.save_tensors(path, tensors, meta)
 
-    def load_best(self, stage: Stage) -> None:
-        parallel.wait()
-        checkpoint.load_own(self.method, checkpoint.load_tensors(self.best(stage))[0], self.best(stage))
-
     def save_state(self) -> None:
         meta = {**self.at, "seconds": self.seconds, "tokens": self.tokens, "scaler": self.scaler.state_dict()}
-        state = checkpoint.training_state(self.method, self.named, self.optimizers)
+        state = checkpoint.training_state(self.method, self.trained, self.optimizers)
         self.write(self.state / "resume.safetensors", state, meta)
 
     def load_state(self) -> None:
         path = self.state / "resume.safetensors"
-        meta = checkpoint.load_training_state(path, self.method, self.named, self.optimizers)
+        meta = checkpoint.load_training_state(path, self.method, self.trained, self.optimizers)
         if meta["scaler"]:
             self.scaler.load_state_dict(meta["scaler"])
 

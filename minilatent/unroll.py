@@ -35,19 +35,19 @@ def think_through(
     ids: Tensor,
     latent: int,
     pad: int,
-    feed: Callable[[Tensor], Tensor],
+    latent_of: Callable[[Tensor], Tensor],
     states: list[Tensor] | None = None,
 ) -> Tensor:
     """Hidden states (B, T, C) of rows that think in latents, each made from the one before: the latent in
-    slot t is feed(hidden state at t - 1). So it takes one pass after the other, and the gradient goes back
-    through all of them.
+    slot t is latent_of(hidden state at t - 1). So it takes one pass after the other, and the gradient
+    goes back through all of them.
 
         ids    .  .  Q  Q  <think>  L  L  L  </think>  4  2  <eos>     padded on the left up to the latents:
                Q  Q  Q  Q  <think>  L  L  L  </think>  7  <eos>  .     same columns in every row
         pass   1  1  1  1  1        2  3  4  5         5  5  5
 
-    ids (B, T) with `latent` in the slots and `pad` on both sides. Nobody sees padding, and positions do not
-    count it. states gets every block's output over what follows the latents.
+    ids (B, T) with `latent` in the slots and `pad` on both sides. No position attends to padding, and
+    positions do not count it. states gets every block's output over what follows the latents.
     """
     real = ids != pad
     mask = causal(torch.where(real, 0, PAD))  # (B, T, T)
@@ -62,6 +62,6 @@ def think_through(
         return run(0, ids.shape[1], ids=ids, states=states)
     hidden = [run(0, slots[0], ids=ids[:, : slots[0]])]  # the question sees no latent
     for t in slots:
-        hidden.append(run(t, t + 1, embeds=feed(hidden[-1][:, -1:])))  # (B, 1, C)
+        hidden.append(run(t, t + 1, embeds=latent_of(hidden[-1][:, -1:])))  # (B, 1, C)
     hidden.append(run(t + 1, ids.shape[1], ids=ids[:, t + 1 :], states=states))
     return torch.cat(hidden, dim=1)

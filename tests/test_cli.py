@@ -1,4 +1,4 @@
-"""The command line as scripts and graders use it: keys, presets, exit codes, and one clear line for bad input."""
+"""The command line as scripts and graders use it: keys, presets, exit codes, one clear line for bad input."""
 
 import dataclasses
 import json
@@ -8,160 +8,199 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny
 
 from minilatent import config, run
-from minilatent.config import Config, UserError, parse_args, resolve
+from minilatent.config import GROUPS, PRESETS, Config, UserError
+from minilatent.methods import METHODS
+from minilatent.run import parse_args, resolve
 
-TINY = (
-    "--init none --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 --val_size 8 --steps 2 --stage1_steps 1,1,1 "
-    "--batch_size 8 --max_chain 8 --test_size 8 --device cpu"
-).split()
+COMMON = {f.name for f in dataclasses.fields(Config)}
+SHORT = [*tiny("cot_sft"), "--steps", "1"]
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tok):
+def call(monkeypatch, capsys, one_tokenizer):
     """Run train.py's main in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
 
-    def run(*argv) -> tuple[int, str, str]:
+    def main(*argv) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
         with pytest.raises(SystemExit) as caught:
-            config.run_script(lambda given: run.train(parse_args(given)))
+            config.run_script(lambda argv: run.train(parse_args(argv)))
         return caught.value.code or 0, *capsys.readouterr()
 
-    return run
+    return main
 
 
 @pytest.fixture
 def refused(call):
     """The one line that a wrong call gets."""
 
-    def run(*argv) -> str:
+    def main(*argv) -> str:
         code, _, err = call(*argv)
         assert code == 2 and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err, err
         return err
 
-    return run
+    return main
 
 
-# --- keys ------------------------------------------------------------------------------------------------------
+def own_settings(method: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(METHODS[method].Settings)} - COMMON
+
+
+def files(folder) -> dict:
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- keys ---------------------------------------------------------------------------------------------------
 
 
 def test_both_ways_to_give_a_value_and_both_ways_to_set_a_flag():
     given = parse_args(["--method", "latent_sft", "--ratio=4", "--lr", "3e-4", "--gumbel", "--no-ltim"])
     assert given == {"method": "latent_sft", "ratio": 4, "lr": 3e-4, "gumbel": True, "ltim": False}
-    assert parse_args(["--no-gumbel"]) == {
-        "gumbel": False
-    }  # the released code's `--flag False` parses as True
+    # The released code's `--flag False` parses as True.
+    assert parse_args(["--method=latent_sft", "--no-gumbel"]) == {"method": "latent_sft", "gumbel": False}
 
 
-def test_every_field_has_its_key_and_its_help(capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse_args(["--help"])
-    assert not caught.value.code
-    text = " ".join(capsys.readouterr().out.split())
+def test_there_are_at_most_50_common_settings_and_each_stands_in_a_group():
+    assert len(COMMON) <= 50
+    assert set(GROUPS) <= COMMON and next(iter(GROUPS)) == dataclasses.fields(Config)[0].name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_adds_its_own_settings_only_and_leaves_the_common_ones_as_they_are(method):
+    cls = METHODS[method].Settings
+    assert issubclass(cls, Config)
+    if cls is not Config:
+        assert cls.__module__ == METHODS[method].__module__  # it stands in the method's file
     for f in dataclasses.fields(Config):
-        assert f"--{f.name}" in text and f.metadata["help"].split("=")[0][:25] in text, f.name
-        if f.type in (bool, "bool"):
-            assert f"--no-{f.name}" in text
+        assert cls.__dataclass_fields__[f.name] is Config.__dataclass_fields__[f.name]
+    for settings in METHODS[method].PRESETS.values():
+        assert set(settings) <= COMMON | own_settings(method)
+    assert set(METHODS[method].PRESETS) <= set(PRESETS)
 
 
-def test_defaults_give_way_to_the_preset_to_its_lines_for_the_method_and_to_what_the_user_gave(monkeypatch):
-    monkeypatch.setitem(config.PRESETS, "test", {"steps": 5, "lr": 0.5, "no_cot": {"steps": 7}})
+def shown_help(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse_args([*argv, "--help"])
+    assert not caught.value.code
+    return capsys.readouterr().out
+
+
+def test_the_help_fits_on_two_screens_and_is_grouped(capsys):
+    text = shown_help(capsys)
+    lines = text.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 110
+    for title in ("data", "optimisation", "machine", "decoding"):
+        assert f"{title}:" in lines
+    words = " ".join(text.split())
+    for f in dataclasses.fields(Config):
+        assert f"--{f.name}" in words and f.metadata["help"] in words, f.name
+        if isinstance(f.default, bool):
+            assert f"--no-{f.name}" in words
+    assert all(method in words for method in METHODS)
+    assert not any(f"--{name}" in words.split() for m in METHODS for name in own_settings(m))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_help_of_a_method_adds_its_group_with_a_line_for_each_option(capsys, method):
+    common, lines = shown_help(capsys).splitlines(), shown_help(capsys, "--method", method).splitlines()
+    assert max(map(len, lines)) <= 110
+    own = own_settings(method)
+    assert (f"{method}:" in lines) == bool(own)
+    words = " ".join(" ".join(lines).split())
+    for f in dataclasses.fields(METHODS[method].Settings):
+        assert f"--{f.name}" in words and f.metadata["help"] in words, f.name
+    assert len(lines) <= len(common) + 4 + 3 * len(own)
+
+
+def test_defaults_give_way_to_the_preset_to_the_methods_part_and_to_what_the_user_gave(monkeypatch):
+    monkeypatch.setitem(PRESETS, "test", {"steps": 5, "lr": 0.5})
+    monkeypatch.setitem(METHODS["no_cot"].PRESETS, "test", {"steps": 7})
     plain = resolve({"method": "cot_sft", "preset": "test"})
-    assert (plain.steps, plain.lr, plain.k) == (5, 0.5, Config().k)
+    assert (plain.steps, plain.lr, plain.batch_size) == (5, 0.5, Config().batch_size)
     assert resolve({"method": "no_cot", "preset": "test"}).steps == 7
     assert resolve({"method": "no_cot", "preset": "test", "steps": 9}).steps == 9
 
 
 def test_every_preset_resolves_for_every_method():
-    for preset in config.PRESETS:
-        for method in config.METHODS:
+    for preset in set(PRESETS) - {"gpu", "lora"}:  # these two are parts of others
+        for method in METHODS:
             resolve({"method": method, "preset": preset})
-    given = resolve({"method": "latent_sft", "preset": "llama-3.2-1b", "ratio": 4})
-    assert (given.lora_rank, given.lora_alpha, given.steps, given.lr, given.ratio) == (
-        64,
-        128.0,
-        105_000,
-        3e-4,
-        4,
-    )
-    assert resolve({"method": "cot_sft", "preset": "smollm2-135m"}).lora_rank == 0
-    given = resolve({"method": "colar", "preset": "llama-3.2-1b"})
-    assert (given.lr, given.batch_size, given.c_max, given.head_width, given.lora_rank) == (
-        1e-4,
-        256,
-        5,
-        0,
-        128,
-    )
-    given = resolve({"method": "colar_rl", "preset": "llama-3.2-1b"})
-    assert (given.lr, given.group, given.lora_rank, given.lora_dropout) == (1e-6, 8, 64, 0.0)
-    for method in (
-        "icot",
-        "coconut",
-    ):  # a hub's model has not learnt the chain: the curriculum begins with it
-        assert (
-            resolve({"method": method, "preset": "gpt2"}).first_stage == 0
-            and resolve({"method": method}).first_stage == 1
-        )
-    codi = [resolve({"method": "codi", "preset": preset}) for preset in ("gpt2", "llama-3.2-1b")]
-    assert [(c.lora_rank, c.lr, c.distill_weight) for c in codi] == [(128, 3e-3, 1.0), (128, 3e-4, 20.0)]
-    assert {c.max_chain for c in codi} == {256}
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    "method, preset, expected",
     [
-        (["--metod", "cot_sft"], "--method"),
-        (["--method=cot_sft", "--stpes=3"], "--steps"),
-        (["--method", "latnt_sft"], "latent_sft"),
-        (["--method", "cot_sft", "--preset", "smok"], "smoke"),
-        (["--method", "cot_sft", "--no-ltin"], "--no-ltim"),
-        ([], "--method is required"),
-        (["--method", "cot_sft", "--steps", "many"], "many"),
-        (["--method", "cot_sft", "--steps"], "--steps"),
-        (["--method", "cot_sft", "--latent", "soft"], "superposition"),
-        (["--method", "cot_sft", "stray"], "stray': see --help"),
-        (["--method", "cot_sft", "--device", "mps"], "--device mps"),
-        (["--method", "latent_sft", "--ratio", "0"], "--ratio 0"),
-        (["--method", "cot_sft", "--lr", "-1"], "--lr -1"),
-        (["--method", "cot_sft", "--lr", "nan"], "--lr nan"),
-        (["--method", "latent_sft", "--stage1_steps", "3,3"], "--stage1_steps 3,3"),
+        ("latent_sft", "llama-3.2-1b", {"lora_rank": 64, "lora_alpha": 128.0, "steps": 105_000, "lr": 3e-4}),
+        ("cot_sft", "smollm2-135m", {"lora_rank": 0}),
         (
-            ["--method", "latent_sft", "--labels", "uniform", "--latent", "hidden"],
-            "--labels uniform is about mixtures",
+            "colar",
+            "llama-3.2-1b",
+            {"lr": 1e-4, "batch_size": 256, "c_max": 5, "head_width": 0, "lora_rank": 128},
         ),
-        (["--method", "latent_sft", "--gumbel", "--latent", "hidden"], "--gumbel is about mixtures"),
-        (["--method", "colar", "--speed", "fast"], "--speed fast"),
+        ("colar_rl", "llama-3.2-1b", {"lr": 1e-6, "group": 8, "lora_rank": 64, "lora_dropout": 0.0}),
+        # A hub's model has not learnt the chain: the curriculum begins with it.
+        ("icot", "gpt2", {"first_stage": 0}),
+        ("icot", "mini", {"first_stage": 1}),
+        ("coconut", "gpt2", {"first_stage": 0}),
+        ("coconut", "mini", {"first_stage": 1}),
+        ("codi", "gpt2", {"lora_rank": 128, "lr": 3e-3, "distill_weight": 1.0, "max_chain": 256}),
+        ("codi", "llama-3.2-1b", {"lora_rank": 128, "lr": 3e-4, "distill_weight": 20.0, "max_chain": 256}),
     ],
 )
-def test_a_wrong_call_gets_one_line_that_names_the_nearest(refused, argv, said):
-    assert said in refused(*argv)
+def test_presets_of_pretrained_models_are_the_papers_settings(method, preset, expected):
+    config = resolve({"method": method, "preset": preset})
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
-# --- bad input -------------------------------------------------------------------------------------------------
+WRONG = {
+    "--metod cot_sft": "--method",
+    "--method=cot_sft --stpes=3": "--steps",
+    "--method latnt_sft": "latent_sft",
+    "--method cot_sft --preset smok": "smoke",
+    "--method latent_sft --no-ltin": "--no-ltim",
+    "": "--method is required",
+    "--method cot_sft --steps many": "many",
+    "--method cot_sft --steps": "--steps",
+    "--method latent_sft --latent soft": "superposition",
+    "--method cot_sft stray": "stray': see --help",
+    "--method no_cot --pull 5": "--pull belongs to latent_sft",
+    "--method cot_sft --no-ltim": "--no-ltim belongs to latent_sft",
+    "--method cot_sft --group 3": "--group belongs to latent_rl and colar_rl",
+    "--method latent_sft --ratio 0": "--ratio 0",
+    "--method cot_sft --lr -1": "--lr -1",
+    "--method cot_sft --lr nan": "--lr nan",
+    "--method latent_sft --stage1_steps 3,3": "--stage1_steps 3,3",
+    "--method latent_sft --labels uniform --latent hidden": "--labels uniform is about mixtures",
+    "--method latent_sft --gumbel --latent hidden": "--gumbel is about mixtures",
+    "--method colar --speed fast": "--speed fast",
+    "--method coconut --num_latents 5 --latents_a_step 2": "--num_latents 5",
+}
 
 
-def test_dtype_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch):
-    cpu = torch.device("cpu")
-    for can, dtype in (
-        ({"avx512_bf16": True}, "bfloat16"),
-        ({"amx_bf16": True}, "bfloat16"),
-        ({"avx512_bf16": False}, "float32"),
-        ({}, "float32"),
+@pytest.mark.parametrize("argv, said", WRONG.items())
+def test_a_wrong_call_gets_one_line_that_names_what_is_right(refused, argv, said):
+    assert said in refused(*argv.split())
+
+
+def test_nonsense_from_the_user_is_never_an_exception_of_another_kind():
+    for given in (
+        {"method": "x"},
+        {"method": "cot_sft", "preset": "y"},
+        {"method": "cot_sft", "dtype": "int8"},
     ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
-        assert run.pick_dtype("auto", cpu) == dtype and run.pick_dtype("float16", cpu) == "float16"
+        with pytest.raises(UserError):
+            resolve(given)
 
 
-def test_cuda_that_is_not_there(refused, monkeypatch, tmp_path):
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_begun_on_a_device_that_is_not_there(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    args = ["--method", "cot_sft", *TINY, "--out", tmp_path / "run"]
-    assert "--device cpu" in refused(*args, "--device", "cuda")
-    assert "no such device" in refused(*args, "--device", "gpu")
-    assert not (tmp_path / "run").exists()  # nothing was begun
+    assert "--device cpu" in refused(*SHORT, "--out", tmp_path / "run", "--device", "cuda")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -177,141 +216,90 @@ def test_cuda_that_is_not_there(refused, monkeypatch, tmp_path):
 def test_a_bad_data_file_is_named_with_its_line(refused, tmp_path, lines, said):
     path = tmp_path / "data.jsonl"
     if lines is not None:
-        path.write_text("".join(line + "\n" for line in lines))
-    err = refused("--method", "cot_sft", *TINY, "--data", path, "--out", tmp_path / "run")
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    err = refused(*SHORT, "--data", path, "--out", tmp_path / "run")
     assert said in err and str(path) in err
     assert not (tmp_path / "run").exists()
 
 
-def questions(path, n=20, long=3):
-    """n short questions, `long` of them far beyond any small context."""
+def test_a_run_on_a_file_counts_what_it_skips_and_the_next_command_asks_for_a_test_set(call, tmp_path):
+    path = tmp_path / "own.jsonl"
     rows = [
-        {
-            "question": f"What is {i} and 1?" + " and more" * (300 if i < long else 0),
-            "answer": f"<<{i}+1={i + 1}>> #### {i + 1}",
-        }
-        for i in range(n)
+        {"question": f"What is {i} + 1?" + " more" * (200 if i < 3 else 0), "answer": i} for i in range(40)
     ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return path
-
-
-def test_questions_longer_than_the_context_are_skipped_and_counted_or_refused_by_option(
-    call, refused, tmp_path
-):
-    path = questions(tmp_path / "data.jsonl")
-    args = ["--method", "cot_sft", *TINY, "--data", path, "--steps", 1, "--max_tokens", 100]
-    code, out, err = call(*args, "--out", tmp_path / "a")
+    path.write_text("".join(json.dumps({**r, "steps": ["<<1+1=2>>"]}) + "\n" for r in rows), encoding="utf-8")
+    code, out, err = call(*SHORT, "--data", path, "--max_tokens", 100, "--out", tmp_path / "run")
     assert code == 0, err
     counted = [line for line in out.splitlines() if "longer than 100 tokens" in line]
     assert len(counted) == 1 and 1 <= int(counted[0].split("chain, ")[1].split()[0]) <= 3
-    assert "more than 100" in refused(*args, "--too_long", "error", "--out", tmp_path / "b")
-    only_long = questions(tmp_path / "long.jsonl", long=20)
-    assert "fits in 100 tokens" in refused(
-        "--method", "cot_sft", *TINY, "--data", only_long, "--max_tokens", 100
-    )
+    assert "--data TEST_FILE    python sample.py" in out
 
 
-def test_the_folder_of_another_method_is_not_touched(call, refused, tmp_path):
+def test_a_chain_that_leaves_no_room_for_a_question_is_refused_before_anything_is_made(refused, tmp_path):
+    said = refused(*SHORT, "--max_chain", 600, "--out", tmp_path / "run")
+    assert "--max_chain 600" in said and "no room" in said and not (tmp_path / "run").exists()
+
+
+# --- the folder in --out ------------------------------------------------------------------------------------
+
+
+def test_an_earlier_run_is_not_touched_or_moved_aside_whole(call, refused, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    assert call("--method", "cot_sft", *TINY, "--steps", 1, "--out", out)[0] == 0
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert "cot_sft" in refused("--method", "no_cot", *TINY, "--out", out)
-    assert "cot_sft" in refused("--method", "no_cot", *TINY, "--out", out, "--resume")
-    assert "--lr" in refused(
-        "--method", "cot_sft", *TINY, "--steps", 1, "--out", out, "--resume", "--lr", 0.5
-    )
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    code, text, _ = call(
-        "--method", "cot_sft", *TINY, "--steps", 1, "--out", out
-    )  # of the same method: moved aside
-    assert code == 0 and "run.1" in text
-    moved = {p: p.read_bytes() for p in (tmp_path / "run.1").rglob("*") if p.is_file()}
-    assert sorted(moved.values()) == sorted(before.values())
+    assert call(*SHORT, "--out", out)[0] == 0
+    before = files(out)
+    assert "cot_sft" in refused(*tiny("no_cot"), "--out", out)
+    assert "cot_sft" in refused(*tiny("no_cot"), "--out", out, "--resume")
+    assert "--lr" in refused(*SHORT, "--out", out, "--resume", "--lr", 0.5)
+    with monkeypatch.context() as patch:
+
+        def busy(*_):
+            raise OSError(16, "Device or resource busy")
+
+        patch.setattr(type(out), "rename", busy)
+        said = refused(*SHORT, "--out", out)
+    assert "cannot be moved aside: Device or resource busy; choose another --out" in said
+    assert files(out) == before
+    code, text, _ = call(*SHORT, "--out", out)  # of the same method: moved aside
+    assert code == 0 and "run.1" in text and files(tmp_path / "run.1") == before
     code, text, _ = call("--method", "cot_sft", "--out", out, "--resume")
     assert code == 0 and "finished" in text
 
 
-def test_a_chain_that_leaves_no_room_for_a_question_is_refused_before_anything_is_made(refused, tmp_path):
-    said = refused("--method", "cot_sft", *TINY, "--max_chain", 600, "--out", tmp_path / "run")
-    assert "--max_chain 600" in said and "no room" in said and not (tmp_path / "run").exists()
+def test_an_output_that_is_a_file_or_a_folder_of_something_else(refused, tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    assert "file" in refused(*SHORT, "--out", tmp_path / "file")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work", encoding="utf-8")
+    assert "no run folder" in refused(*SHORT, "--out", tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text(encoding="utf-8") == "years of work"
+    assert "no run folder" in refused("--method", "cot_sft", "--resume", "--out", tmp_path / "nothing")
 
 
-def test_an_earlier_run_that_cannot_be_moved_aside_stays(call, refused, tmp_path, monkeypatch):
-    assert call("--method", "cot_sft", *TINY, "--out", tmp_path / "run")[0] == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    monkeypatch.setattr(
-        type(tmp_path), "rename", lambda *_: (_ for _ in ()).throw(OSError(16, "Device or resource busy"))
-    )
-    said = refused("--method", "cot_sft", *TINY, "--out", tmp_path / "run")
-    assert "cannot be moved aside: Device or resource busy; choose another --out" in said
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+# --- the script itself --------------------------------------------------------------------------------------
 
 
-def test_after_a_run_on_a_file_the_next_command_asks_for_a_test_set(call, tmp_path):
-    (tmp_path / "own.jsonl").write_text(
-        "".join(
-            json.dumps({"question": f"What is {i} + 1?", "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"}) + "\n"
-            for i in range(40)
-        )
-    )
-    code, out, _ = call(
-        "--method", "cot_sft", *TINY, "--data", tmp_path / "own.jsonl", "--out", tmp_path / "run"
-    )
-    assert code == 0 and "--data TEST_FILE    python sample.py" in out
-
-
-def test_a_pipe_whose_reader_is_gone_a_full_disk_and_a_terminal_without_our_letters_are_no_tracebacks(
-    tmp_path,
-):
+def test_a_broken_pipe_a_full_disk_and_a_terminal_without_our_letters_are_no_tracebacks(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv.pop()); from minilatent.config import run_script\n"
-        "run(lambda argv: [print('\u03b1 ' * 40) for _ in range(5000)])"
+        "run_script(lambda argv: [print('\u03b1 ' * 40) for _ in range(5000)])"
     )
     command = [sys.executable, "-c", program, str(ROOT)]
-    for out, said in (
-        (subprocess.PIPE, ""),
-        (open("/dev/full", "w") if sys.platform == "linux" else None, "No space left"),
-    ):
-        if out is None:
-            continue
+    targets = [(subprocess.PIPE, "")]
+    if sys.platform == "linux":
+        targets.append((open("/dev/full", "w"), "No space left"))
+    for out, said in targets:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
         if process.stdout:
             process.stdout.close()
         err = process.stderr.read()
-        assert (
-            process.wait() == 2 and "Traceback" not in err and "Exception ignored" not in err and said in err
-        )
+        assert process.wait() == 2 and said in err
+        assert "Traceback" not in err and "Exception ignored" not in err
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
     assert done.returncode == 0 and done.stdout.startswith(b"? ?") and not done.stderr
 
 
-def test_an_output_that_is_a_file_or_a_folder_of_something_else(refused, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    assert "file" in refused("--method", "cot_sft", *TINY, "--out", tmp_path / "file")
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    assert "no run folder" in refused("--method", "cot_sft", *TINY, "--out", tmp_path / "thesis")
-    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
-    assert "no run folder" in refused("--method", "cot_sft", "--resume", "--out", tmp_path / "nothing")
-
-
 def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--method", "cotsft"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    command = [sys.executable, ROOT / "train.py", "--method", "no_cot", "--pull", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "cot_sft" in done.stderr
-
-
-def test_nonsense_from_the_user_is_never_an_exception_of_another_kind():
-    for given in (
-        {"method": "x"},
-        {"method": "cot_sft", "preset": "y"},
-        {"method": "cot_sft", "dtype": "int8"},
-    ):
-        with pytest.raises(UserError):
-            resolve(given)
+    assert done.stderr.count("\n") == 1 and "--pull belongs to latent_sft" in done.stderr

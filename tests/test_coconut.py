@@ -27,7 +27,7 @@ def make(tok, stage=4, family="mini", **changes):
     options = {"method": "coconut", "max_chain": 8, "max_answer": 4, **changes}
     model = tiny_model(tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False})
     method = METHODS["coconut"](resolve(options), tok, model.double())
-    method.now = stage
+    method.current_stage = stage
     return method.train()
 
 
@@ -135,11 +135,11 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
         latents = (batch["ids"] == tok.latent).sum(1)
         assert (latents == latents[0]).all()  # the short problems, too
         assert stage.lengths == [
-            len(r.prompt) + latents[0] + len(words_left(tok, r, method.now)) + len(r.tail) for r in rows
+            len(r.prompt) + latents[0] + len(words_left(tok, r, method.current_stage)) + len(r.tail) for r in rows
         ]
         seen.append((stage.name, int(latents[0])))
     assert seen == [("coconut-0", 0), ("coconut-1", 2), ("coconut-2", 4), ("coconut-3", 6), ("coconut-4", 6)]
-    assert method.now == 4
+    assert method.current_stage == 4
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,4 +1,4 @@
-"""Latents replaced: each intervention does what it says, and finds out who answers from the chain."""
+"""Latents replaced: each intervention does what it says, and reveals who answers from the chain."""
 
 import zlib
 
@@ -9,7 +9,7 @@ from conftest import chatty
 from minilatent.config import UserError
 from minilatent.evaluate import solve_all
 from minilatent.study import interventions
-from minilatent.study.interventions import INTERVENTIONS, Chains, answers_given, intervene
+from minilatent.study.interventions import INTERVENTIONS, Latents, answers_given, intervene, intervention
 from minilatent.study.measures import from_hex
 
 
@@ -23,59 +23,54 @@ def test_latents_replaced_by_themselves_change_nothing(tok, examples, name):
     assert answers_given(method, questions, out.latents, out.lengths) == out.answers
 
 
-def test_interventions_do_what_they_say(tok, examples):
+def test_each_intervention_does_what_it_says(tok, examples):
     method = chatty(tok, "latent_sft")
-    names = [*INTERVENTIONS]
-    found = intervene(method, examples, names)
-    assert found == intervene(method, examples, names), "seeded"
-    assert found["keep"]["unchanged"] == 1.0 and found["keep"]["n"] == len(examples)
-    assert set(found["swap"]) == {"n", "accuracy", "ci95", "unchanged", "follows_donor"}
-    each = intervene(method, examples, ["keep", "swap"], batch=7, per_question=True)
-    judged, correct = (
-        from_hex(each["swap"]["questions"][key], len(examples)) for key in ("judged", "correct")
-    )
-    assert sum(judged) == each["swap"]["n"] and sum(correct) == round(
-        each["swap"]["accuracy"] * each["swap"]["n"]
-    )
-    assert (
-        from_hex(each["keep"]["questions"]["correct"], len(examples))
-        == solve_all(method, examples)["correct"]
-    )
-
     out = method.solve([e.question for e in examples[:6]])
-    z, n, g = out.latents, out.lengths, torch.Generator().manual_seed(0)
-    donor = torch.tensor([1, 2, 3, 4, 5, 0])
-    chains = Chains(z, n, donor, method.model.embed(out.chain), z[0, 0] + 1, g)
-    noisy, _ = INTERVENTIONS["noise"](chains)
-    assert (
-        torch.allclose(noisy.norm(dim=-1), z.norm(dim=-1), rtol=1e-4) and (noisy - z).norm() > 0.5 * z.norm()
-    )
-    swapped, steps = INTERVENTIONS["swap"](chains)
-    assert torch.equal(swapped[0], z[1]) and torch.equal(steps, n[donor])
-    mixed, _ = INTERVENTIONS["shuffle"](chains)
-    for row, (a, b) in enumerate(zip(mixed, z)):  # the same latents, none from padding
-        assert torch.allclose(a[: n[row]].sum(0), b[: n[row]].sum(0), atol=1e-3) and not a[n[row] :].any()
-    assert not torch.equal(mixed, z)
-    average, steps = INTERVENTIONS["mean"](chains)
-    assert (average == z[0, 0] + 1).all() and average.shape == z.shape and torch.equal(steps, n)
-    zeros, steps = INTERVENTIONS["zeros"](chains)
-    assert zeros.shape == z.shape and not zeros.any() and torch.equal(steps, n)
-    assert torch.equal(INTERVENTIONS["truncate"](chains)[1], n // 2) and torch.equal(
-        INTERVENTIONS["truncate"](chains)[0], z
-    )
-    assert torch.equal(interventions.intervention("truncate:2")(chains)[1], n.clamp(max=2))
-    assert torch.equal(interventions.intervention("truncate:-2")(chains)[1], (n - 2).clamp(min=0))
-    for wrong in ("truncate:", "truncate:-", "truncate:1.5", "truncates"):
-        with pytest.raises(UserError, match="unknown intervention"):
-            interventions.intervention(wrong)
-    loud, _ = INTERVENTIONS["loud"](chains)
-    assert torch.allclose(loud.norm(dim=-1), 10 * z.norm(dim=-1), rtol=1e-4)
-    longer, steps = INTERVENTIONS["extend"](chains)
-    assert torch.equal(steps, n + 4)
-    for row, (a, b, k) in enumerate(zip(longer, z, n)):
-        assert torch.equal(a[:k], b[:k]) and torch.equal(a[k : k + 4], b[k - 1].expand(4, -1))
-    one, _ = INTERVENTIONS["top1"](chains)
-    assert torch.equal(one[0, 0], method.model.embed.weight[out.chain[0, 0]])
+    z, n, donor = out.latents, out.lengths, torch.tensor([1, 2, 3, 4, 5, 0])
+    generator, likeliest = torch.Generator().manual_seed(0), method.model.embed(out.chain)
+    latents = Latents(z, n, donor, likeliest, z[0, 0] + 1, generator)
+    replaced = {name: replace(latents) for name, replace in INTERVENTIONS.items()}
+    norm, close = z.norm(dim=-1), {"rtol": 1e-4, "atol": 1e-4}
+
+    lengths = {"swap": n[donor], "truncate": n // 2, "extend": n + 4}
+    for name, (_, steps) in replaced.items():
+        assert torch.equal(steps, lengths.get(name, n)), name
+    assert torch.equal(intervention("truncate:2")(latents)[1], n.clamp(max=2))
+    assert torch.equal(intervention("truncate:-2")(latents)[1], (n - 2).clamp(min=0))
+
+    z_of = {name: latent for name, (latent, _) in replaced.items()}
+    assert torch.equal(z_of["keep"], z) and torch.equal(z_of["truncate"], z)
+    torch.testing.assert_close(z_of["noise"].norm(dim=-1), norm, **close)
+    assert (z_of["noise"] - z).norm() > 0.5 * z.norm()
+    torch.testing.assert_close(z_of["loud"].norm(dim=-1), 10 * norm, rtol=1e-4, atol=1e-3)
+    assert torch.equal(z_of["swap"][0], z[1])
+    assert z_of["zeros"].shape == z.shape and not z_of["zeros"].any()
+    assert z_of["mean"].shape == z.shape and (z_of["mean"] == z[0, 0] + 1).all()
+    assert torch.equal(z_of["top1"][0, 0], method.model.embed.weight[out.chain[0, 0]])
+    assert not torch.equal(z_of["shuffle"], z)
+    for row, k in enumerate(n.tolist()):
+        mixed, longer, own = z_of["shuffle"][row], z_of["extend"][row], z[row]
+        assert torch.allclose(mixed[:k].sum(0), own[:k].sum(0), atol=1e-3) and not mixed[k:].any()
+        assert torch.equal(longer[:k], own[:k]) and torch.equal(longer[k : k + 4], own[k - 1].expand(4, -1))
+
+
+@pytest.mark.parametrize("name", ["truncate:", "truncate:-", "truncate:1.5", "truncates"])
+def test_an_unknown_intervention_is_an_error(name):
+    with pytest.raises(UserError, match="unknown intervention"):
+        intervention(name)
+
+
+def test_results_are_seeded_and_kept_by_question(tok, examples):
+    method = chatty(tok, "latent_sft")
+    found = intervene(method, examples, ["keep", "noise", "swap"], batch=7, per_question=True)
+    assert found == intervene(method, examples, ["keep", "noise", "swap"], batch=7, per_question=True)
+    assert found["keep"]["unchanged"] == 1.0 and found["keep"]["n"] == len(examples)
+    swap = found["swap"]
+    assert set(swap) == {"n", "accuracy", "ci95", "unchanged", "follows_donor", "questions"}
+    bits = lambda result, key: from_hex(result["questions"][key], len(examples))
+    assert sum(bits(swap, "judged")) == swap["n"]
+    assert sum(bits(swap, "correct")) == round(swap["accuracy"] * swap["n"])
+    assert bits(found["keep"], "correct") == solve_all(method, examples)["correct"]
 
 
 def answering(method, monkeypatch, answers):
@@ -87,31 +82,23 @@ def answering(method, monkeypatch, answers):
         out.answers = answers(questions, out.latents)
         return out
 
-    monkeypatch.setattr(
-        analysis, "answers_given", lambda method, questions, latents, steps: answers(questions, latents)
-    )
+    monkeypatch.setattr(interventions, "answers_given", lambda _, questions, z, steps: answers(questions, z))
     monkeypatch.setattr(method, "solve", solve)
     return method
 
 
 def test_a_model_that_answers_from_its_chain_follows_the_donor(tok, examples, monkeypatch):
     """A fake whose answer is read off the first latent: swap must then give the donor's answer, always."""
-    method = answering(
-        chatty(tok, "latent_sft"),
-        monkeypatch,
-        lambda questions, latents: [str(round(abs(z[0].sum().item()) * 1e4)) for z in latents],
-    )
+    read = lambda questions, latents: [str(round(abs(z[0].sum().item()) * 1e4)) for z in latents]
+    method = answering(chatty(tok, "latent_sft"), monkeypatch, read)
     found = intervene(method, examples, ["swap", "keep"])
     assert found["swap"]["follows_donor"] == 1.0 and found["keep"]["unchanged"] == 1.0
 
 
 def test_a_model_that_ignores_its_chain_is_found_out(tok, examples, monkeypatch):
     """The mirror of it: a fake that answers from the question alone never follows a donor."""
-    method = answering(
-        chatty(tok, "latent_sft"),
-        monkeypatch,
-        lambda questions, latents: [str(zlib.crc32(q.encode()) % 10_000) for q in questions],
-    )
+    ignore = lambda questions, latents: [str(zlib.crc32(q.encode()) % 10_000) for q in questions]
+    method = answering(chatty(tok, "latent_sft"), monkeypatch, ignore)
     found = intervene(method, examples, ["swap", "noise", "zeros"])
     assert found["swap"]["follows_donor"] == 0.0 and {f["unchanged"] for f in found.values()} == {1.0}
 
@@ -119,7 +106,7 @@ def test_a_model_that_ignores_its_chain_is_found_out(tok, examples, monkeypatch)
 def test_the_mean_latent_is_the_data_sets_and_not_a_batchs(tok, examples, monkeypatch):
     method, seen = chatty(tok, "latent_sft"), []
     method.model.double()
-    monkeypatch.setitem(INTERVENTIONS, "mean", lambda c: (seen.append(c.mean), (c.z, c.steps))[1])
+    monkeypatch.setitem(INTERVENTIONS, "mean", lambda x: (seen.append(x.mean), (x.z, x.steps))[1])
     intervene(method, examples, ["mean"], batch=7)
     out = method.solve([e.question for e in examples])
     expected = out.latents.sum((0, 1)) / out.lengths.sum()
@@ -129,10 +116,8 @@ def test_the_mean_latent_is_the_data_sets_and_not_a_batchs(tok, examples, monkey
 @pytest.mark.parametrize("name", ["latent_sft", "cot_sft", "colar", "coconut"])
 def test_top1_is_of_tokens_and_their_mixtures_only(tok, examples, name):
     method = chatty(tok, name)
-    assert method.mixed == (name == "latent_sft") and interventions.applies("top1", method) == (
-        name in ("latent_sft", "cot_sft")
-    )
-    if interventions.applies("top1", method):
+    assert method.mixed == (name == "latent_sft")
+    if name in ("latent_sft", "cot_sft"):
         found = intervene(method, examples[:4], ["top1"])["top1"]
         assert found["n"] == 4 and (found["unchanged"] == 1.0 or name == "latent_sft")
     else:

@@ -58,7 +58,7 @@ PACKAGE = {"__init__": "", "tasks": TASKS, "run": RUN, "evaluate": EVALUATE}
 
 @pytest.fixture
 def bench(tmp_path):
-    """run(..) calls experiment.py in a temporary folder; log() returns what was trained and read since the last call."""
+    """run(..) calls experiment.py in a temporary folder; log() returns the new lines of the log."""
     repo, work = tmp_path / "repo", tmp_path / "work"
     (repo / "minilatent").mkdir(parents=True)
     work.mkdir()

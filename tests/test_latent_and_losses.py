@@ -16,7 +16,7 @@ def rand(*shape, seed=0, **options):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **options)
 
 
-# --- mixtures --------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ mixtures
 
 
 def test_the_latent_marker_and_padding_are_never_mixed_in_however_likely():
@@ -50,7 +50,7 @@ def test_a_latent_is_the_weighted_sum_of_its_tokens_embeddings():
 
 
 def test_gradient_reaches_the_probabilities_and_never_the_table():
-    """Trained through the mixture too, the embeddings would move towards what the encoder finds easy to say."""
+    """Otherwise the embeddings would move towards what the encoder can produce most easily."""
     table, logits = rand(20, 6).requires_grad_(), rand(3, 20, seed=1).requires_grad_()
     z, probs, ids = superpose(logits, table, 4, [])
     (z * rand(3, 6, seed=2)).sum().backward()
@@ -65,13 +65,13 @@ def test_entropy_is_in_nats_and_takes_zeros():
     assert entropy(torch.tensor([[0.9, 0.1]]))[0] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
 
 
-# --- noise -----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ noise
 
 END = 11
 
 
 def labels(n=40, k=5, end_at=None, peak=2.0):
-    """Sparse labels of n latents, the likeliest first; `end_at`: the place of `</think>` among the entries."""
+    """Sparse labels of n latents, the likeliest first; end_at: the place of `</think>` among the entries."""
     probs = (peak * rand(n, k, seed=3)).softmax(-1).sort(descending=True).values
     ids = torch.arange(k).expand(n, k).clone()
     if end_at is not None:
@@ -100,7 +100,7 @@ def test_no_noise_is_no_change():
 
 
 def test_noise_is_gumbels_clamped_on_both_sides():
-    """log α̃_i/α̃_j - log α_i/α_j is a difference of two noises: within ±4.5 by the clamp, and of the right spread."""
+    """log α̃_i/α̃_j - log α_i/α_j is a difference of two noises: within ±4.5, and of the right spread."""
     probs = torch.full((4000, 2), 0.5)
     out = noise(probs, torch.zeros(4000, 2, dtype=torch.long))
     difference = (out[:, 0] / out[:, 1]).log()
@@ -109,13 +109,13 @@ def test_noise_is_gumbels_clamped_on_both_sides():
     jumps = (wild[:, 0] / wild[:, 1]).log()
     jumps = jumps[jumps.abs() > 0.1]
     torch.testing.assert_close(jumps.abs(), torch.full_like(jumps, 4.5), rtol=0, atol=1e-3)  # -1.5 against 3
-    # Unclamped, a difference of Gumbels has the variance π²/3 = 3.29. The clamped one, by the quantiles of one:
+    # Unclamped, the difference has the variance π²/3 = 3.29. The clamped one, by a Gumbel's quantiles:
     quantile = -(-((torch.arange(100_000) + 0.5) / 100_000).log()).log()
     expected = 2 * quantile.clamp(-1.5, 3).var().item()
     assert difference.var().item() == pytest.approx(expected, rel=0.1) and abs(difference.mean()) < 0.12
 
 
-def test_end_of_thinking_comes_out_on_top_of_no_latent_and_the_whole_chain_is_drawn_again():
+def test_end_of_thinking_comes_out_on_top_of_no_latent_and_the_whole_chain_is_sampled_again():
     """A label that says </think> in the middle of a chain teaches the model to stop there."""
     probs, ids = labels(n=300, end_at=1, peak=0.5)
     chain = torch.arange(300) // 3
@@ -130,7 +130,7 @@ def test_end_of_thinking_comes_out_on_top_of_no_latent_and_the_whole_chain_is_dr
     assert not (ids.gather(1, out.argmax(-1, keepdim=True)) == END).any()
     assert not (out == probs).all(-1).any()  # every chain found noise in the end
     passed = ~kept.view(-1)
-    assert torch.equal(out[passed], first[passed])  # what passed at once was not drawn again
+    assert torch.equal(out[passed], first[passed])  # what passed at once was not sampled again
 
 
 def test_a_chain_that_cannot_pass_the_guard_keeps_its_labels_without_noise():
@@ -140,7 +140,7 @@ def test_a_chain_that_cannot_pass_the_guard_keeps_its_labels_without_noise():
     assert torch.equal(apart[0], probs[0]) and not torch.equal(apart[1], probs[1])
 
 
-# --- losses ----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ losses
 
 
 def test_cross_entropy_is_minus_log_q_of_the_label():
@@ -150,7 +150,7 @@ def test_cross_entropy_is_minus_log_q_of_the_label():
 
 
 def test_cross_entropy_by_block_is_a_mean_of_means():
-    """Averaged over all tokens instead, the one-token segments and the answer would count less than the paper says."""
+    """In a mean over all tokens, one-token segments and the answer would count less than the paper says."""
     logits, y = rand(9, 7), torch.arange(9) % 7
     block = torch.tensor([5, 0, 0, 2, 2, 2, 2, 0, 5])  # 1, 3 and 4 have no label and count nothing
     means = []
@@ -162,25 +162,19 @@ def test_cross_entropy_by_block_is_a_mean_of_means():
 
 
 def test_sparse_kl_is_the_dense_kl_that_torch_computes():
-    logits, ids = (
-        rand(6, 12),
-        torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(i))[:4] for i in range(6)]),
-    )
-    probs = rand(6, 4, seed=5).softmax(-1)
+    logits, probs = rand(6, 12), rand(6, 4, seed=5).softmax(-1)
+    ids = rand(6, 12, seed=7).argsort(-1)[:, :4]
     dense = torch.zeros(6, 12).scatter(1, ids, probs)
-    assert sparse_kl(logits, probs, ids).item() == pytest.approx(
-        F.kl_div(logits.log_softmax(-1), dense, reduction="batchmean").item(), abs=1e-5
-    )
+    expected = F.kl_div(logits.log_softmax(-1), dense, reduction="batchmean")
+    assert sparse_kl(logits, probs, ids).item() == pytest.approx(expected.item(), abs=1e-5)
     full = torch.arange(12).expand(6, 12)
-    teacher = torch.distributions.Categorical(logits=rand(6, 12, seed=6))
-    expected = torch.distributions.kl_divergence(
-        teacher, torch.distributions.Categorical(logits=logits)
-    ).mean()
+    teacher, student = (torch.distributions.Categorical(logits=x) for x in (rand(6, 12, seed=6), logits))
+    expected = torch.distributions.kl_divergence(teacher, student).mean()
     assert sparse_kl(logits, teacher.probs, full).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_the_student_is_measured_over_the_full_vocabulary_not_over_the_teachers_entries():
-    """Mass outside the k entries must cost: it is what tells a latent from `anything else`."""
+    """Mass outside the k entries must cost: it distinguishes a latent from "anything else"."""
     probs, ids = torch.tensor([[0.5, 0.5]]), torch.tensor([[0, 1]])
     inside = torch.tensor([[0.0, 0.0, -30.0, -30.0]])
     outside = torch.tensor([[0.0, 0.0, 5.0, 5.0]])

@@ -1,4 +1,6 @@
-"""The two masks and the dual-track positions against loops written from the paper's rules, on ragged batches."""
+"""Masks and dual-track positions against loops written from the paper's rules, on ragged batches."""
+
+import itertools
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from minilatent.masks import (
 
 
 def encoder_row(question: int, segments: list[int]) -> tuple[list[int], list[int]]:
-    """kind and block of Q <think> S_1 L S_2 L .. S_N L </think>, given the lengths of Q (with <think>) and the S."""
+    """kind and block of Q <think> S_1 L .. S_N L </think>, from the lengths of Q (with <think>) and the S."""
     kind, block = [PREFIX] * question, [0] * question
     for i, n in enumerate(segments, 1):
         kind += [TEXT] * n + [LATENT]
@@ -80,7 +82,7 @@ def test_no_position_of_the_encoder_sees_an_earlier_latent():
     compare(induction_mask(batch(ENCODER)[0]), ENCODER, rule)
 
 
-def test_the_decoder_tells_a_segment_from_its_latent_and_the_answer_from_all_latents():
+def test_the_decoder_predicts_a_segment_from_its_latent_and_the_answer_from_all_latents():
     """LTSuM. Row by row from the table: padding that is attended to was a defect of more than one release."""
 
     def rule(kind, block, i, j):
@@ -99,7 +101,7 @@ def test_the_decoder_tells_a_segment_from_its_latent_and_the_answer_from_all_lat
 
 
 def test_the_text_of_the_chain_takes_no_place_on_the_main_track():
-    """So that Q, Z, </think> and the answer stand in stage 1 where they will stand in stage 2 and at inference."""
+    """So Q, Z, </think> and the answer have the positions in stage 1 that they have in stage 2 and later."""
     kind, _ = batch(DECODER)
     positions = dual_track_positions(kind)
     for b, (kinds, _) in enumerate(DECODER):
@@ -115,15 +117,12 @@ def test_the_text_of_the_chain_takes_no_place_on_the_main_track():
         assert student == list(range(len(student)))
 
 
-def test_the_worked_example_of_the_notes():
+def test_the_worked_example_of_the_docstring():
     """input  Q0 Q1 <t> Z1 s3 s4 Z2 s5 s6 Z3 </t> A1 A2"""
     kind, block = decoder_row(3, [2, 2, 2], 3)
     kind, block = torch.tensor([kind]), torch.tensor([block])
     assert dual_track_positions(kind)[0].tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 5, 6, 7, 8]
-    drawn = [
-        "".join("x" if seen else "." for seen in row) for row in supervision_mask(kind, block)[0].tolist()
-    ]
-    assert drawn == [
+    assert picture(supervision_mask(kind, block)) == [
         "x............",
         "xx...........",
         "xxx..........",
@@ -140,36 +139,29 @@ def test_the_worked_example_of_the_notes():
     ]
 
 
-def test_the_drawing_in_the_induction_masks_docstring_is_the_mask():
+def picture(mask: torch.Tensor) -> list[str]:
+    return ["".join("x" if seen else "." for seen in row) for row in mask[0].tolist()]
+
+
+def picture_in_docstring(function, labels: list[str]) -> list[str]:
+    """The rows of the drawing, each after its label; blanks on the right are dots."""
+    rows, lines = [], [line.split() for line in function.__doc__.splitlines()]
+    for words in lines:
+        cells = "".join(itertools.takewhile(lambda word: word in ("x", "."), words[1:]))
+        if cells and words[0] == labels[len(rows)]:
+            rows.append(cells)
+    return [row.ljust(len(labels), ".") for row in rows]
+
+
+def test_the_drawings_in_the_docstrings_are_the_masks():
     kind, _ = encoder_row(2, [2, 2])
-    drawn = [
-        "".join("x" if seen else "." for seen in row)
-        for row in induction_mask(torch.tensor([kind]))[0].tolist()
-    ]
-    picture = [
-        line
-        for line in induction_mask.__doc__.splitlines()
-        if line.strip().startswith(("Q  ", "<t> ", "a ", "b ", "L1 ", "c ", "d ", "L2 ", "</t>"))
-        and "<t> a" not in line
-    ]
-    cells = ["".join(line.split("itself")[0].split()[1:]).ljust(9, ".") for line in picture]
-    assert cells == drawn
-
-
-def test_the_drawing_in_the_supervision_masks_docstring_is_the_mask():
+    labels = ["Q", "<t>", "a", "b", "L1", "c", "d", "L2", "</t>"]
+    drawing = picture_in_docstring(induction_mask, labels)
+    assert drawing == picture(induction_mask(torch.tensor([kind])))
     kind, block = decoder_row(2, [2, 2], 2)
-    drawn = [
-        "".join("x" if seen else "." for seen in row)
-        for row in supervision_mask(torch.tensor([kind]), torch.tensor([block]))[0].tolist()
-    ]
-    picture = [
-        line
-        for line in supervision_mask.__doc__.splitlines()
-        if line.strip().startswith(("Q  ", "<t> ", "Z1 ", "c ", "d ", "Z2 ", "</t>", "A "))
-        and "<t> Z1" not in line
-    ]
-    cells = ["".join(c for c in line.split()[1:] if c in "x.").ljust(8, ".") for line in picture]
-    assert cells == drawn
+    labels = ["Q", "<t>", "Z1", "c", "d", "Z2", "</t>", "A"]
+    drawing = picture_in_docstring(supervision_mask, labels)
+    assert drawing == picture(supervision_mask(torch.tensor([kind]), torch.tensor([block])))
 
 
 @pytest.mark.parametrize("make", [causal, induction_mask, lambda k: supervision_mask(k, k.clamp(max=0))])

@@ -6,15 +6,8 @@ import torch.nn.functional as F
 from conftest import FAMILIES, tiny_model
 
 from minilatent.backbones.pretrained import resize
-from minilatent.model import (
-    KVCache,
-    ModelConfig,
-    Transformer,
-    attention,
-    naive_attention,
-    rope_angles,
-    rotate,
-)
+from minilatent.cache import KVCache
+from minilatent.model import ModelConfig, Transformer, attention, naive_attention, rope_angles, rotate
 
 EXACT = dict(rtol=0, atol=1e-12)  # float64, values of order one
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -28,7 +21,7 @@ def some_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 40, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-# --- attention -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ attention
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -57,8 +50,8 @@ def test_the_model_is_the_same_with_either_attention(family):
 
 
 def test_grouped_queries_share_keys_and_values_head_by_neighbouring_head():
-    """Heads 0, 1 use key/value head 0 and heads 2, 3 use head 1; interleaved the other way (0, 2 | 1, 3) every
-    pretrained model with grouped queries would load without an error and talk nonsense."""
+    """Heads 0, 1 use key/value head 0 and heads 2, 3 use head 1; interleaved the other way (0, 2 | 1, 3)
+    every pretrained model with grouped queries would load without an error and talk nonsense."""
     grouped = tiny_model(scale=3.0, n_head=4, n_kv_head=2, head_dim=4).double()
     full = tiny_model(scale=3.0, n_head=4, n_kv_head=4, head_dim=4).double()
     state = grouped.state_dict()
@@ -71,7 +64,7 @@ def test_grouped_queries_share_keys_and_values_head_by_neighbouring_head():
     torch.testing.assert_close(grouped(ids), full(ids), **EXACT)
 
 
-# --- the whole forward pass ------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ the whole forward pass
 
 
 def forward_by_hand(model: Transformer, ids: list[int]) -> torch.Tensor:
@@ -170,8 +163,8 @@ def test_right_padding_never_changes_a_real_position(family):
 
 @families
 def test_explicit_positions_and_masks_are_honoured(family):
-    """Left-padded rows with the right positions and mask are the unpadded rows; with the positions that come by
-    default they are not: rope would not tell, learned positions would, so the default must differ there."""
+    """Left-padded rows with the right positions and mask are the unpadded rows. With the default positions
+    they are not, where positions are learned (rope sees only differences)."""
     model, ids = model_of(family), some_ids(1, 5)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
     mask = torch.ones(8, 8, dtype=torch.bool).tril()
@@ -203,7 +196,7 @@ def test_rope_sees_only_differences_of_positions():
     assert score(4, 4) == pytest.approx(float((q * k).sum()), abs=1e-5)
 
 
-# --- the cache -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ the cache
 
 
 @families
@@ -217,8 +210,8 @@ def test_token_by_token_with_a_cache_equals_one_forward_pass(family):
 
 @families
 def test_chunks_padded_on_the_right_equal_one_forward_pass_row_by_row(family):
-    """Positions counted with the padding, or padding left in the cache and attended to, are two of the commonest
-    reasons why batch 8 is not 8 times batch 1."""
+    """Positions counted with the padding, or padding left in the cache and attended to, are two of the
+    commonest reasons why batch 8 is not 8 times batch 1."""
     model = model_of(family)
     new = [[3, 1, 4], [1, 4, 4], [4, 2, 1]]  # real tokens per chunk and row; each chunk is 4 wide
     rows = [some_ids(1, sum(new[c][b] for c in range(3)), seed=b)[0] for b in range(3)]
@@ -238,11 +231,11 @@ def test_chunks_padded_on_the_right_equal_one_forward_pass_row_by_row(family):
 
 @pytest.mark.parametrize("rows", [[2, 0], [0, 2], [0, 1, 2], [1], [2, 1, 0], [0, 0, 1, 1, 2, 2]], ids=str)
 def test_rows_of_the_cache_that_are_kept_are_as_they_were(rows):
-    """Finished ones dropped, gaps filled from behind, several samples of a question: rows of different lengths."""
+    """Finished ones removed, gaps filled from behind, several samples of a question."""
     model, ids, lengths = model_of("qwen"), some_ids(3, 7), torch.tensor([3, 6, 4])
     cache = KVCache(model.config, 3, 7, dtype=torch.float64)
     model(ids[:, :6], cache=cache, new=lengths)
-    cache.keep(torch.tensor(rows))
+    cache.select(torch.tensor(rows))
     for _ in range(2 if max(lengths[rows]) < 6 else 1):  # the next tokens of each row
         new = ids[rows].gather(1, cache.lengths[:, None])
         expected = torch.stack([model(ids[[r], : n + 1])[0, n] for r, n in zip(rows, cache.lengths.tolist())])
@@ -267,7 +260,7 @@ def test_a_full_cache_says_so_instead_of_writing_beside_it():
         model(some_ids(1, 1), cache=cache)
 
 
-# --- weights ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ weights
 
 
 @families

@@ -1,196 +1,255 @@
-"""What stands around a training: what fits, which base, which options."""
+"""From settings to a run folder: which model, data and device, and what a run may be continued with."""
 
 import json
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import new_method, tiny_model, train
 
-from minilatent import checkpoint, run
+from minilatent import checkpoint, machine, run, tasks
 from minilatent.batch import encode
-from minilatent.config import Config, UserError, resolve
-from minilatent.methods import METHODS
+from minilatent.config import UserError
 from minilatent.model import ModelConfig
+from minilatent.run import resolve
 from minilatent.tasks.answers import Example
 from minilatent.tools import rebuild_base
+
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 
 
 def example(words: int = 3, steps: int = 2) -> Example:
     return Example("word " * words, [f"<<{i}+1={i + 1}>>" for i in range(steps)], str(steps))
 
 
-# --- what fits -------------------------------------------------------------------------------------------------------
+def sums(path, n: int, words=lambda i: 0):
+    """A file of n sums, question i with so many words more."""
+    lines = []
+    for i in range(n):
+        question = f"What is {i} + 1?" + " more" * words(i)
+        lines.append(json.dumps({"question": question, "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return lines
+
+
+# --- what fits ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0, 2, 4])
 def test_a_row_that_is_kept_fits_with_the_latents_between_its_segments(tok, ratio):
     """Stage 1's encoder reads the chain and a latent behind every segment."""
-    rows, _ = encode([example()], tok, 512)
-    method = METHODS["latent_sft"](
-        resolve({"method": "latent_sft", "ratio": ratio or 2}), tok, tiny_model(tok.vocab_size)
-    )
-    inputs = (
-        [len(rows[0].explicit(tok)[0])]
-        if not ratio
-        else [
-            len(layout(rows[0]).ids)
-            for layout in (method.encoder_layout, method.decoder_layout, method.student_layout)
-        ]
-    )
-    fitting = next(n for n in range(512) if encode([example()], tok, n, "skip", ratio)[0])
-    assert max(inputs) <= fitting <= max(inputs) + len(rows[0].answer)
+    (row,), _ = encode([example()], tok, 512)
+    read = [len(row.prompt + row.chain + row.tail)]
+    if ratio:
+        method = new_method("latent_sft", tok, tiny_model(tok.vocab_size), ratio=ratio)
+        layouts = (method.encoder_layout, method.decoder_layout, method.student_layout)
+        read = [len(layout(row).ids) for layout in layouts]
+    longest = next(n for n in range(512) if encode([example()], tok, n, ratio)[0])
+    assert max(read) <= longest <= max(read) + len(row.answer)
 
 
-def test_the_examples_that_are_left_out_are_counted(tok, tmp_path):
-    def load(n_long, **more):
-        path = tmp_path / "val.jsonl"
-        path.write_text(
-            "".join(
-                json.dumps(
-                    {"question": "word " * (200 if i < n_long else 3) + str(i), "answer": "<<1+1=2>> #### 2"}
-                )
-                + "\n"
-                for i in range(6)
-            )
-        )
-        return run.load_data(
-            resolve({"method": "latent_sft", "val_data": str(path), "train_size": 8, **more}), tok, 160
-        )
+def test_examples_that_are_too_long_or_have_no_chain_are_skipped_and_counted(tok, tmp_path):
+    path, val = tmp_path / "own.jsonl", tmp_path / "val.jsonl"
+    lines = sums(path, 20, words=lambda i: 200 * (i < 3))
+    lines[5] = '{"question": "And without a chain?", "answer": "7"}\n'
+    path.write_text("".join(lines), encoding="utf-8")
+    sums(val, 6, words=lambda i: 200 * (i < 2) + 1)
 
-    rows, val, left_out = load(2)
-    assert len(val) == 4 and "2 of the validation examples" in left_out
-    assert load(0)[2] == "" and len(load(0)[0]) == 8
-    with pytest.raises(UserError, match="2 of 6 validation examples"):
-        load(2, too_long="error")
-    with pytest.raises(UserError, match="6 of 6 validation examples"):
-        load(6)
+    def load(method="latent_sft", **more):
+        given = {"method": method, "data": str(path), "val_data": str(val), **more}
+        return run.load_data(resolve(given), tok, 160)
 
-
-def test_a_test_question_that_is_too_long_does_not_undo_a_finished_run(tok, tmp_path, monkeypatch, capsys):
-    real = run.data.load
-    monkeypatch.setattr(
-        run.data, "load", lambda data, split, **k: real(data, split, **k) + [example(600)] * (split == "test")
-    )
-    run.train(
-        {
-            "method": "cot_sft",
-            "preset": "smoke",
-            "out": str(tmp_path / "run"),
-            "steps": 1,
-            "test_size": 4,
-            "threads": 1,
-        }
-    )
-    assert "n 4)" in capsys.readouterr().out and (tmp_path / "run" / "model.safetensors").exists()
+    n_train = len(tasks.load(path, "train"))  # its own validation split is held out all the same
+    rows, examples, left_out = load()
+    assert len(rows) == n_train - 4 and len(examples) == 4
+    assert left_out == "left out: 1 without a chain, 3 longer than 160 tokens, 2 of the validation examples"
+    assert len(load("no_cot")[0]) == n_train - 3  # it needs no chain
+    sums(val, 6, words=lambda i: 1)
+    assert load(data="mini", train_size=8)[2] == ""
+    sums(val, 6, words=lambda i: 201)
+    with pytest.raises(UserError, match="all 6 validation examples are longer than 160 tokens"):
+        load()
+    sums(path, 20, words=lambda i: 200)
+    with pytest.raises(UserError, match="no example has a chain and fits in 160 tokens"):
+        load()
 
 
-# --- wrong calls -----------------------------------------------------------------------------------------------------
+def test_a_test_question_that_is_too_long_does_not_undo_a_finished_run(tmp_path, monkeypatch, capsys):
+    real = tasks.load
 
+    def load(data, split, **options):
+        return real(data, split, **options) + [example(600)] * (split == "test")
 
-def test_a_setting_of_another_version_is_named_on_resume(tmp_path):
-    run = tmp_path / "run"
-    run.train(
-        {"method": "cot_sft", "preset": "smoke", "out": str(run), "steps": 1, "test_size": 4, "threads": 1}
-    )
-    (run / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="--preset smoke; --resume cannot change it"):
-        run.train({"method": "cot_sft", "preset": "mini", "out": str(run), "resume": True})
-    written = json.loads((run / "config.json").read_text())
-    written["config"]["warp"] = 9
-    (run / "config.json").write_text(json.dumps(written))
-    with pytest.raises(UserError, match="config.json has a setting that this version does not know: warp"):
-        run.train({"method": "cot_sft", "out": str(run), "resume": True})
-
-
-def test_a_run_is_not_resumed_on_other_data(tmp_path):
-    """Its soft labels, for one, belong to the rows that it had."""
-    lines = [
-        json.dumps({"question": f"What is {i} + 1?", "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"}) + "\n"
-        for i in range(30)
-    ]
-    file, run = tmp_path / "own.jsonl", tmp_path / "run"
-    file.write_text("".join(lines))
-    given = {
-        "method": "cot_sft",
-        "preset": "smoke",
-        "init": str(run.BASE),
-        "data": str(file),
-        "out": str(run),
-        "steps": 1,
-        "val_size": 4,
-        "threads": 1,
-    }
-    run.train(given)
-    (run / "model.safetensors").unlink()
-    file.write_text("".join(lines[::-1]))
-    with pytest.raises(UserError, match="is not what it was when the run"):
-        run.train({"method": "cot_sft", "out": str(run), "resume": True})
-    file.write_text("".join(lines))
-    run.train({"method": "cot_sft", "out": str(run), "resume": True})
-    assert (run / "model.safetensors").exists()
+    monkeypatch.setattr(tasks, "load", load)
+    train(tmp_path / "run", "cot_sft", "--steps", 1)
+    assert "n 8)" in capsys.readouterr().out and (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    "more, said", [({"width": 132, "n_head": 4}, "--width 132"), ({"width": 100, "n_head": 8}, "--width 100")]
+    "given, asked",
+    [
+        ({"val_data": "mini_prosqa"}, [("mini", "train"), ("mini_prosqa", "val")]),
+        ({"val_data": "FILE"}, [("mini", "train"), ("FILE", "test")]),
+        ({"data": "FILE"}, [("FILE", "train"), ("FILE", "val")]),
+    ],
 )
-def test_heads_that_rotary_positions_cannot_turn_are_refused(more, said):
-    with pytest.raises(UserError, match=said):
-        run.initial_model(resolve({"method": "cot_sft", "init": "none", **more}))
+def test_a_data_set_is_validated_on_by_its_validation_split_and_a_file_as_a_whole(
+    tok, tmp_path, monkeypatch, given, asked
+):
+    sums(tmp_path / "own.jsonl", 20)
+    name = lambda data: str(data).replace("FILE", str(tmp_path / "own.jsonl"))
+    real, found = tasks.load, []
+
+    def load(data, split, **options):
+        found.append((data, split))
+        return real(data, split, **options)
+
+    monkeypatch.setattr(tasks, "load", load)
+    given = {key: name(value) for key, value in given.items()}
+    run.load_data(resolve({"method": "cot_sft", "train_size": 8, "val_size": 4, **given}), tok, 512)
+    assert found == [(name(data), split) for data, split in asked]
 
 
-def test_a_run_goes_on_with_the_device_and_threads_it_had_unless_told_otherwise(tmp_path):
-    """`auto` would take a run that was started with --device cpu on to a GPU, where its bits are others."""
-    checkpoint.write_config(
-        tmp_path, Config(method="cot_sft", device="cpu", threads=1), ModelConfig(vocab_size=300)
-    )
-    for more, device, threads in (
-        ({}, "cpu", 1),
-        ({"device": "cuda:1"}, "cuda:1", 1),
-        ({"threads": 2}, "cpu", 2),
-    ):
+# --- what a run goes on with --------------------------------------------------------------------------------
+
+
+def test_a_run_is_continued_with_its_own_settings_and_data_only(tmp_path):
+    """Its soft labels, for one, belong to the rows that it had."""
+    data, out = tmp_path / "own.jsonl", tmp_path / "run"
+    lines = sums(data, 30)
+    train(out, "cot_sft", "--data", data, "--steps", 1)
+    (out / "model.safetensors").unlink()
+    go_on = {"method": "cot_sft", "out": str(out), "resume": True}
+    with pytest.raises(UserError, match="--steps 1; --resume cannot change it"):
+        run.train({**go_on, "steps": 2})
+    data.write_text("".join(lines[::-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="is not what it was when the run"):
+        run.train(go_on)
+    data.write_text("".join(lines), encoding="utf-8")
+    whole = (out / "config.json").read_text(encoding="utf-8")
+    strange = json.loads(whole)
+    strange["config"]["warp"] = 9
+    (out / "config.json").write_text(json.dumps(strange), encoding="utf-8")
+    with pytest.raises(UserError, match="config.json has a setting that this version does not know: warp"):
+        run.train(go_on)
+    (out / "config.json").write_text(whole, encoding="utf-8")
+    run.train(go_on)
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_run_goes_on_with_the_device_and_threads_it_had_unless_others_are_given(tmp_path):
+    """`auto` would continue a run that was started with --device cpu on a GPU, where its bits are others."""
+    config = resolve({"method": "cot_sft", "device": "cpu", "threads": 1})
+    checkpoint.write_config(tmp_path, config, ModelConfig(vocab_size=300))
+    for more in ({}, {"device": "cuda:1"}, {"threads": 2}):
         given = {"method": "cot_sft", "out": str(tmp_path), "resume": True, **more}
         found, _ = run.resume_config(resolve(given), given)
-        assert (found.device, found.threads) == (device, threads)
+        expected = {"device": "cpu", "threads": 1, **more}
+        assert {"device": found.device, "threads": found.threads} == expected
 
 
-def test_a_cuda_device_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert run.pick_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(UserError, match="cuda:7.*1 CUDA device"):
-        run.pick_device("cuda:7")
+def test_a_run_folder_keeps_the_settings_that_its_method_has(tmp_path, uninterrupted):
+    written = json.loads((uninterrupted / "config.json").read_text(encoding="utf-8"))
+    assert written["minilatent"] == 2 and written["method"] == "latent_sft"
+    assert written["config"]["stage1_steps"] == "3,3,3" and "num_latents" not in written["config"]
+    method = run.load_run(uninterrupted, torch.device("cpu"))
+    assert vars(method.config) == written["config"]
+
+
+# --- the model that --init names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, n_head", [(132, 4), (100, 8)])
+def test_heads_that_rotary_positions_cannot_turn_are_refused(width, n_head):
+    config = resolve({"method": "cot_sft", "init": "none", "width": width, "n_head": n_head})
+    with pytest.raises(UserError, match=f"--width {width}"):
+        run.initial_model(config)
 
 
 def test_a_folder_whose_config_is_no_configuration(tmp_path):
-    (tmp_path / "config.json").write_text("7")
+    (tmp_path / "config.json").write_text("7", encoding="utf-8")
     with pytest.raises(UserError, match="config.json"):
         run.initial_model(resolve({"method": "cot_sft", "init": str(tmp_path)}))
 
 
-# --- mini-base anew --------------------------------------------------------------------------------------------------
+def test_other_data_than_mini_needs_a_model_that_can_read_them(tmp_path):
+    with pytest.raises(UserError, match="--data gsm8k needs --init"):
+        run.initial_model(resolve({"method": "cot_sft", "data": "gsm8k"}))
 
 
-@pytest.mark.parametrize("accuracy, code", [(0.9, 0), (0.4, 1)])
-def test_a_rebuilt_base_is_installed_only_if_it_is_as_good(tmp_path, monkeypatch, capsys, accuracy, code):
+# --- the machine --------------------------------------------------------------------------------------------
+
+
+def test_dtype_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for can, dtype in (
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        assert machine.pick_dtype("auto", cpu) == dtype
+        assert machine.pick_dtype("float16", cpu) == "float16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert machine.pick_dtype("auto", torch.device("mps")) == "float32"
+
+
+def test_device_auto_is_cuda_or_for_a_large_model_apples_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for cuda, mps, parameters, device in (
+        (True, True, 10**9, "cuda"),
+        (False, True, 10**9, "mps"),
+        (False, True, 10**6, "cpu"),
+        (False, False, 10**9, "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert machine.pick_device("auto", parameters).type == device
+
+
+def test_a_device_that_is_not_there_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert machine.pick_device("cuda:0") == torch.device("cuda:0")
+    for name, said in (
+        ("cuda:7", "--device cuda:7: there are 1 CUDA devices"),
+        ("mps", "--device mps: this machine has no Apple GPU; try --device cpu"),
+        ("gpu", "--device gpu: no such device"),
+        ("meta", "--device meta: cpu, cuda, cuda:N or mps"),
+    ):
+        with pytest.raises(UserError, match=said):
+            machine.pick_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA on this machine or in this PyTorch; try --device cpu"):
+        machine.pick_device("cuda")
+
+
+# --- mini-base from nothing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accuracy, good", [(0.9, True), (0.4, False)])
+def test_a_rebuilt_base_is_installed_only_if_it_is_as_good(tmp_path, monkeypatch, capsys, accuracy, good):
     base, out, trained = tmp_path / "base", tmp_path / "out", []
     for folder, text in ((base, "old"), (out, "new")):
         folder.mkdir()
         for name in rebuild_base.FILES:
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
+
+    def solve_all(folder, test):
+        return {"accuracy": accuracy if folder == str(out) else 0.8, "ci95": [0.7, 0.9]}
+
     monkeypatch.setattr(rebuild_base, "BASE", base)
     monkeypatch.setattr(rebuild_base, "train", trained.append)
     monkeypatch.setattr(rebuild_base, "load_run", lambda folder, device: str(folder))
-    monkeypatch.setattr(
-        rebuild_base,
-        "solve_all",
-        lambda method, test: {"accuracy": accuracy if method == str(out) else 0.8, "ci95": [0.7, 0.9]},
-    )
-    call = lambda: rebuild_base.main(["--out", str(out), "--install"])
-    if code:
-        with pytest.raises(SystemExit) as caught:
-            call()
-        assert caught.value.code == 1 and "not as good" in capsys.readouterr().out
+    monkeypatch.setattr(rebuild_base, "solve_all", solve_all)
+    monkeypatch.setattr(tasks, "load", lambda *_: [])
+    arguments = ["--out", str(out), "--install"]
+    if good:
+        rebuild_base.main(arguments)
     else:
-        call()
+        with pytest.raises(SystemExit) as caught:
+            rebuild_base.main(arguments)
+        assert caught.value.code == 1 and "not as good" in capsys.readouterr().out
     assert trained == [{"method": "cot_sft", "preset": "base", "out": str(out), "resume": False}]
-    assert {p.read_text() for p in base.iterdir()} == {"old" if code else "new"}
+    assert {p.read_text(encoding="utf-8") for p in base.iterdir()} == {"new" if good else "old"}

@@ -4,18 +4,15 @@ import json
 from pathlib import Path
 
 import tokenizers
-from tokenizers.implementations import ByteLevelBPETokenizer
 
 from ..config import UserError
 from ..files import read_json
-
-# A chat model's format: the special tokens that begin and end a message in its prompts (chat.CHATS).
-CHAT_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama3": ("<|start_header_id|>", "<|eot_id|>")}
+from .chat import chat_format
 
 
 class HuggingFace:
-    """A tokenizer.json. Special tokens that are written out in a text are spelled in ordinary tokens; added
-    tokens that are not special are found in it, as transformers does."""
+    """A tokenizer.json. In a text, special tokens are spelled in ordinary tokens; added tokens that are not
+    special are found, as transformers does."""
 
     def __init__(self, data: dict):
         """data: the content of tokenizer.json. ValueError if the library cannot read it."""
@@ -49,7 +46,7 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         for key in ("bos_token", "eos_token"):  # the text of a token, or an object that holds it
             if isinstance(settings.get(key), dict):
                 settings[key] = settings[key]["content"]
-        data = tokenizer_json(folder, settings)
+        data = read_json(folder / "tokenizer.json")
         if data["model"].get("type", "BPE") != "BPE":
             raise UserError(f"{folder} has a {data['model']['type']} tokenizer; only BPE is implemented")
         data["added_tokens"] = data.get("added_tokens") or []
@@ -66,33 +63,16 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
             if end in special.values() and end not in own.values():
                 own["<eos>"] = end
                 break
-        bos, chat = own_start(backend, settings, special), chat_format(folder, settings, special)
-        result = {"backend": backend, "markers": own, "size": max(backend.size, rows or 0)}
-        return result | {"special": special, "bos": bos, "chat": chat}
+        return {
+            "backend": backend,
+            "markers": own,
+            "size": max(backend.size, rows or 0),
+            "special": special,
+            "bos": own_start(backend, settings, special),
+            "chat": chat_format(folder, settings, special),
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: its tokenizer is damaged ({type(error).__name__}: {error})") from None
-
-
-def tokenizer_json(folder: Path, settings: dict) -> dict:
-    """The content of tokenizer.json, or of one that vocab.json and merges.txt make as GPT-2's do."""
-    if (folder / "tokenizer.json").exists():
-        return read_json(folder / "tokenizer.json")
-    files = [folder / "vocab.json", folder / "merges.txt"]
-    if not all(file.exists() for file in files):
-        raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
-    kind = settings.get("tokenizer_class", "GPT2Tokenizer").removesuffix("Fast")
-    if kind not in ("GPT2Tokenizer", "PreTrainedTokenizer") or settings.get("add_prefix_space"):
-        raise UserError(
-            f"{folder}: vocab.json and merges.txt do not say how {kind} splits text; add its tokenizer.json"
-        )
-    try:
-        library = ByteLevelBPETokenizer.from_file(*map(str, files))
-    except Exception as error:  # the library has no class of its own for it
-        raise ValueError(error) from None
-    added = sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    library.add_tokens([tokenizers.AddedToken(**token) for _, token in added])
-    library.add_special_tokens([settings.get("eos_token") or "<|endoftext|>"])
-    return json.loads(library.to_str())
 
 
 def own_ends(folder: Path, config: dict, settings: dict, special: dict[str, int]) -> list[int | None]:
@@ -110,16 +90,3 @@ def own_start(backend: HuggingFace, settings: dict, special: dict[str, int]) -> 
     if whole[:1] != plain[:1]:
         return whole[0]
     return special.get(settings.get("bos_token")) if settings.get("add_bos_token") else None
-
-
-def chat_format(folder: Path, settings: dict, special: dict[str, int]) -> str:
-    """The format of CHAT_TOKENS that the folder's chat template is written in; without a template, the one
-    whose end of message ends the model's texts. "": the model was not trained to chat."""
-    template, file = str(settings.get("chat_template") or ""), folder / "chat_template.jinja"
-    if file.exists():
-        template = file.read_text(encoding="utf-8")
-    for name, (start, end) in CHAT_TOKENS.items():
-        known = start in special and end in special
-        if known and (start in template if template else settings.get("eos_token") == end):
-            return name
-    return ""

@@ -1,5 +1,5 @@
-"""The methods, by the name that the command line uses. They never import one another: an RL stage or an
-ablation imports the method that it is a subclass of."""
+"""The methods, by the name that the command line uses. They do not import one another, with one
+exception: an RL stage or an ablation imports the method that it extends."""
 
 from .coconut import Coconut
 from .codi import CODI

@@ -21,7 +21,7 @@ adapters.)
 
 Where we differ, and why:
   - soft-MSE is taken in closed form; the release samples one ε.
-  - The std is computed from the weights; the release writes one number a model into its code.
+  - The std is computed from the weights; the release has one hard-coded number per model.
   - Greedy end decision: the release samples it, at temperature 1, which ends some chains too early or too
     late at random. RL has to do so, too: what is not sampled cannot be learnt. `--sample_end` does the
     same.
@@ -119,11 +119,7 @@ class CoLaR(Method):
         return [stage]
 
     def trainable(self) -> list[str]:
-        """All but the embedding table, and with it a tied language head."""
-        names = [f"model.{name}" for name, _ in self.model.named_children()]
-        if not self.config.lora_rank:
-            names.remove("model.embed")
-        return [*names, "latent_head"]
+        return [*self.all_but_embedding(), "latent_head"]
 
     def layout(self, row: Row, c: int, said: int | str) -> Layout:
         """Q "Let's think c times faster:" <think> z_1 .. z_N </think> answer <eos>"""
@@ -148,11 +144,11 @@ class CoLaR(Method):
         z = compress(self.model.embed(blocks), real, config.pooling)  # (n, C)
         u = torch.rand(len(blocks), generator=noise).to(real.device)
         sampled = (u * real.sum(1)).long()[:, None]  # (n, 1) in 0..count-1
-        ids = ids.masked_scatter(kind == LATENT, blocks.gather(1, sampled)[:, 0])  # a latent's label
+        labels = ids.masked_scatter(kind == LATENT, blocks.gather(1, sampled)[:, 0])[:, 1:]  # (B, T - 1)
         x = self.embed_with(ids, kind, z)  # (B, T, C)
         h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]  # (B, T - 1, C), (B, T - 1)
 
-        compression = self.compressed_cross_entropy(h, ids[:, 1:], following)  # L_comp
+        compression = self.compressed_cross_entropy(h, labels, following)  # L_comp
         predicts = (following == LATENT) | (kind[:, :-1] == LATENT)  # (B, T - 1) <think>, z_1 .. z_N
         mu, log_sigma = self.latent_head(h[predicts])  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()

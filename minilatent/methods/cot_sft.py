@@ -12,8 +12,8 @@ changes.
     python eval.py --ckpt out/cot_sft --soft_thinking [--soft_k 10] [--soft_temperature 0.6]
 
 Where we differ from Soft Thinking: the answer is decoded greedily, as everywhere here (the paper samples
-it), and there is no cold stop, which ends a chain after many sure steps in a row: on short chains it never
-comes.
+it). The paper also ends a chain after many steps in a row of low entropy, its "cold stop"; on short
+chains that never happens, so it is left out.
 """
 
 from ..batch import Batch, Row, causal_batch

@@ -8,10 +8,10 @@ chain and the answer's tokens from the language head. The reward is 1 for a righ
                             + mean over its decisions   min(ρA, clip(ρ)A)   ρ of "go on" or "end here" at z_i
                             + mean over its answer      min(ρA, clip(ρ)A)   ρ of a token
 
-So each sample's chain has one advantage to share, A/length a latent: short right chains are made likelier
-by more, short wrong ones less likely by more, which shortens chains. `--no-average` counts every latent
-and token alike. A group whose answers are all right or all wrong has no advantage: it has no part in J,
-and costs no pass.
+Each sample spreads one advantage over its chain, A/length per latent. So a latent of a short chain gets a
+larger push, up if the answer is right and down if it is wrong, which shortens chains. `--no-average`
+counts every latent and token alike. A group whose answers are all right or all wrong has no advantage: it
+is left out.
 
 A model that was taught where its chains end, ends them so confidently that sampling rarely tries another
 length: `--end_temperature` above 1 makes the policy that is sampled and trained less sure. (Greedy
@@ -99,7 +99,7 @@ class GRPO:
             [len(r.prompt) - 1 for r in train],
             rollout=self.rollout,
             trained=self.trainable(),
-            validate=self.accuracy_and_collapse,
+            validate=self.accuracy_and_length,
             inner=self.config.inner,
             judge_start=True,
         )
@@ -107,9 +107,7 @@ class GRPO:
         return stage
 
     def trainable(self) -> list[str]:
-        """All but the embedding table, and with it a tied language head."""
-        names = [f"model.{name}" for name, _ in self.model.named_children()]
-        return [name for name in names if name != "model.embed" or self.config.lora_rank]
+        return self.all_but_embedding()
 
     def adopt(self, tensors, settings) -> None:
         if self.config.lora_dropout:
@@ -152,7 +150,8 @@ class GRPO:
         whole = out.closed & (out.tokens == tok.eos).any(1)  # neither chain nor answer was cut off
         batch |= {"closed": out.closed, "whole": whole, "right": right}  # (R,) each
         batch |= self.sampled_latents(out, real)  # (n, ..)
-        return self.with_old_log_probs(self.with_advantages(batch, right.float().view(-1, G)))
+        rewards = right.float().view(-1, G)  # (rows, G): 1 for a right answer
+        return self.with_old_log_probs(self.with_advantages(batch, rewards))
 
     @torch.no_grad()
     def with_old_log_probs(self, batch: Batch) -> Batch:
@@ -230,11 +229,11 @@ class GRPO:
         logged |= {name.removeprefix("log_"): v for name, v in batch.items() if name.startswith("log_")}
         return -objective, {name: mean(values.float()).item() for name, values in logged.items()}
 
-    def accuracy_and_collapse(self, examples: list[Example]) -> dict[str, float]:
-        """Greedy accuracy and length, with a warning when the chains have collapsed to one length."""
+    def accuracy_and_length(self, examples: list[Example]) -> dict[str, float]:
+        """Greedy accuracy and length, with a warning when all chains have one length."""
         found = self.accuracy(examples)
         if found["mean_len"] < 1.05:
-            print(f"the chains have collapsed to one latent: accuracy {found['accuracy']:.3f}")
+            print(f"the chains have shrunk to one latent: accuracy {found['accuracy']:.3f}")
         elif found["mean_len"] > 0.95 * self.config.max_chain:
             print(f"the chains have grown to --max_chain: accuracy {found['accuracy']:.3f}")
         return found

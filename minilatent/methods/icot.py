@@ -4,7 +4,7 @@ Deng, Choi, Shieber, "From Explicit CoT to Implicit CoT: Learning to Internalize
 arXiv 2405.14838.
 
     stage 0   Q <think> c_1 c_2 .. c_T </think> answer <eos>     CoT-SFT
-    stage s   Q <think> c_{r+1} .. c_T </think> answer <eos>     r = s · remove + o
+    stage s   Q <think> c_{n+1} .. c_T </think> answer <eos>     n = s · remove + o tokens are removed
     the last  Q <think> </think> answer <eos>                    nothing is left: #L = 0
 
     loss      cross-entropy on all that follows <think>
@@ -18,8 +18,8 @@ belong to another task (the paper's reset).
 
 Where we differ: the paper removes `remove` tokens an epoch, one at a time, and resets at every token; here a
 stage removes them together, and has its own warm-up and best checkpoint. `curriculum` of the steps go to the
-stages in which something is left of most chains (the longest twentieth is not waited for); the paper counts
-in epochs.
+stages in which something is left of most chains (the longest 5 % of the chains get no stages of their
+own); the paper counts in epochs.
 """
 
 from dataclasses import dataclass
@@ -53,10 +53,10 @@ class ICoT(Method):
         most = lengths[int(0.95 * len(train))]  # a few long chains make no stages of their own
         partial = list(range(c.first_stage * c.remove, most, c.remove))
         share = round(c.steps * min(1.0, c.curriculum)) if partial else 0
-        stages = [self.step(train, r, max(1, share // len(partial))) for r in partial]
-        return [*stages, self.step(train, None, max(1, c.steps - share))]
+        stages = [self.curriculum_stage(train, r, max(1, share // len(partial))) for r in partial]
+        return [*stages, self.curriculum_stage(train, None, max(1, c.steps - share))]
 
-    def step(self, train: list[Row], removed: int | None, steps: int) -> Stage:
+    def curriculum_stage(self, train: list[Row], removed: int | None, steps: int) -> Stage:
         """The stage that trains without the first `removed` tokens of the chain."""
 
         def start():

@@ -14,7 +14,7 @@ latents:
     L_sup     cross-entropy of each S_{i+1} given Z_i, and of </think>, answer, <eos>
     phases    1 the encoder learns, 2 the decoder, 3 both; each from the best of the one before
 
-The trained encoder then labels the training set: k probabilities and ids a latent. It is thrown away.
+The trained encoder then labels the training set: k probabilities and ids per latent. It is thrown away.
 
 Stage 2 teaches the decoder to produce the chain by itself, in one parallel forward pass over given latents:
 
@@ -52,7 +52,7 @@ from .method import Method, Stage
 
 @dataclass
 class Settings(Config):
-    ratio: int = opt(2, "compression ratio r: chain tokens a latent")
+    ratio: int = opt(2, "compression ratio r: chain tokens per latent")
     segmentation: str = opt(
         "fixed", "a latent for every --ratio tokens, or for every step", choices=("fixed", "step")
     )
@@ -91,16 +91,13 @@ class LatentSFT(Method):
         "gpu": {"steps": 105_000, "stage1_steps": "15000,15000,15000", "pull": 0.0},
     }
     mixed = True
+    extra_latents = True  # in stage 1's encoder
     stored = {"probs": torch.half, "ids": torch.int}  # how a label is kept
 
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
         self.encoder = None  # exists in stage 1 only
         self.labels: dict[str, Tensor] = {}
-
-    @classmethod
-    def extra_latents(cls, config) -> int:
-        return config.ratio  # stage 1's encoder reads both
 
     def stages(self, train: list[Row]) -> list[Stage]:
         self.train_rows = train
@@ -119,8 +116,9 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ stage 1: make the latents
 
     def stage1(self, train: list[Row]) -> list[Stage]:
-        """Three phases. AdamW whatever --optimizer says: stage 1 has few steps to adapt a model that can read
-        already, and Muon, which moves a matrix in all its directions at once, first breaks that."""
+        """Three phases, with AdamW whatever --optimizer says: stage 1 is short and starts from a trained
+        model. Muon changes all directions of a matrix equally, which at first destroys what the model can
+        do."""
 
         def make_encoder():
             self.encoder = copy.deepcopy(self.model)
@@ -162,7 +160,7 @@ class LatentSFT(Method):
         return {**encoder, **decoder}
 
     def induce(self, ids: Tensor, kind: Tensor) -> tuple[Tensor, Batch]:
-        """The encoder's latents in reading order: z (n, C), and what `project` tells of them."""
+        """The encoder's latents in reading order: z (n, C), and their labels."""
         mask = masks.induction_mask(kind) if self.config.ltim else masks.causal(kind)
         return self.project(self.encoder(ids, mask=mask)[kind == LATENT])
 
@@ -184,8 +182,8 @@ class LatentSFT(Method):
         mask = masks.supervision_mask(kind, block) if self.config.ltsum else masks.causal(kind)
         x = self.embed_with(ids, kind, z)  # (B, T, C)
         h = self.model(embeds=x, mask=mask, positions=masks.dual_track_positions(kind))
-        # The next token is a label if it is text of the chain or the tail. Z_N predicts </think>; a
-        # segment's last token and <think> are followed by a latent and predict nothing.
+        # The label is the next token, except before a latent slot: Z_N predicts </think>, while <think> and a
+        # segment's last token predict nothing.
         labelled = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)  # (B, T - 1)
         # A target block is one S_{i+1}, or the tail (block 0), of one row.
         per_row = int(block.max()) + 1
@@ -206,9 +204,8 @@ class LatentSFT(Method):
         return sparse_kl(label["logits"], probs, ids)
 
     def segment_mixture(self, ids: Tensor, kind: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """The uniform mixture of S_i for every latent: probabilities and ids (n, r), r tokens in the
-        longest segment, 0 where one is shorter. In the encoder's input the r positions before an L are
-        its segment's, unless they are another block's."""
+        """The uniform mixture of S_i for every latent: probabilities, 0 where a segment is shorter than the
+        longest, and ids (n, r). An L's segment is right before it."""
         row, at = (kind == LATENT).nonzero(as_tuple=True)  # (n,), (n,)
         same_block = block[row] == block[row, at][:, None]  # (n, T)
         longest = int((same_block & (kind[row] == TEXT)).sum(1).max())
@@ -242,14 +239,13 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ labels
 
     def make_labels(self) -> None:
-        rows = self.train_rows
-        self.labels = self.soft_labels(rows) if self.encoder else self.uniform_labels(rows)
-        self.encoder = None
+        make = self.soft_labels if self.encoder else self.uniform_labels
+        self.labels, self.encoder = make(self.train_rows), None
 
     @torch.no_grad()
     def soft_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """The encoder's latents of all rows: `probs` and `ids` (n, k); `start` and `count` (rows,), where
-        a row's begin and how many it has. Computed once, kept beside the run."""
+        """The encoder's latents of all rows: `probs` and `ids` (n, k), with `places`. Computed once, kept in
+        the run folder."""
         path = self.folder / "state" / "labels.safetensors" if self.folder else None
         if path and path.exists():
             return checkpoint.load_tensors(path)[0]
@@ -269,7 +265,7 @@ class LatentSFT(Method):
         return labels
 
     def places(self, rows: list[Row], order: list[int]) -> dict[str, Tensor]:
-        """Where each row's latents begin, and how many they are, when the rows stand in this order."""
+        """`start` and `count` (rows,): where a row's latents begin, in this order, and how many."""
         count = torch.tensor([len(self.segments(r)) for r in rows])
         start = torch.empty_like(count)
         start[order] = count[order].cumsum(0) - count[order]
@@ -294,7 +290,7 @@ class LatentSFT(Method):
         batch = self.tensors([self.student_layout(self.train_rows[i]) for i in items])
         start, count = self.labels["start"][items], self.labels["count"][items]
         chosen = torch.cat([torch.arange(s, s + n) for s, n in zip(start, count)])  # (n,) of the batch
-        batch["chain"] = torch.repeat_interleave(torch.arange(len(items)), count)  # (n,) whose they are
+        batch["owner"] = torch.repeat_interleave(torch.arange(len(items)), count)  # (n,) whose they are
         for name in self.stored:
             label = self.labels[name][chosen]
             batch["label_" + name] = label.float() if label.is_floating_point() else label.long()
@@ -315,7 +311,7 @@ class LatentSFT(Method):
         c, probs, ids = self.config, batch["label_probs"], batch["label_ids"]
         if c.gumbel:
             end = self.tok.end_think
-            probs = gumbel_noise(probs, ids, batch["chain"], end, noise, c.gumbel_scale, c.gumbel_tau)
+            probs = gumbel_noise(probs, ids, batch["owner"], end, noise, c.gumbel_scale, c.gumbel_tau)
         return mix(probs, ids, self.model.embed.weight), (probs, ids)
 
     def divergence(self, h: Tensor, label: tuple[Tensor, Tensor]) -> Tensor:
@@ -326,7 +322,8 @@ class LatentSFT(Method):
 
     @property
     def ratio(self) -> int:
-        """A latent a step has no such number: ECR then cuts the reference evenly into as many segments."""
+        """With one latent per step r is not constant; 1 makes ECR cut the reference into as many equal
+        segments as there are latents."""
         return 1 if self.config.segmentation == "step" else self.config.ratio
 
     @property

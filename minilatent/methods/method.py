@@ -40,33 +40,34 @@ class Stage:
     inner: int = 1  # updates on each batch (RL: on each rollout)
     optimizer: str = ""  # if another than --optimizer
     judge_start: bool = False  # the state before the first step may be the best, too
-    tokens: float = 0.0  # that the passes over one item read, on average (default: the mean length)
+    tokens: float = 0.0  # read by all passes over one item, on average (default: the mean length)
 
     def __post_init__(self):
         self.tokens = self.tokens or sum(self.lengths) / max(1, len(self.lengths))
 
 
 class Method(nn.Module):
-    """One subclass a method. It owns the model and all that is trained beside it."""
+    """Base class: each method is one subclass, which owns the model and every other trained module.
+
+    To add a method: its file here, with `Settings` if it has options of its own; a line in METHODS
+    (methods/__init__.py); an entry of the comparison (study/entries.py); a test.
+    """
 
     Settings: type[Config] = Config  # a subclass where the method has settings of its own
     PRESETS: dict[str, dict] = {}  # the method's part of config.PRESETS
-    explicit = False  # True: a step of its chain is an ordinary token
-    mixed = False  # True: a step of its chain is a mixture of tokens
     needs_chain = True  # False: it can also be trained on examples without a chain
-    ratio = 1  # chain tokens that a step of thinking stands for, at least
-    mixture_size = 10  # likeliest tokens of a step that measures look at
+    extra_latents = False  # training reads, besides the chain, one latent after every --ratio of its tokens
+    training_only: tuple = ()  # modules made in a Stage's `before` and not saved with the final model
+    explicit = False  # for measures: True if a step of its chain is an ordinary token
+    mixed = False  # for measures: True if a step of its chain is a mixture of tokens
+    ratio = 1  # for measures: chain tokens per step of thinking, a lower bound
+    mixture_size = 10  # for measures: most likely tokens of a step to look at
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()
         self.config, self.tok, self.model, self.folder = config, tok, model, folder
 
     # ------------------------------------------------------------------ what a method says of itself
-
-    @classmethod
-    def extra_latents(cls, config: Config) -> int:
-        """r, where training reads a latent behind every r chain tokens beside the chain; else 0."""
-        return 0
 
     def stages(self, train: list[Row]) -> list[Stage]:
         """The stages in order."""
@@ -97,10 +98,11 @@ class Method(nn.Module):
 
     @classmethod
     def inherit(cls, config: Config, settings: dict) -> None:
-        """Take over what must be as in the run named by --init, whose settings these are."""
+        """Before the method is built: copy the settings that must match those of the --init run."""
 
     def adopt(self, tensors: dict[str, Tensor], settings: dict) -> None:
-        """What the run named by --init holds beside its model (CoLaR's latent head), and its settings."""
+        """After it is built: take what the --init run has in addition to its model (CoLaR's latent head), or
+        raise UserError if this method cannot start from it."""
 
     # ------------------------------------------------------------------ what all methods share
 
@@ -114,8 +116,13 @@ class Method(nn.Module):
         return torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
     def accuracy(self, examples: list[Example]) -> dict[str, float]:
-        """Greedy decoding of every question: accuracy in 0..1, and #L."""
         return accuracy(self, examples)
+
+    def all_but_embedding(self) -> list[str]:
+        """The model's modules but the embedding table, and with it a tied language head. (With adapters the
+        table is frozen anyway, except for the markers' rows.)"""
+        names = [f"model.{name}" for name, _ in self.model.named_children()]
+        return [name for name in names if name != "model.embed" or self.config.lora_rank]
 
     def tensors(self, layouts: list[Layout], prefix: str = "") -> Batch:
         return {

@@ -1,168 +1,116 @@
-"""Ours against transformers and tokenizers: the same machine, the same run, the same batch, dtype and threads, in turn.
+"""Compare our speed with that of transformers: same machine, same run, same batch, dtype and threads, in
+turn.
 
-    python -m minilatent.benchmark HF_FOLDER [--data FILE] [--json FILE]     needs: pip install transformers
-    python -m minilatent.benchmark HF_FOLDER --memory llama-3.2-1b           what a preset's training takes; config.json is enough
+    python -m minilatent.tools.benchmark HF_FOLDER [--data FILE] [--json FILE]    needs transformers
+    python -m minilatent.tools.benchmark HF_FOLDER --memory llama-3.2-1b          memory of training
+    python -m minilatent.tools.benchmark --machine                                rate of matrix products
 
 Times and ratios are medians. A ratio is theirs over ours: above 1 we are faster.
 """
 
 import os
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from .. import tasks
-from ..backbones.lora import add_lora, own_state
+from ..backbones.lora import add_lora
 from ..backbones.pretrained import load_pretrained, model_config
-from ..config import PRESETS, Config, Parser, UserError, nearest, resolve, run_script
+from ..batch import IGNORE, causal_batch, pad
+from ..config import Config, Parser, UserError, run_script
 from ..decode import decode, explicit_thinker
 from ..files import write_json
+from ..machine import pick_device, pick_dtype
 from ..model import ModelConfig, Transformer
-from ..run import pick_device, pick_dtype
-from ..tasks.answers import Example
+from ..run import resolve
+from ..study.budget import matrix_rate
 from ..tokenizer import Tokenizer
 
-PEAK = {
-    "H100": 989,
-    "H200": 989,
-    "A100": 312,
-    "L40S": 362,
-    "4090": 165,
-}  # TFLOP/s of dense bfloat16, by the card's name
+# TFLOP/s of dense bfloat16, by the card's name
+PEAK = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}
+LENGTH, LABELLED = 160, 48  # for --memory: tokens of a row, and how many of them have a label
 
 
-def in_turn(ours, theirs, repeats: int, sync=lambda: None) -> dict:
-    """Median seconds of two functions, called in turn, and the median of the turns' ratios: a machine that others use
-    too slows down both calls of a turn."""
-    seconds = {"ours": [], "theirs": []}
-    for turn in range(repeats + 1):  # the first call of each warms up
-        for name, call in (("ours", ours), ("theirs", theirs))[:: 1 if turn % 2 else -1]:
-            sync()
+def in_turn(ours: Callable, theirs: Callable, repeats: int) -> dict:
+    """Median seconds of two functions, called in turn, and the median of the turns' ratios: a machine that
+    others use, too, slows down both calls of a turn."""
+    calls, turns = {"ours": ours, "theirs": theirs}, []
+    for turn in range(repeats + 1):
+        seconds = {}
+        for name in sorted(calls, reverse=turn % 2 == 0):
+            synchronize()
             start = time.perf_counter()
-            call()
-            sync()
-            seconds[name].append(time.perf_counter() - start)
-    a, b = seconds["ours"][1:], seconds["theirs"][1:]
+            calls[name]()
+            synchronize()
+            seconds[name] = time.perf_counter() - start
+        turns.append(seconds)
+    turns = turns[1:]  # the first call of each warms up
     return {
-        "seconds": statistics.median(a),
-        "seconds_theirs": statistics.median(b),
-        "ratio": statistics.median(y / x for x, y in zip(a, b)),
+        "seconds": statistics.median(turn["ours"] for turn in turns),
+        "seconds_theirs": statistics.median(turn["theirs"] for turn in turns),
+        "ratio": statistics.median(turn["theirs"] / turn["ours"] for turn in turns),
     }
 
 
-def loading(folder: str, repeats: int) -> dict:
-    """A fresh process a load, because what one has loaded the next finds in memory: seconds without imports, and how
-    much resident memory grew, at the peak, over the float32 model's size."""
-    program = """
-import resource, sys, time, torch
-torch.set_num_threads(int(sys.argv[3]))
-if sys.argv[2] == "ours":
-    from pathlib import Path
-    from minilatent.pretrained import load_transformer
-    load = lambda: load_transformer(Path(sys.argv[1]))
-else:
-    import transformers
-    from transformers import AutoModelForCausalLM      # its slow imports, as ours, before the clock starts
-    transformers.utils.logging.disable_progress_bar()
-    load = lambda: AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-model = load()
-took = time.perf_counter() - start
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / size)
-"""
-    found = {"ours": [], "theirs": []}
-    for _ in range(repeats):
-        for name, results in found.items():
-            done = subprocess.run(
-                [sys.executable, "-c", program, folder, name, str(torch.get_num_threads())],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise UserError(
-                    f"loading failed: {done.stderr.strip().splitlines()[-1].split('UserError: ')[-1]}"
-                )
-            results.append([float(x) for x in done.stdout.split()[-2:]])
-    (a, grown), (b, grown_theirs) = (map(statistics.median, zip(*found[name])) for name in ("ours", "theirs"))
-    return {
-        "seconds": a,
-        "seconds_theirs": b,
-        "ratio": b / a,
-        "memory_growth": grown,
-        "memory_growth_theirs": grown_theirs,
-    }
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def benchmark(
-    folder: str,
-    examples: list[Example],
-    device: torch.device,
-    dtype: torch.dtype,
-    rows: int,
-    repeats: int,
-    new: int,
-    skip_load: bool = False,
-) -> dict:
-    """Every comparison, as JSON would hold it. UserError without transformers. A training step is one of CoT-SFT: the
-    question has no labels, so that we make no logits there; transformers makes them everywhere."""
+# ------------------------------------------------------------------ against transformers
+
+
+def benchmark(args, examples: list[tasks.Example]) -> dict:
+    """All comparisons, as JSON would hold them. UserError without transformers."""
     try:
         import transformers
-        from tokenizers import Tokenizer as TheirTokenizer
     except ImportError:
         raise UserError("the benchmark compares with transformers: pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
-    results = {
-        "model": Path(folder).name,
+    device, dtype = pick_device(args.device), getattr(torch, args.dtype)
+    model, tok = load_pretrained(args.folder, dtype)
+    other = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype)
+    other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)  # the markers' rows for both
+    model, other = model.to(device), other.to(device)
+    some = sorted((e for e in examples if e.question), key=lambda e: len(e.question))
+    some = some[len(examples) // 2 :][: args.rows]
+    questions = [tok.encode(e.question) for e in some]
+    targets = [tok.encode(f"{e.chain} {e.answer}".strip()) for e in some]
+    return {
+        "model": Path(args.folder).name,
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": rows,
-        "threads": torch.get_num_threads(),
+        "dtype": args.dtype,
+        "rows": args.rows,
         "cpus": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **machine(device),
+        "train_step": compare_training(args, model, other, questions, targets, tok.eos),
+        "decode": compare_decoding(args, model, other, questions, tok),
     }
-    if not skip_load:
-        results["load"] = loading(folder, min(repeats, 3))
 
-    tok = Tokenizer.from_hf(folder)
-    theirs = TheirTokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-    theirs.encode_special_tokens = True
-    texts = [e.question for e in examples]
-    results["tokenise"] = in_turn(
-        lambda: [tok.encode(t) for t in texts],
-        lambda: [e.ids for e in theirs.encode_batch(texts, add_special_tokens=False)],
-        repeats,
-    )
-    results["tokenise"]["texts"] = len(texts)
 
-    model, _ = load_pretrained(folder, dtype)
-    other = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)  # the markers' rows for both
-    model, other = model.to(device), other.to(device)
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+def compare_training(args, model, other, questions: list, targets: list, padding: int) -> dict:
+    """A step of CoT-SFT with AdamW. The question has no labels, so that we make no logits there; transformers
+    makes them everywhere."""
+    device = model.embed.weight.device
+    batch = causal_batch(questions, targets, padding)
+    ids, labels = batch["ids"].to(device), batch["labels"].to(device)  # (B, T)
+    whole = pad([q + t for q, t in zip(questions, targets)], padding).to(device)  # (B, T + 1)
+    real = pad([[1] * len(q + t) for q, t in zip(questions, targets)], 0).to(device)
+    theirs = {"input_ids": whole, "labels": F.pad(labels, (1, 0), value=IGNORE), "attention_mask": real}
 
-    def padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(r) for r in rows], True, value, padding_side=side
-        ).to(device)
+    def our_loss():
+        logits = model.logits(model(ids)[labels != IGNORE])
+        return F.cross_entropy(logits.float(), labels[labels != IGNORE])
 
-    some = sorted((e for e in examples if e.question), key=lambda e: len(e.question))[len(examples) // 2 :][
-        :rows
-    ]
-    encoded = [tok.encode(e.question) for e in some]
-    told = [tok.encode(f"{e.chain} {e.answer}".strip()) for e in some]
-    ids = padded([q + a for q, a in zip(encoded, told)], tok.eos)  # (B, T)
-    labels = padded([[-100] * len(q) + a for q, a in zip(encoded, told)], -100)
-    real = padded([[1] * len(q + a) for q, a in zip(encoded, told)], 0)
-
-    def step(net, loss):
+    def step(net, loss: Callable) -> Callable:
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
 
         def once():
@@ -172,165 +120,143 @@ def benchmark(
 
         return once
 
-    def our_loss():
-        counts = labels[:, 1:] != -100
-        logits = model.logits(model(ids[:, :-1])[counts])
-        return F.cross_entropy(logits.float(), labels[:, 1:][counts])
-
-    model.train(), other.train()
-    results["train_step"] = in_turn(
-        step(model, our_loss),
-        step(other, lambda: other(input_ids=ids, attention_mask=real, labels=labels).loss),
-        repeats,
-        sync,
-    )
-    tokens, parameters = int(real.sum()), model.num_parameters()
-    results["train_step"] |= {
-        "tokens": tokens,
-        "labels": int((labels != -100).sum()),
-        "tflops": 6 * parameters * tokens / results["train_step"]["seconds"] / 1e12,
-    }
+    model.train()
+    other.train()
+    found = in_turn(step(model, our_loss), step(other, lambda: other(**theirs).loss), args.repeats)
+    found |= {"tokens": int(real.sum()), "labels": int((labels != IGNORE).sum())}
+    found["tflops"] = 6 * model.num_parameters() * found["tokens"] / found["seconds"] / 1e12
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if peak := next((p for name, p in PEAK.items() if name in card), None):
-        results["train_step"] |= {"card": card, "mfu": results["train_step"]["tflops"] / peak}
+    for name, peak in PEAK.items():
+        if name in card:
+            found |= {"card": card, "mfu": found["tflops"] / peak}
+    return found
 
-    model.eval(), other.eval()
-    prompts, lengths = padded(encoded, tok.eos), torch.tensor([len(q) for q in encoded], device=device)
-    left, seen = padded(encoded, tok.eos, "left"), padded([[1] * len(q) for q in encoded], 0, "left")
-    tok.never, other.generation_config.eos_token_id = [*tok.markers.values()], None  # nobody ends early
-    results["decode"] = in_turn(
-        lambda: decode(
-            model, tok, model.embed(prompts), lengths, explicit_thinker(model), new - 2, 1
-        ),  # and </think>
-        lambda: other.generate(
-            left, attention_mask=seen, max_new_tokens=new, do_sample=False, pad_token_id=tok.eos
-        ),
-        repeats,
-        sync,
-    )
-    results["decode"] |= {"new_tokens": new, "tokens_per_second": rows * new / results["decode"]["seconds"]}
-    return results
+
+def compare_decoding(args, model, other, questions: list, tok: Tokenizer) -> dict:
+    """Greedy decoding, in which no row ends early."""
+    device = model.embed.weight.device
+    model.eval()
+    other.eval()
+    tok.never, other.generation_config.eos_token_id = [*tok.markers.values()], None
+    prompts = pad(questions, tok.eos).to(device)
+    lengths = torch.tensor([len(q) for q in questions], device=device)
+    theirs = {
+        "input_ids": pad(questions, tok.eos, "left").to(device),
+        "attention_mask": pad([[1] * len(q) for q in questions], 0, "left").to(device),
+        "max_new_tokens": args.new,
+        "do_sample": False,
+        "pad_token_id": tok.eos,
+    }
+    think, chain = explicit_thinker(model), args.new - 2  # then </think> and an answer of one token
+    ours = lambda: decode(model, tok, model.embed(prompts), lengths, think, chain, 1)
+    found = in_turn(ours, lambda: other.generate(**theirs), args.repeats)
+    tokens = len(questions) * args.new
+    return found | {"new_tokens": args.new, "tokens_per_second": tokens / found["seconds"]}
 
 
 # ------------------------------------------------------------------ memory
 
 
 def saved_bytes(config: ModelConfig, rows: int, length: int, labelled: int, dtype: torch.dtype) -> int:
-    """What a forward pass keeps for going back, without the weights: counted on the meta device, where nothing is
-    computed."""
+    """What a forward pass keeps for the backward pass, without the weights: counted on the meta device, where
+    nothing is computed."""
     with torch.device("meta"):
         model, kept = Transformer(config).to(dtype), {}
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
         def keep(t):
-            if t.untyped_storage()._cdata not in weights:
-                kept[t.untyped_storage()._cdata] = (
-                    t,
-                    t.untyped_storage().nbytes(),
-                )  # t: so that no number is used twice
+            storage = t.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = (t, storage.nbytes())  # t: so that no number is used twice
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             hidden = model(torch.zeros(rows, length, dtype=torch.long))[:, :labelled]
-            F.cross_entropy(
-                model.logits(hidden).float().flatten(0, 1), torch.zeros(rows * labelled, dtype=torch.long)
-            )
+            logits = model.logits(hidden).float().flatten(0, 1)
+            F.cross_entropy(logits, torch.zeros(rows * labelled, dtype=torch.long))
     return sum(size for _, size in kept.values())
 
 
-def training_memory(model: ModelConfig, config: Config, length: int, labelled: int) -> dict[str, float]:
-    """Gigabytes of a training step of --method's heaviest stage, calculated: rows of `length` tokens, `labelled` of
-    them with a label.
+def training_memory(shape: ModelConfig, config: Config, length: int, labelled: int) -> dict[str, float]:
+    """Gigabytes of a training step of the heaviest stage, calculated, for rows of `length` tokens of which
+    `labelled` have a label.
 
     weights      4 bytes a parameter, 2 more for the copies that autocast makes with another --dtype
     learning     gradient and AdamW's two moments, 12 bytes a trained parameter
-    activations  what the forward pass keeps, a layer times their number, or with --grad_checkpoint a layer's input
-                 times their number and one layer; then the logits, three times: as they are, in float32, and their gradient
-    Latent-SFT's stage 1 has a second model, which shares what LoRA freezes, but for its embedding.
+    activations  what the forward pass keeps: a layer times their number, or with --grad_checkpoint a layer's
+                 input times their number and one layer; and the logits three times: as they are, in float32,
+                 and their gradient
+
+    Latent-SFT's stage 1 has a second model, which shares what LoRA freezes, except for its embedding.
     """
     dtype = getattr(torch, pick_dtype(config.dtype, torch.device("cpu")))
     with torch.device("meta"):
-        net = Transformer(model)
+        net = Transformer(shape)
     size = net.num_parameters()
     if config.lora_rank:
         add_lora(net, config, [0, 1, 2, 3, 4])
-    trained = sum(t.numel() for t in own_state(net).values())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     rows = -(-config.batch_size // config.accumulate)
-    one, two = (
-        saved_bytes(ModelConfig(**{**vars(model), "n_layer": n}), rows, length, labelled, dtype)
-        for n in (1, 2)
-    )
-    layer, rest = two - one, one - (two - one)
-    layers = (
-        model.n_layer * rows * length * model.width * dtype.itemsize + layer
-        if config.grad_checkpoint
-        else model.n_layer * layer
-    )
-    logits = rows * labelled * model.vocab_size * 4  # their gradient, made when all the rest is still there
+    one = saved_bytes(replace(shape, n_layer=1), rows, length, labelled, dtype)
+    layer = saved_bytes(replace(shape, n_layer=2), rows, length, labelled, dtype) - one
+    rest = one - layer
+    layers = shape.n_layer * layer
+    if config.grad_checkpoint:
+        layers = shape.n_layer * rows * length * shape.width * dtype.itemsize + layer
+    logits = rows * labelled * shape.vocab_size * 4  # their gradient, made while all the rest is still there
     weights, learning = size * (4 if dtype == torch.float32 else 6), 12 * trained
     if config.method == "latent_sft":
-        weights += 4 * model.vocab_size * model.width if config.lora_rank else weights
+        weights += 4 * shape.vocab_size * shape.width if config.lora_rank else weights
         learning, layers = 2 * learning, 2 * layers
     found = {"weights": weights, "learning": learning, "activations": layers + rest + logits}
-    return {name: round(value / 1e9, 2) for name, value in (found | {"total": sum(found.values())}).items()}
+    found["total"] = sum(found.values())
+    return {name: round(value / 1e9, 2) for name, value in found.items()}
+
+
+# ------------------------------------------------------------------ the command
+
+
+def machine(device: torch.device) -> dict:
+    rates = {f"gflops_{name}": matrix_rate(getattr(torch, name), device) for name in ("float32", "bfloat16")}
+    return {"threads": torch.get_num_threads(), **rates}
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m minilatent.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="Hugging Face folder")
-    parser.add_argument("--data", default="mini", help="whose questions and chains are the texts [mini]")
-    parser.add_argument("--json", metavar="FILE", help="write the results")
-    parser.add_argument(
-        "--memory",
-        metavar="PRESET",
-        help="calculate what training with this preset takes, and measure nothing",
-    )
-    parser.add_argument("--method", default="cot_sft", help="for --memory [cot_sft]")
-    parser.add_argument("--grad_checkpoint", action="store_true", help="for --memory")
-    parser.add_argument("--length", type=int, default=160, help="for --memory: tokens a row [160]")
-    parser.add_argument("--labelled", type=int, default=48, help="for --memory: of them with a label [48]")
-    parser.add_argument("--device", default="cpu", help="cpu | cuda [cpu]")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="[float32]")
-    parser.add_argument(
-        "--rows", type=int, default=8, help="of a training step, and decoded side by side [8]"
-    )
-    parser.add_argument("--new", type=int, default=32, help="tokens decoded [32]")
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement [5]")
-    parser.add_argument(
-        "--skip_load", action="store_true", help="leave out loading, for which fresh processes are started"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
+    parser = Parser(prog="python -m minilatent.tools.benchmark", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("folder", nargs="?", help="Hugging Face folder")
+    add("--machine", action="store_true", help="measure the rate of matrix products, and nothing else")
+    add("--data", default="mini", help="data set whose questions and chains are the texts [mini]")
+    add("--json", metavar="FILE", help="file for the results")
+    add("--device", default="cpu", help="cpu or cuda [cpu]")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="precision [float32]")
+    add("--rows", type=int, default=8, help="rows of a training step, and decoded side by side [8]")
+    add("--new", type=int, default=32, help="tokens decoded [32]")
+    add("--repeats", type=int, default=5, help="repeats of each measurement [5]")
+    add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice) [0]")
+    memory = parser.add_argument_group("memory of training, calculated")
+    memory.add_argument("--memory", metavar="PRESET", help="preset; nothing is measured")
+    memory.add_argument("--method", default="cot_sft", help="method [cot_sft]")
+    memory.add_argument("--grad_checkpoint", action="store_true", help="with recomputed activations")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.memory:
-        if args.memory not in PRESETS:
-            raise UserError(f"unknown preset '{args.memory}'{nearest(args.memory, PRESETS)}")
-        config = resolve(
-            {"method": args.method, "preset": args.memory, "grad_checkpoint": args.grad_checkpoint}
-        )
-        results = training_memory(
-            model_config(Path(args.folder) / "config.json")[0], config, args.length, args.labelled
-        )
+    if not args.folder and not args.machine:
+        raise UserError("name a Hugging Face folder, or give --machine")
+    if args.machine:
+        results = machine(pick_device(args.device))
+    elif args.memory:
+        given = {"method": args.method, "preset": args.memory, "grad_checkpoint": args.grad_checkpoint}
+        shape, _ = model_config(Path(args.folder) / "config.json")
+        results = training_memory(shape, resolve(given), LENGTH, LABELLED)
     else:
-        examples = tasks.load(args.data, "test", limit=2000)
-        results = benchmark(
-            args.folder,
-            examples,
-            pick_device(args.device),
-            getattr(torch, args.dtype),
-            args.rows,
-            args.repeats,
-            args.new,
-            args.skip_load,
-        )
+        results = benchmark(args, tasks.load(args.data, "test", limit=2000))
     for name, value in results.items():
-        shown = value.items() if isinstance(value, dict) else [("", value)]
-        print(
-            f"{name:14s}",
-            *(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}".strip() for key, v in shown),
-            sep="  ",
-        )
+        cells = [name.ljust(14)]
+        for key, number in (value if isinstance(value, dict) else {"": value}).items():
+            shown = f"{number:.4g}" if isinstance(number, float) else str(number)
+            cells.append(f"{key} {shown}".strip())
+        print("  ".join(cells))
     if args.json:
         write_json(Path(args.json), results)
 

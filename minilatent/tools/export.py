@@ -19,7 +19,7 @@ from tokenizers import models, pre_tokenizers
 from tokenizers.implementations import ByteLevelBPETokenizer
 
 from ..backbones.chat import chat_template
-from ..backbones.pretrained import KEYS, is_transposed, model_config, tensor_places
+from ..backbones.pretrained import FIELDS, column, is_transposed, model_config, tensor_places
 from ..config import Parser, UserError, run_script
 from ..files import replace_file, write_json
 from ..model import ModelConfig, Transformer
@@ -37,7 +37,7 @@ def hf_config(config: ModelConfig) -> dict:
         more = {"hidden_act": "silu", "mlp_bias": config.bias, "rope_scaling": config.rope_scaling}
     name = "GPT2LMHeadModel" if family == "gpt2" else f"{family.capitalize()}ForCausalLM"
     hf = {"architectures": [name], "model_type": family, **more}
-    hf |= {key: getattr(config, field) for key, field in KEYS[family].items()}
+    hf |= {key: getattr(config, field) for field, key in column(FIELDS, family).items()}
     back, _ = model_config(Path("config.json"), hf)
     if back != dataclasses.replace(config, attention=back.attention):
         raise UserError("no family of transformers computes what this model does: it cannot be exported")

@@ -1,9 +1,9 @@
-"""Train mini-base anew, from nothing, and check that it is as good as the one in the repository.
+"""Train mini-base again, from nothing, and check that it is as good as the one in the repository.
 
-    python -m minilatent.rebuild_base [--out out/base] [--install]       half an hour on one core
+    python -m minilatent.tools.rebuild_base [--out out/base] [--install]       half an hour on one core
 
-Exit code 0 if its accuracy on mini's test set is at least the lower end of the committed model's 95 % interval, else 1.
-With --install it then takes the committed one's place.
+Exit code 0 if its accuracy on mini's test set reaches the lower end of the committed model's 95 % interval,
+else 1. With --install it then replaces the committed one.
 """
 
 import shutil
@@ -18,26 +18,24 @@ from ..run import BASE, load_run, train
 FILES = ("config.json", "model.safetensors", "minilatent_tokenizer.json")
 
 
+def judge(name: str, folder) -> dict:
+    test = tasks.load("mini", "test")
+    result = solve_all(load_run(folder, torch.device("cpu")), test)
+    low, high = result["ci95"]
+    print(f"{name:10s} accuracy {result['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)})")
+    return result
+
+
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m minilatent.rebuild_base", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="out/base", help="run folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument(
-        "--install", action="store_true", help="put the new model in the committed one's place"
-    )
+    parser = Parser(prog="python -m minilatent.tools.rebuild_base", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="out/base", help="run folder [out/base]")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--install", action="store_true", help="replace the committed model")
     args = parser.parse_args(argv)
     train({"method": "cot_sft", "preset": "base", "out": args.out, "resume": args.resume})
-    test = tasks.load("mini", "test")
-    scores = {}
-    for name, folder in (("committed", BASE), ("rebuilt", args.out)):
-        if name == "committed" and not (BASE / "model.safetensors").exists():
-            continue
-        scores[name] = solve_all(load_run(folder, torch.device("cpu")), test)
-        low, high = scores[name]["ci95"]
-        print(
-            f"{name:10s} accuracy {scores[name]['accuracy']:.3f} (95 % {low:.3f} to {high:.3f}, n {len(test)})"
-        )
-    if "committed" in scores and scores["rebuilt"]["accuracy"] < scores["committed"]["ci95"][0]:
+    committed = judge("committed", BASE) if (BASE / "model.safetensors").exists() else None
+    rebuilt = judge("rebuilt", args.out)
+    if committed and rebuilt["accuracy"] < committed["ci95"][0]:
         print("the rebuilt base is not as good")
         raise SystemExit(1)
     if args.install:

@@ -1,0 +1,72 @@
+"""Equal compute: what FLOPs are counted, and the steps that a budget pays for."""
+
+import random
+
+import pytest
+import torch
+
+from minilatent import run
+from minilatent.config import UserError
+from minilatent.study import budget
+
+CPU = torch.device("cpu")
+SMALL = {"train_size": 64, "val_size": 8, "batch_size": 8, "max_chain": 8, "seed": 0}
+TINY = {**SMALL, "init": "none", "n_layer": 1, "width": 32, "n_head": 2, "hidden": 32}
+STAGE1 = {"stage1_steps": "1,1,1"}
+
+
+@pytest.fixture(autouse=True)
+def one_tokenizer(monkeypatch, tok):
+    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
+
+
+@pytest.mark.parametrize("method", ["cot_sft", "icot", "coconut", "latent_sft"])
+def test_the_steps_spend_the_budget_to_within_one_step(method):
+    own = STAGE1 if method == "latent_sft" else {}
+    untrained, rows = budget.untrained({**TINY, **own, "method": method}, CPU)
+    cost = budget.measure(untrained, rows)
+    of = lambda steps: cost.of(budget.stage_steps(untrained, rows, steps))
+    total = of(1) + 40 * max(cost.flops.values())
+    steps = budget.affordable(untrained, rows, cost, total)
+    assert of(steps) <= total < of(steps + 1)
+    # A curriculum divides its steps: one more step is one more of some stage, give or take a rounding.
+    assert total - of(steps) <= len(cost.flops) * max(cost.flops.values())
+    with pytest.raises(UserError, match="not enough for one step"):
+        budget.affordable(untrained, rows, cost, 10.0)
+
+
+@pytest.mark.parametrize("method", ["colar_rl", "latent_rl"])
+def test_an_rl_step_whose_start_is_not_trained_yet_is_counted_with_the_pass_of_every_sample(method):
+    """Random weights are never right: no group would have an advantage, and a step look cheaper than it will
+    be."""
+    untrained, rows = budget.untrained({**SMALL, "method": method, "group": 3}, CPU)
+    batch = untrained.rollout(rows[:2], random.Random(0))
+    assert len(untrained.informative(batch)["ids"]) == len(batch["ids"]) == 6
+
+
+def test_the_count_is_that_of_the_matrices():
+    """6 FLOPs for each weight and token, forward and backward, are most of it."""
+    untrained, rows = budget.untrained({"method": "cot_sft", "train_size": 128, "batch_size": 16}, CPU)
+    (stage,) = untrained.stages(rows)
+    order = sorted(range(len(rows)), key=stage.lengths.__getitem__)
+    start = (len(order) - 16) // 2
+    batch = stage.collate([stage.items[i] for i in order[start : start + 16]], None)
+    named = untrained.model.named_parameters()
+    matrices = sum(p.numel() for name, p in named if p.dim() == 2 and "embed" not in name)
+    least = 6 * matrices * batch["ids"].numel()
+    assert least < budget.measure(untrained, rows).flops["cot"] < 1.6 * least
+
+
+def test_frozen_parameters_cost_no_gradient_and_labelling_is_counted():
+    given = {**TINY, **STAGE1, "method": "latent_sft"}
+    untrained, rows = budget.untrained(given, CPU)
+    cost = budget.measure(untrained, rows)
+    encoder, decoder, both = (cost.flops[f"stage1-{phase}"] for phase in ("encoder", "decoder", "both"))
+    assert encoder < both and decoder < both and cost.once > 0
+    untrained.config.train_size *= 2  # the same rows stand for twice as many
+    assert budget.measure(untrained, rows).once == pytest.approx(2 * cost.once)
+
+
+def test_the_machine_is_described():
+    found = budget.machine(CPU)
+    assert found["gflops_float32"] > 0 and found["threads"] == torch.get_num_threads() and found["hardware"]

@@ -1,0 +1,311 @@
+"""The comparison's machinery: entries are trained once and evaluated as they say. FLOPs: test_budget.py.
+Intervals, verdicts and figures: test_verdicts.py."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import made_line
+from pytest import approx
+from test_budget import STAGE1, TINY
+
+from minilatent import config, run, tasks
+from minilatent.batch import encode
+from minilatent.methods import METHODS
+from minilatent.study import comparison, entries, verdicts
+from minilatent.study.comparison import Comparison, entry_named, trials_of, tuned_as
+from minilatent.study.entries import ENTRIES, PARENTS, ROWS, Entry, Variant
+from minilatent.study.measures import from_hex
+
+RUN = {**TINY, "log_every": 1, "save_every": 2, "eval_every": 2}
+RUN.pop("seed")
+COLAR = {**RUN, "method": "colar", "c_max": 2}
+AFTER = {key: value for key, value in RUN.items() if key != "init"}  # that of another entry
+SOFT = Variant("_soft", "Soft Thinking", soft=config.SoftThinking(soft_thinking=True))
+SMALL_ENTRIES = [
+    Entry("cot_sft", "CoT-SFT", {**RUN, "method": "cot_sft"}, variants=[Variant(), SOFT]),
+    Entry("colar", "CoLaR", COLAR, variants=entries.speeds("CoLaR-{}")),
+    Entry("half", "before RL", {**COLAR, "latent_loss": "nll"}, main=False, share=0.5),
+    Entry(
+        "rl", "RL", {**AFTER, "method": "colar_rl", "latent_loss": "nll", "group": 2}, share=0.5, after="half"
+    ),
+]
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, lines: list[dict]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys, tok):
+    """python -m minilatent.study.comparison with tiny entries: exit code, stdout, stderr."""
+    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
+    monkeypatch.setattr(comparison, "ENTRIES", SMALL_ENTRIES)
+    monkeypatch.setattr(comparison, "REFERENCE", {**RUN, "method": "cot_sft", "steps": 6})
+    monkeypatch.setattr(comparison, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(comparison, "draw", lambda lines, out: None)
+
+    def run_it(*argv) -> tuple[int, str, str]:
+        given = ["--out", tmp_path / "results", "--limit", 4, "--device", "cpu", *argv]
+        monkeypatch.setattr(sys, "argv", ["comparison", *map(str, given)])
+        with pytest.raises(SystemExit) as caught:
+            config.run_script(comparison.main)
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run_it
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_the_plan_is_printed_and_nothing_is_done(call, tmp_path):
+    code, out, _ = call("--plan", "--seeds", 0, 1, "--rows", "cot_sft", "colar")
+    assert code == 0 and "cot_sft" in out and "seed 1" in out and "cot 6" in out and "hours" in out
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+
+def test_an_entry_is_trained_once_evaluated_on_all_sets_and_then_skipped(call, tmp_path, monkeypatch):
+    assert call("--rows", "colar")[0] == 0
+    path = tmp_path / "results/rows.jsonl"
+    lines = read(path)
+    wanted = {(row, name) for row in ("colar_5", "colar_2") for name in verdicts.SETS}
+    assert {(line["row"], line["data"]) for line in lines} == wanted
+    facts = {"seed", "train_seconds", "train_tokens", "flops", "lr", "ci95", "mean_len"}
+    facts |= {"hardware", "gflops_float32", "threads", "torch", "commit"}
+    assert all(facts <= line.keys() for line in lines)
+    assert len(from_hex(lines[0]["questions"]["correct"], 4)) == 4
+    assert (tmp_path / "results/table.md").exists()
+    assert (tmp_path / "results/curves/colar-seed0.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "train", lambda given: pytest.fail("trained again"))
+        patch.setattr(comparison, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+        assert call("--rows", "colar")[0] == 0
+
+    # What is missing of a row is added from its run. Once that is lost, a new run would be another model.
+    write(path, lines[:3])
+    assert call("--rows", "colar")[0] == 0 and len(read(path)) == len(lines)
+    write(path, lines[:3])
+    (tmp_path / "runs/colar-seed0").rename(tmp_path / "gone")
+    code, _, err = call("--rows", "colar")
+    assert code == 2 and "only a part of colar, seed 0" in err and err.count("\n") == 1
+    assert not (tmp_path / "runs/colar-seed0").exists()
+    assert call("--rows", "colar", "--seeds", 1, "--plan")[0] == 0
+
+
+def test_an_entry_is_evaluated_in_each_way_that_it_names_with_all_interventions_on_mini(call, monkeypatch):
+    ways, replaced = [], []
+    evaluate, intervene = comparison.evaluate, comparison.intervene
+
+    def judge(method, examples, name, **more):
+        ways.append((name, getattr(method.config, "speed", ""), bool(getattr(method, "soft", None))))
+        return evaluate(method, examples, name, **more)
+
+    def replace(method, examples, names, **more):
+        replaced.append((method.config.method, ways[-1][0], set(names)))
+        return intervene(method, examples, names, **more)
+
+    monkeypatch.setattr(comparison, "evaluate", judge)
+    monkeypatch.setattr(comparison, "intervene", replace)
+    assert call("--rows", "cot_sft", "colar")[0] == 0
+    kinds = [("", False), ("", True), ("5", False), ("2", False)]
+    assert ways == [(name, *kind) for kind in kinds for name in verdicts.SETS]
+    everything = {"noise", "loud", "swap", "zeros", "mean", "shuffle", "truncate", "extend"}
+    assert len(replaced) == len(ways)
+    for method, name, names in replaced:
+        on_mini = everything | ({"top1"} if method == "cot_sft" else set())
+        assert names == (on_mini if name == "mini" else {"swap"})
+
+
+def test_an_interrupted_run_is_resumed_not_begun_again(call, tmp_path, monkeypatch):
+    real, fit, given = comparison.train, run.Trainer.fit, []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def interrupted(settings):
+        given.append(settings)
+        if len(given) == 1:  # Ctrl-C right after the run folder was made
+            monkeypatch.setattr(run.Trainer, "fit", interrupt)
+        real(settings)
+
+    monkeypatch.setattr(comparison, "train", interrupted)
+    assert call("--rows", "cot_sft")[0] == 130
+    monkeypatch.setattr(run.Trainer, "fit", fit)
+    assert call("--rows", "cot_sft")[0] == 0
+    assert "resume" not in given[0] and given[1]["resume"] and given[0]["steps"] == 6
+    assert len(read(tmp_path / "results/rows.jsonl")) == 2 * len(verdicts.SETS)
+
+
+def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path, monkeypatch):
+    # A plan counts with mini-base what is not trained yet, which takes long.
+    monkeypatch.setattr(Comparison, "print_plan", lambda *_: None)
+    code, _, err = call("--rows", "rl", "--budget", 20)
+    assert code == 0, err
+    lines, runs = read(tmp_path / "results/rows.jsonl"), tmp_path / "runs"
+    assert {line["row"] for line in lines} == {"rl"} and set(lines[0]["stages"]) == {"colar", "colar_rl"}
+    assert (runs / "half-seed0-budget20/model.safetensors").exists()
+    spent = [
+        json.loads((runs / f"{name}-seed0-budget20.json").read_text())["flops"] for name in ("half", "rl")
+    ]
+    assert lines[0]["flops"] == sum(spent)
+    assert call("--rows", "half", "--budget", 20)[0] == 0  # it is only evaluated now
+
+
+def test_several_processes_add_to_one_file_and_no_line_is_lost(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: comparison.add_line(path, {"row": i}), range(40)))
+    assert sorted(line["row"] for line in comparison.read_lines(path)) == list(range(40))
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--rows", "latnt"], "unknown row 'latnt'"),
+        (["--budget", 0], "--budget"),
+        (["--seeds", -1], "--seeds"),
+        (["--limit", 0], "--limit"),
+        (["--sedes", 1], "did you mean '--seeds'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, argv, message):
+    code, _, err = call(*argv)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_rows_of_another_budget_do_not_mix(call, tmp_path):
+    path = tmp_path / "results/rows.jsonl"
+    write(path, [made_line(limit=4, budget=0.25)])
+    code, _, err = call("--plan")
+    assert code == 2 and "--budget 0.25" in err and err.count("\n") == 1
+    path.write_text("{half a li")
+    code, _, err = call("--plan")
+    assert code == 2 and "damaged" in err
+
+
+# ------------------------------------------------------------------ trials
+
+
+def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path, monkeypatch):
+    real, given = comparison.train, []
+    monkeypatch.setattr(comparison, "train", lambda settings: (given.append(settings), real(settings)))
+    results, cot = tmp_path / "results", ("--rows", "cot_sft", "--budget", 4)
+    assert call("--trials", *cot)[0] == 0
+    trials, own = read(results / "trials.jsonl"), run.resolve({"method": "cot_sft"}).lr
+    assert [t["lr"] for t in trials] == [s["lr"] for s in given] == approx([own / 3, own, 3 * own])
+    assert {t["budget"] for t in trials} == {4.0} and {s["steps"] for s in given} == {6}  # a quarter of 24
+    assert not (results / "rows.jsonl").exists()
+    assert (results / f"curves/cot_sft-lr{own:g}-seed0.json").exists()
+    assert call("--trials", *cot)[0] == 0 and len(given) == 3  # nothing is done again
+
+    def make_best(best: int) -> float:
+        """One of the trials becomes the best on validation."""
+        scores = [{**t, "val_accuracy": 0.9 if i == best else 0.1} for i, t in enumerate(trials)]
+        write(results / "trials.jsonl", scores)
+        return trials[best]["lr"]
+
+    for best in range(3):
+        lr = make_best(best)
+        _, out, _ = call("--plan", "--rows", "cot_sft", "colar", "--budget", 4)
+        assert f"lr {lr:g} (best of its trials)" in out and out.count("best of its trials") == 1
+    assert call(*cot)[0] == 0 and given[-1]["lr"] == lr and given[-1]["steps"] == 24
+    assert read(results / "rows.jsonl")[0]["lr"] == lr
+    other = make_best(0)
+    code, _, err = call(*cot)  # tuned and untuned do not mix
+    assert code == 2 and f"trained at lr {lr:g}, but the best of its trials is {other:g}" in err
+    write(results / "trials.jsonl", trials[:1])  # one of three is not enough
+    assert "best of" not in call("--plan", "--rows", "colar", "--budget", 4)[1]
+    assert call("--trials", "--plan", *cot)[1].count("cot_sft-lr") == 2  # the others are left to do
+
+
+def test_every_method_gets_as_many_trials_and_they_follow_its_preset(monkeypatch):
+    families = {tuned_as(e): [t.train for t in trials_of(e)] for e in ENTRIES if e.train}
+    assert set(families) >= set(METHODS) and {len(trials) for trials in families.values()} == {3}
+    assert {t["ratio"] for t in families["latent_sft"]} == {2}  # the main entry's
+    assert "latent_loss" not in families["colar"][0]
+    monkeypatch.setitem(METHODS["cot_sft"].PRESETS, "mini", {"lr": 0.375})
+    assert [t.train["lr"] for t in trials_of(entry_named("cot_sft"))] == approx([0.125, 0.375, 1.125])
+
+
+# ------------------------------------------------------------------ the entries
+
+
+def test_every_entry_can_be_resolved_and_every_trend_is_about_rows_that_exist():
+    assert len(ROWS) == sum(len(entry.variants) for entry in ENTRIES)
+    for entry in ENTRIES:
+        assert not entry.train or run.resolve(entry.train)
+        assert not entry.after or entry_named(entry.after).share + entry.share == 1
+        assert not entry.instead_of or entry_named(entry.instead_of)
+    assert all(not parent or parent in ROWS for parent in PARENTS.values())
+    for trend in verdicts.TRENDS:
+        rows = {trend.a, trend.b} - {""}
+        assert rows <= PARENTS.keys(), trend  # with the rows of options that are gone
+
+
+def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing_else():
+    nll = {"latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
+    differs = {
+        "no_ltim": {"ltim": False},
+        "no_ltsum": {"ltsum": False},
+        "hidden": {"latent": "hidden"},
+        "gumbel": {"gumbel": True},
+        "uniform": {"labels": "uniform"},
+        "k1": {"k": 1},
+        "k5": {"k": 5},
+        "k50": {"k": 50},
+        "step": {"segmentation": "step"},
+        "det": {"latent_loss": "mse"},
+        "no_labels": {"compressed_labels": False},
+        "mean": {"pooling": "mean"},
+        "nll": nll,
+        "nll_half": nll,
+        "nll_more": nll,
+        "half": {},
+        "no_average": {"average": False},
+        "scratch": {"init": "none"},
+        "": {},
+    }
+    wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 4, 8)}
+    wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
+    wholes |= {
+        name: {} for name in ("colar_rl", "colar", "cot_sft", "no_cot", "pause", "icot", "coconut", "codi")
+    }
+    for entry in ENTRIES[1:]:  # the first is the base
+        whole = next(w for w in wholes if entry.name == w or entry.name.startswith(w + "_"))
+        changed = differs[entry.name.removeprefix(whole).removeprefix("_")]
+        method = entry.train["method"]
+        assert entry.name.startswith(method), entry.name
+        assert entry.train == {"method": method, **wholes[whole], **changed}, entry.name
+
+
+def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
+    """But for the space between two steps."""
+    for name in verdicts.SETS:
+        for row in encode(tasks.load(name, "test", limit=200), tok, 512)[0]:
+            for step, end in enumerate(row.ends[:-1], 1):
+                assert end == 8 * step - 1
+
+
+def test_rl_is_planned_before_its_start_is_trained_and_a_part_of_the_budget_has_small_stages(
+    monkeypatch, tok, tmp_path
+):
+    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
+    monkeypatch.setattr(comparison, "RUNS", tmp_path)
+    settings = {**RUN, **STAGE1, "method": "latent_sft", "stage1_steps": "8,4,40"}
+    half = Entry("half", "", settings, share=0.5)
+    rl = Entry("rl", "", {**AFTER, "method": "latent_rl", "group": 2}, share=0.5, after="half")
+    monkeypatch.setattr(comparison, "ENTRIES", [half, rl])
+    whole = Comparison(tmp_path, device="cpu", threads=1)
+    phases = lambda budget, entry: Comparison(tmp_path, budget).settings(entry, 0)["stage1_steps"]
+    assert phases(1.0, half) == "4,2,20" and phases(0.5, half) == "2,1,10"
+    assert phases(1.0, Entry("whole", "", settings)) == "8,4,40"
+    monkeypatch.setattr(Comparison, "total", 1e13)
+    plan = whole.plan(rl, 0)
+    assert plan.stages["latent_rl"] >= 1 and plan.flops <= 0.5e13
