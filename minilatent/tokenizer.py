@@ -110,8 +110,8 @@ class Tokenizer:
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face folder: tokenizer.json, or vocab.json and merges.txt; for GPT-2's
-        weights alone, tiktoken's encoding. UserError if it is missing or damaged.
+        """The tokenizer of a Hugging Face folder, tokenizer.json; for GPT-2's weights alone, tiktoken's
+        encoding. UserError if it is missing or damaged.
 
         The model's own <think>, </think>, <pad> and end of sequence serve as our markers if it has them.
         """
@@ -129,8 +129,8 @@ def gpt2_tokenizer() -> Tokenizer:
     except Exception as error:  # no network: requests' and urllib3's errors, of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"tiktoken cannot get GPT-2's tokenizer ({reason[:200]}); put tokenizer.json, or vocab.json and "
-            "merges.txt, into the model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
+            f"tiktoken cannot get GPT-2's tokenizer ({reason[:200]}); put tokenizer.json into the "
+            "model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
         ) from None
     ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
     end = gpt2.eot_token

@@ -213,15 +213,16 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path,
 
     for best in range(3):
         lr = make_best(best)
-        _, out, _ = call("--plan", "--rows", "cot_sft", "colar", "--budget", 4)
-        assert f"lr {lr:g} (best of its trials)" in out and out.count("best of its trials") == 1
+        assert Comparison(results).best_lr(SMALL_ENTRIES[0]) == lr
+    out = call("--plan", "--rows", "cot_sft", "colar", "--budget", 4)[1]
+    assert f"lr {lr:g} (best of its trials)" in out and out.count("best of its trials") == 1
     assert call(*cot)[0] == 0 and given[-1]["lr"] == lr and given[-1]["steps"] == 24
     assert read(results / "rows.jsonl")[0]["lr"] == lr
     other = make_best(0)
     code, _, err = call(*cot)  # tuned and untuned do not mix
     assert code == 2 and f"trained at lr {lr:g}, but the best of its trials is {other:g}" in err
     write(results / "trials.jsonl", trials[:1])  # one of three is not enough
-    assert "best of" not in call("--plan", "--rows", "colar", "--budget", 4)[1]
+    assert Comparison(results).best_lr(SMALL_ENTRIES[0]) is None
     assert call("--trials", "--plan", *cot)[1].count("cot_sft-lr") == 2  # the others are left to do
 
 

@@ -1,80 +1,70 @@
-"""The shape of the package: imports go one way, files stay readable, nothing loads by guess."""
+"""The shape of the house: rooms, imports that go one way, files that can be read, how it installs."""
 
 import ast
 import re
-from pathlib import Path
+import sys
 
 import pytest
 from conftest import ROOT
 
+from minilatent.methods import METHODS
+
 PACKAGE = ROOT / "minilatent"
-# A module imports only what stands before it. A new module needs a place here. (evaluate judges by decoding, and a
-# method validates by it: so it stands between them.)
-ORDER = [
-    "config",
-    "files",
-    "parallel",
-    "example",
-    "mini",
-    "prosqa",
-    "data",
-    "hf_tokenizer",
-    "tokenizer",
-    "batch",
-    "model",
-    "masks",
-    "latent",
-    "losses",
-    "decode",
-    "metrics",
-    "evaluate",
-    "checkpoint",
-    "lora",
-    "pretrained",
-    "rl",
-    "methods.method",
-    "methods.cot_sft",
-    "methods.no_cot",
-    "methods.pause",
-    "methods.icot",
-    "methods.coconut",
-    "methods.codi",
-    "methods.latent_sft",
-    "methods.latent_rl",
-    "methods.colar",
-    "methods",
-    "trainer",
-    "setup",
-    "analysis",
-    "look",
-    "figures",
-    "verdicts",
-    "budget",
-    "reproduce_figures",
-    "reproduce",
-    "export",
-    "benchmark",
-    "rebuild_base",
-]
 FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(ROOT.glob("*.py"))
+# A module imports only what stands before it; a new module needs a place here. First the core, in the order
+# in which it is read: the root of the package, with the rooms tasks/, backbones/ and methods/.
+CORE = """
+    config files machine
+    tasks.answers tasks.words tasks.graph tasks.published tasks
+    backbones backbones.chat backbones.hf_tokenizer tokenizer batch
+    model cache masks latent losses decode unroll evaluate
+    checkpoint optim
+    methods.method methods.cot_sft methods.no_cot methods.pause methods.icot methods.coconut methods.codi
+    methods.latent_sft methods.latent_sft_hidden methods.grpo methods.latent_rl
+    methods.colar methods.colar_rl methods
+    parallel trainer
+    backbones.lora backbones.pretrained run
+""".split()
+STUDY = """
+    study study.measures study.evaluation study.interventions study.trace study.latents study.figures
+    study.entries study.verdicts study.budget study.comparison_figures study.comparison
+""".split()
+TOOLS = "tools tools.benchmark tools.export tools.rebuild_base".split()
+ORDER = CORE + STUDY + TOOLS
+# An RL stage or an ablation may import the method whose subclass it is.
+SUBCLASSES = {"methods.colar_rl": "methods.colar", "methods.latent_sft_hidden": "methods.latent_sft"}
+SHARED = {"methods.method", "methods.grpo"}
+PATH = "methods.method model masks latent losses decode batch trainer".split()
 
 
-def module_of(path: Path) -> str:
+def module_of(path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(p for p in parts if p != "__init__")
+    return ".".join(part for part in parts if part != "__init__")
 
 
-def imports(path: Path) -> set[str]:
-    """The package's modules that a file imports, at its top or anywhere in it (typing apart)."""
-    names = {module_of(f) for f in FILES}
+PATHS = {module_of(path): path for path in FILES}
+ALL = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in [*FILES, *SCRIPTS]]
+
+
+def text(path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def lines(*modules: str) -> int:
+    return sum(len(text(PATHS[module]).splitlines()) for module in modules)
+
+
+def imports(path) -> set[str]:
+    """The package's modules that a file imports, at its top or anywhere in it."""
     package = list(path.relative_to(PACKAGE).parent.parts)
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text(path))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
             for alias in node.names:  # `from . import x` names a module, `from .x import y` need not
-                longer = ".".join(base + [alias.name])
-                found.add(longer if longer in names else ".".join(base))
+                longer = ".".join([*base, alias.name])
+                found.add(longer if longer in PATHS else ".".join(base))
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for name in [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]:
                 if name.split(".")[0] == "minilatent":
@@ -82,37 +72,128 @@ def imports(path: Path) -> set[str]:
     return found - {""}
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if module_of(f)], ids=module_of)
-def test_imports_go_one_way(path):
-    module = module_of(path)
-    assert module in ORDER, f"give {module} its place in ORDER"
-    for other in imports(path):
+# --- imports ------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_place_and_every_place_its_module():
+    assert sorted(ORDER) == sorted(module for module in PATHS if module)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_go_one_way_and_the_core_imports_nothing_of_study_and_tools(module):
+    for other in imports(PATHS[module]):
         assert ORDER.index(other) < ORDER.index(module), f"{module} imports {other}, which stands below it"
 
 
 def test_the_check_above_sees_the_imports_that_there_are():
-    assert {"latent", "masks", "checkpoint", "methods.method"} <= imports(
-        PACKAGE / "methods" / "latent_sft.py"
-    )
-    assert "methods" in imports(PACKAGE / "setup.py") and "mini" in imports(PACKAGE / "tokenizer.py")
+    assert {"latent", "masks", "checkpoint", "methods.method"} <= imports(PATHS["methods.latent_sft"])
+    assert {"methods", "tasks", "backbones.lora"} <= imports(PATHS["run"])
+    assert "methods.colar" in imports(PATHS["methods.colar_rl"])
 
 
 def test_methods_never_import_one_another():
-    """What two need is shared maths or the trainer's. method.py is what all of them are."""
-    methods = {module_of(f) for f in (PACKAGE / "methods").glob("*.py")} - {"methods", "methods.method"}
-    for name in methods:
-        assert not imports(PACKAGE / f"{name.replace('.', '/')}.py") & methods, name
+    """What two need is in the core or in grpo.py. A subclass imports its base."""
+    methods = {module for module in PATHS if module.startswith("methods.")}
+    for module in methods - {"methods"}:
+        assert imports(PATHS[module]) & (methods - SHARED) <= {SUBCLASSES.get(module)}, module
 
 
-@pytest.mark.parametrize("path", FILES + sorted(ROOT.glob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_trainer_and_the_door_know_of_several_processes():
+    assert {module for module in PATHS if "parallel" in imports(PATHS[module])} == {"trainer", "run"}
+
+
+def test_batch_alone_writes_the_markers_of_thinking():
+    """Others only compare with them. (A chat template is a prompt, too, for other people's code.)"""
+    writes_think, writes_end = set(), set()
+    for module in CORE:
+        for node in ast.walk(ast.parse(text(PATHS[module]))):
+            if isinstance(node, ast.Attribute) and node.attr == "think":
+                writes_think.add(module)
+            if isinstance(node, ast.List):
+                if any(isinstance(e, ast.Attribute) and e.attr == "end_think" for e in node.elts):
+                    writes_end.add(module)
+    assert writes_think == {"tokenizer", "batch", "backbones.chat"} and writes_end == {"batch"}
+
+
+@pytest.mark.parametrize("path", ALL)
 def test_nothing_loads_by_guess_and_nothing_runs_what_it_loads(path):
     """strict=False drops tensors without a word; pickle and eval run whatever a file says."""
-    text = path.read_text()
-    assert not re.search(r"strict=False|import pickle|pickle\.|torch\.load\(|(?<![\w.])(eval|exec)\(", text)
+    forbidden = r"strict=False|import pickle|pickle\.|torch\.load\(|(?<![\w.])(eval|exec)\("
+    assert not re.search(forbidden, text(path))
 
 
-@pytest.mark.parametrize("path", FILES + sorted(ROOT.glob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+# --- what is read in one sitting ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ALL)
 def test_a_file_can_be_read_in_one_sitting(path):
-    lines = path.read_text().splitlines()
-    assert len(lines) <= 400
-    assert not lines or lines[0].startswith('"""'), "a file begins by saying what it is"
+    assert len(text(path).splitlines()) <= 400
+    assert text(path).startswith(('"""', 'r"""')), "a file begins by saying what it is"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_reading_path_of_a_method_is_at_most_1500_lines(method):
+    """Its file and what it stands on; for an RL method grpo.py, too."""
+    module = METHODS[method].__module__.removeprefix("minilatent.")
+    shared = [other for other in PATH if other != module]
+    if "methods.grpo" in imports(PATHS[module]):
+        shared.append("methods.grpo")
+    assert lines(module, *shared) <= 1500
+
+
+def test_the_package_is_at_most_7500_lines():
+    assert lines(*PATHS) <= 7500
+
+
+def test_no_line_of_python_is_longer_than_110_columns():
+    paths = [*SCRIPTS]
+    for folder in ("minilatent", "tests", "tutorials", "results"):
+        paths += sorted((ROOT / folder).rglob("*.py"))
+    long = []
+    for path in paths:
+        if not re.fullmatch(r"lab\d\.py", path.name):  # a student's
+            for number, line in enumerate(text(path).splitlines(), 1):
+                if len(line) > 110:
+                    long.append(f"{path.relative_to(ROOT)}:{number}")
+    assert not long
+
+
+# --- how it installs ----------------------------------------------------------------------------------------
+
+
+def requirements(path) -> set[str]:
+    stripped = [line.partition("#")[0].strip() for line in text(path).splitlines()]
+    return {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in stripped if line}
+
+
+def test_pyproject_installs_what_requirements_txt_lists_with_the_base_model():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    project = tomllib.loads(text(ROOT / "pyproject.toml"))
+    setuptools = project["tool"]["setuptools"]
+    assert project["project"]["requires-python"] == ">=3.10"
+    assert project["project"]["dynamic"] == ["dependencies"] and "dependencies" not in project["project"]
+    assert setuptools["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+    assert setuptools["packages"]["find"]["include"] == ["minilatent*"]
+    installed = {
+        path for pattern in setuptools["package-data"]["minilatent"] for path in PACKAGE.glob(pattern)
+    }
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert installed == others and len(others) == 3
+    for path in FILES:  # each folder with modules in it is a package
+        assert (path.parent / "__init__.py").exists()
+
+
+def test_requirements_txt_lists_all_that_the_package_imports():
+    listed = requirements(ROOT / "requirements.txt")
+    optional = {"math_verify", "transformers"}
+    come_along = {"huggingface_hub"}  # with tokenizers and datasets
+    imported = set()
+    for path in [*FILES, *SCRIPTS]:
+        for node in ast.walk(ast.parse(text(path))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
+    ours = {"minilatent"} | set(sys.stdlib_module_names)
+    assert imported - ours - optional - come_along <= listed
+    assert listed - imported == {"numpy", "pytest"}  # numpy is behind Tensor.numpy()

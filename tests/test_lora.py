@@ -1,28 +1,40 @@
-"""Adapters: nothing but they learns, merged they are the same model, and a run folder of them needs its base."""
+"""Adapters: only they are trained, merged they are the same model, and a run folder needs its base."""
 
 import copy
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
+import torch.nn.functional as F
+from conftest import FAMILIES, Killed, kill_when, same_run, tiny_model, train
 from safetensors.torch import load_file
 
 from minilatent import checkpoint, run
-from minilatent.backbones.lora import LoRALinear, add_lora, frozen, merge, own_state
+from minilatent.backbones.lora import LoRALinear, add_lora, merge
 from minilatent.backbones.pretrained import resize
-from minilatent.config import Config, UserError, parse_args
+from minilatent.config import Config, UserError
 from minilatent.trainer import Trainer
 
 MARKERS = [2, 37, 38, 39]  # one is an old token (a model's own end), three are new
 LORA = Config(lora_rank=3, lora_alpha=12.0)
 families = pytest.mark.parametrize("family", FAMILIES)
 IDS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+EXACT = dict(rtol=0, atol=1e-12)
 
 
-def with_adapters(family="mini", config=LORA, **changes):
+def model_of(family="mini"):
+    return tiny_model(**{**FAMILIES[family], "n_head": 2}).double()
+
+
+def logits(model):
+    return model.logits(model(IDS))
+
+
+def with_adapters(family="mini", config=LORA):
     """A tiny model in float64 whose adapters and marker rows are no longer what they began as."""
-    model = tiny_model(**{**FAMILIES[family], "n_head": 2, "n_kv_head": 2, **changes}).double()
+    model = model_of(family)
     add_lora(model, config, MARKERS)
     model.double()
     generator = torch.Generator().manual_seed(1)
@@ -35,33 +47,25 @@ def with_adapters(family="mini", config=LORA, **changes):
 
 @families
 def test_adapters_change_nothing_at_first_and_merged_they_are_the_same_model(family):
-    plain = tiny_model(**{**FAMILIES[family], "n_head": 2}).double()
-    model = copy.deepcopy(plain)
+    plain, model = model_of(family), model_of(family)
     add_lora(model, LORA, MARKERS)
-    assert torch.equal(model.double().logits(model(IDS)), plain.logits(plain(IDS)))
+    assert torch.equal(logits(model.double()), logits(plain))
     model = with_adapters(family)
-    before = model.logits(model(IDS))
-    assert (before - plain.logits(plain(IDS))).abs().max() > 0.1
+    before = logits(model)
+    assert (before - logits(plain)).abs().max() > 0.1
     merge(model)
-    torch.testing.assert_close(model.logits(model(IDS)), before, rtol=0, atol=1e-12)
-    assert model.state_dict().keys() == plain.state_dict().keys() and all(
-        p.requires_grad for p in model.parameters()
-    )
+    torch.testing.assert_close(logits(model), before, **EXACT)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert all(p.requires_grad for p in model.parameters())
 
 
-def test_an_adapter_is_the_papers_formula():
-    layer = with_adapters().blocks[1].mlp.down
-    assert isinstance(layer, LoRALinear)
-    x = torch.randn(5, 24, dtype=torch.float64)
-    expected = x @ layer.weight.T + (12 / 3) * x @ layer.lora_a.T @ layer.lora_b.T
+def test_an_adapter_is_the_papers_formula_and_every_matrix_of_a_layer_has_one():
+    model = with_adapters()
+    layer, x = model.blocks[1].mlp.down, torch.randn(5, 24, dtype=torch.float64)
+    expected = x @ layer.base.weight.T + (12 / 3) * x @ layer.lora_a.T @ layer.lora_b.T
     torch.testing.assert_close(layer(x), expected)
-    assert (
-        sum(
-            isinstance(m, LoRALinear)
-            for m in with_adapters(config=Config(lora_rank=3, lora_targets="q,v")).modules()
-        )
-        == 4
-    )
+    adapters = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
+    assert len(adapters) == 2 * 7 and all(name.startswith("blocks.") for name in adapters)
 
 
 @families
@@ -70,36 +74,34 @@ def test_only_adapters_and_the_markers_rows_have_gradients_and_the_rows_that_of_
     model = with_adapters(family)
     plain = merge(copy.deepcopy(model))
     for m in (model, plain):
-        logits = m.logits(m(IDS))
-        (logits**2).mean().add(logits.logsumexp(-1).mean()).backward()
-    learns = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert learns == {name for name, p in model.named_parameters() if "lora_" in name}
-    assert not set(frozen(model)) & learns and set(own_state(model)) == learns
+        (logits(m) ** 2).mean().add(logits(m).logsumexp(-1).mean()).backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in model.named_parameters() if "lora_" in name}
+    assert not checkpoint.frozen(model) & trained and set(checkpoint.own_state(model)) == trained
     torch.testing.assert_close(model.embed.lora_rows.grad, plain.embed.weight.grad[MARKERS])
     if not model.config.tied:
         torch.testing.assert_close(model.head.lora_rows.grad, plain.head.weight.grad[MARKERS])
     a, w = model.blocks[0].attn.q, plain.blocks[0].attn.q
-    torch.testing.assert_close(
-        a.lora_b.grad, 4 * w.weight.grad @ a.lora_a.T
-    )  # the chain rule through W' = W + 4 B A
+    torch.testing.assert_close(a.lora_b.grad, 4 * w.weight.grad @ a.lora_a.T)  # W' = W + 4 B A
 
 
 def test_a_copy_has_its_own_adapters_and_shares_what_is_frozen():
     model = with_adapters()
     twin = copy.deepcopy(model)
     a, b = model.blocks[0].attn.q, twin.blocks[0].attn.q
-    assert a.weight is b.weight and a.lora_a is not b.lora_a and torch.equal(a.lora_a, b.lora_a)
-    before = model.logits(model(IDS))
+    assert a.base.weight is b.base.weight
+    assert a.lora_a is not b.lora_a and torch.equal(a.lora_a, b.lora_a)
+    before = logits(model)
     with torch.no_grad():
         b.lora_b.add_(1.0)
         twin.embed.lora_rows.add_(1.0)
-    assert (twin.logits(twin(IDS)) - before).abs().max() > 0.1
-    assert torch.equal(model.logits(model(IDS)), before)
+    assert (logits(twin) - before).abs().max() > 0.1
+    assert torch.equal(logits(model), before)
     merge(twin)
-    assert torch.equal(model.logits(model(IDS)), before)
+    assert torch.equal(logits(model), before)
 
 
-def test_dropout_is_there_in_training_only():
+def test_dropout_acts_in_training_only():
     model = with_adapters(config=Config(lora_rank=3, lora_dropout=0.5))
     assert torch.equal(model(IDS), model(IDS))
     model.train()
@@ -108,169 +110,22 @@ def test_dropout_is_there_in_training_only():
 
 @families
 def test_recomputed_activations_give_the_same_gradients(family):
-    grads = []
-    for recompute in (False, True):
-        model = tiny_model(**{**FAMILIES[family], "n_head": 2}).double().train()
+    def gradients(recompute: bool):
+        model, calls, states = model_of(family).train(), [], []
         model.grad_checkpoint = recompute
-        calls = []
         model.blocks[0].attn.q.register_forward_hook(lambda *_: calls.append(0))
-        states = []
-        (model.logits(model(IDS, states=states)) ** 2).mean().add(states[0].sin().mean()).backward()
-        grads.append([p.grad for p in model.parameters()])
+        hidden = model(IDS, states=states)
+        (model.logits(hidden) ** 2).mean().add(states[0].sin().mean()).backward()
         assert len(calls) == 1 + recompute
-    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*grads))
+        return [p.grad for p in model.parameters()]
+
+    for a, b in zip(gradients(False), gradients(True)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, tok):
-    monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
-
-    def train(
-        method, out, *more, lora="--lora_rank 2 --lora_dropout 0.1 --lora_targets q,v,down", init="none"
-    ):
-        run.train(
-            parse_args(
-                f"--method {method} --init {init} --n_layer 1 --width 32 --n_head 2 --hidden 32 --train_size 64 "
-                "--val_size 8 --steps 4 --stage1_steps 3,3,3 --batch_size 8 --save_every 1 --log_every 1 --eval_every 2 "
-                f"--max_chain 4 --max_answer 4 --test_size 4 --device cpu --lr 0.01 {lora} --out {tmp_path / out}".split()
-                + [*more]
-            )
-        )
-        return tmp_path / out
-
-    return train
-
-
-def solved(folder):
-    method = run.load_run(folder, torch.device("cpu"))
-    ids = torch.tensor([method.prompt("Ava has 3 eggs. How many eggs does Ava have?")])
-    return method, method.model.logits(method.model(ids))
-
-
-@pytest.mark.parametrize("method", ["cot_sft", "latent_sft"])
-def test_a_run_saves_adapters_alone_and_is_loaded_with_its_base(run, method, tmp_path, monkeypatch):
-    seen = {}
-    real = Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda self, *a: (real(self, *a), seen.update(trainer=self))[0])
-    base = run("cot_sft", "base", lora="", init="none")
-    out = run(method, "run", init=base)
-    names = [
-        set(load_file(p))
-        for p in (out / "model.safetensors", *(out / "state").glob("*.safetensors"))
-        if "labels" not in p.name
-    ]
-    assert (
-        all("lora_" in name for some in names for name in some if not name.startswith("optimizer"))
-        and len(names) >= 3
-    )
-    assert (out / "model.safetensors").stat().st_size < 0.2 * (base / "model.safetensors").stat().st_size
-    assert json.loads((out / "config.json").read_text())["base"]["init"] == str(base)
-    trained = seen["trainer"].method.eval()
-    loaded, logits = solved(out)
-    ids = torch.tensor([loaded.prompt("Ava has 3 eggs. How many eggs does Ava have?")])
-    torch.testing.assert_close(logits, trained.model.logits(trained.model(ids)), rtol=1e-5, atol=1e-5)
-    assert (logits - solved(base)[1]).abs().max() > 1e-3
-    assert not any(isinstance(m, LoRALinear) for m in loaded.modules())  # merged: as fast as any
-    again = run("no_cot", "again", "--max_steps", "1", init=out)  # and a base for another
-    assert solved(again)[0].model.config == loaded.model.config
-
-    monkeypatch.chdir(tmp_path.parent)  # the note does not hang on the folder
-    assert torch.equal(solved(out)[1], logits)
-    state, meta = checkpoint.load_tensors(base / "model.safetensors")
-    state["model.norm.weight"] += 0.01
-    checkpoint.save_tensors(base / "model.safetensors", state, meta)
-    with pytest.raises(UserError, match=f"adapters of {base}, which is another model now"):
-        run.load_run(out, torch.device("cpu"))
-
-
-def test_colar_saves_its_head_with_the_adapters_and_rl_goes_on_from_both(run):
-    base = run("cot_sft", "base", lora="", init="none")
-    out = run("colar", "colar", "--latent_loss", "nll", init=base)
-    names = set(load_file(out / "model.safetensors"))
-    assert {"scale", "latent_head.mu.weight", "model.embed.lora_rows"} <= names and not {
-        "model.embed.table",
-        "model.embed.weight",
-    } & names
-    colar, logits = solved(out)
-    before = solved(base)[0].model.embed.weight
-    others = [i for i in range(len(before)) if i not in colar.tok.markers.values()]
-    assert torch.equal(colar.model.embed.weight[others], before[others])  # what the targets are made of
-    rl = run(
-        "colar_rl",
-        "rl",
-        "--max_steps",
-        "1",
-        "--group",
-        "2",
-        "--grad_checkpoint",
-        init=out,
-        lora="--lora_rank 2 --lora_targets q --lr 0",
-    )
-    again, same = solved(rl)
-    assert torch.equal(again.latent_head.mu.weight, colar.latent_head.mu.weight) and torch.equal(
-        again.scale, colar.scale
-    )
-    torch.testing.assert_close(same, logits)
-    with pytest.raises(UserError, match="--lora_dropout 0"):
-        run("colar_rl", "rl2", init=out)
-
-
-def test_the_encoder_of_latent_sft_shares_the_frozen_base(run, monkeypatch):
-    shared = []
-    real = Trainer.run_stage
-
-    def run_stage(self, index, stage):
-        real(self, index, stage)
-        if self.method.encoder is not None:
-            a, b = self.method.model.blocks[0].attn.q, self.method.encoder.blocks[0].attn.q
-            shared.append(a.weight is b.weight and not torch.equal(a.lora_b, b.lora_b))
-
-    monkeypatch.setattr(Trainer, "run_stage", run_stage)
-    run("latent_sft", "run")
-    assert shared == [True, True, True]
-
-
-def test_a_run_with_adapters_and_dropout_resumes_bit_for_bit(run, monkeypatch):
-    whole = run("cot_sft", "whole")
-
-    class Killed(BaseException):
-        pass
-
-    real = Trainer.save
-    with monkeypatch.context() as patch:
-
-        def save(self, stage, step, *rest):
-            real(self, stage, step, *rest)
-            if step == 2:
-                raise Killed
-
-        patch.setattr(Trainer, "save", save)
-        with pytest.raises(Killed):
-            run("cot_sft", "run")
-    run("cot_sft", "run", "--resume")
-    assert (whole / "model.safetensors").read_bytes() == (
-        whole.parent / "run" / "model.safetensors"
-    ).read_bytes()
-
-
-@pytest.mark.parametrize(
-    "lora, said",
-    [
-        ("--lora_rank 2 --lora_targets q,x", "--lora_targets x is none of q, k"),
-        ("--lora_rank -1", "--lora_rank -1 is out of range: 0 or more"),
-        ("--lora_rank 2 --lora_dropout 1", "0..1"),
-    ],
-)
-def test_adapters_that_make_no_sense_are_refused(run, lora, said):
-    with pytest.raises(UserError, match=said):
-        run("cot_sft", "run", lora=lora)
-
-
-def test_a_frozen_embedding_near_the_mean_could_never_be_said_and_the_learned_row_is():
-    """Why the markers' rows learn: what lies inside the others' hull wins no argmax, whatever the hidden state."""
+def test_a_frozen_row_near_the_mean_is_never_predicted_and_the_learned_row_is():
+    """Why the markers' rows are trained: a point inside the others' hull wins no argmax, whatever the hidden
+    state."""
     generator = torch.Generator().manual_seed(0)
     model = tiny_model(vocab=500, width=8, head_dim=4)
     with torch.no_grad():
@@ -282,8 +137,133 @@ def test_a_frozen_embedding_near_the_mean_could_never_be_said_and_the_learned_ro
     optimizer = torch.optim.Adam([model.embed.lora_rows], lr=0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.logits(hidden[:1]), torch.tensor([500])).backward()
+        F.cross_entropy(model.logits(hidden[:1]), torch.tensor([500])).backward()
         optimizer.step()
-    assert model.logits(hidden[:1]).argmax() == 500 and model.embed(torch.tensor([500])).allclose(
-        model.embed.weight[500]
-    )
+    assert model.logits(hidden[:1]).argmax() == 500
+    assert model.embed(torch.tensor([500])).allclose(model.embed.weight[500])
+
+
+# ------------------------------------------------------------------ whole runs
+
+RANK = ("--lora_rank", 2)
+DROPOUT = (*RANK, "--lora_dropout", 0.1, "--lr", 0.01)
+
+
+@pytest.fixture(scope="module")
+def runs(tok, tmp_path_factory):
+    """A base, and runs of adapters on it: folders by name. With the trained methods, and for Latent-SFT
+    whether each stage's encoder shared the base."""
+    folder = tmp_path_factory.mktemp("lora")
+    found = SimpleNamespace(folder=folder, trained={}, shared=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "mini_tokenizer", lambda: tok)
+        fit, run_stage = Trainer.fit, Trainer.run_stage
+
+        def spy_fit(self, *args):
+            fit(self, *args)
+            found.trained[self.config.method] = self.method.eval()
+
+        def spy_run_stage(self, *args):
+            run_stage(self, *args)
+            if getattr(self.method, "encoder", None) is not None:
+                a, b = (m.blocks[0].attn.q for m in (self.method.model, self.method.encoder))
+                found.shared.append(a.base is b.base and not torch.equal(a.lora_b, b.lora_b))
+
+        patch.setattr(Trainer, "fit", spy_fit)
+        patch.setattr(Trainer, "run_stage", spy_run_stage)
+        train(folder / "base", "cot_sft", "--lr", 0.01)
+        train(folder / "cot_sft", "cot_sft", "--init", folder / "base", *DROPOUT)
+        train(folder / "latent_sft", "latent_sft", "--init", folder / "base", *DROPOUT)
+        train(folder / "colar", "colar", "--init", folder / "base", "--latent_loss", "nll", *DROPOUT)
+    return found
+
+
+def answer_logits(method):
+    ids = torch.tensor([method.prompt("Ava has 3 eggs. How many eggs does Ava have?")])
+    return method.model.logits(method.model(ids))
+
+
+def loaded(folder):
+    return run.load_run(folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["cot_sft", "latent_sft"])
+def test_a_run_saves_adapters_alone_and_is_loaded_with_its_base(runs, name, tmp_path, monkeypatch):
+    base, out = runs.folder / "base", runs.folder / name
+    files = [out / "model.safetensors", *(out / "state").glob("*.safetensors")]
+    files = [file for file in files if "labels" not in file.name]
+    tensors = [tensor for file in files for tensor in load_file(file) if not tensor.startswith("optimizer")]
+    assert len(files) >= 3 and all("lora_" in tensor for tensor in tensors)
+    size = lambda folder: (folder / "model.safetensors").stat().st_size
+    assert size(out) < 0.3 * size(base)
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["base"]["init"] == str(base)
+    method, found = loaded(out), answer_logits(loaded(out))
+    torch.testing.assert_close(found, answer_logits(runs.trained[name]), rtol=1e-5, atol=1e-5)
+    assert (found - answer_logits(loaded(base))).abs().max() > 1e-3
+    assert not any(isinstance(m, LoRALinear) for m in method.modules())  # merged: as fast as any
+    monkeypatch.chdir(tmp_path)  # the way to the base does not depend on the folder
+    assert torch.equal(answer_logits(loaded(out)), found)
+
+
+def test_a_run_of_adapters_is_a_base_for_another(runs, tmp_path, one_tokenizer):
+    train(tmp_path / "run", "no_cot", "--max_steps", 1, "--init", runs.folder / "cot_sft", *RANK, "--lr", 0)
+    again, before = loaded(tmp_path / "run"), loaded(runs.folder / "cot_sft")
+    for a, b in zip(again.model.parameters(), before.model.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_adapters_of_a_base_that_has_changed_are_refused(runs, tmp_path):
+    base, out = (shutil.copytree(runs.folder / name, tmp_path / name) for name in ("base", "cot_sft"))
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config["base"]["init"] = str(base)
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded(out)
+    tensors, meta = checkpoint.load_tensors(base / "model.safetensors")
+    tensors["model.norm.weight"] += 0.01
+    checkpoint.save_tensors(base / "model.safetensors", tensors, meta)
+    with pytest.raises(UserError, match=f"adapters of {base}, which is another model now"):
+        loaded(out)
+
+
+def test_colar_saves_its_head_with_the_adapters_and_rl_goes_on_from_both(runs, tmp_path, one_tokenizer):
+    out = runs.folder / "colar"
+    names = set(load_file(out / "model.safetensors"))
+    assert {"scale", "latent_head.mu.weight", "model.embed.lora_rows"} <= names
+    assert not {name for name in names if name.startswith("model.embed.") and "lora" not in name}
+    colar, before = loaded(out), loaded(runs.folder / "base").model.embed.weight
+    others = [i for i in range(len(before)) if i not in colar.tok.markers.values()]
+    assert torch.equal(colar.model.embed.weight[others], before[others])  # what the targets are made of
+    options = ("--init", out, "--max_steps", 1, "--group", 2, "--grad_checkpoint")
+    train(tmp_path / "rl", "colar_rl", *options, *RANK, "--lr", 0)
+    again = loaded(tmp_path / "rl")
+    assert torch.equal(again.latent_head.mu.weight, colar.latent_head.mu.weight)
+    assert torch.equal(again.scale, colar.scale)
+    torch.testing.assert_close(answer_logits(again), answer_logits(colar))
+    with pytest.raises(UserError, match="--lora_dropout 0"):
+        train(tmp_path / "rl2", "colar_rl", *options, *DROPOUT)
+
+
+def test_the_encoder_of_latent_sft_shares_the_frozen_base(runs):
+    assert runs.shared == [True, True, True]
+
+
+def test_a_run_with_adapters_and_dropout_resumes_bit_for_bit(runs, tmp_path, one_tokenizer):
+    options = ("cot_sft", "--init", runs.folder / "base", *DROPOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, "save_state", lambda index, step: step == 2)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", *options)
+    train(tmp_path / "run", *options, "--resume")
+    same_run(tmp_path / "run", runs.folder / "cot_sft")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--lora_rank", -1), "--lora_rank -1 is out of range: 0 or more"),
+        ((*RANK, "--lora_dropout", 1), "0..1"),
+    ],
+)
+def test_adapters_that_make_no_sense_are_refused(tmp_path, one_tokenizer, options, said):
+    with pytest.raises(UserError, match=said):
+        train(tmp_path / "run", "cot_sft", *options)

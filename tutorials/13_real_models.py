@@ -15,21 +15,22 @@
 # | memory | hardly any | calculated before you start |
 
 # %%
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from lesson import BLUE, GREY, ROOT, plt, show
 from safetensors import safe_open
 
 from minilatent import tasks
 from minilatent.backbones.pretrained import load_pretrained, resize
 from minilatent.model import ModelConfig, Transformer
-from minilatent.run import load_run, resolve, train
+from minilatent.run import load_run, train
 from minilatent.tasks.words import load as make_problems
 from minilatent.tokenizer import mini_tokenizer
-from minilatent.tools.benchmark import training_memory
 from minilatent.tools.export import export
 
 folder = tempfile.TemporaryDirectory()  # everything that this lesson writes
@@ -191,28 +192,58 @@ assert (here / "run" / "metrics.jsonl").exists()
 #
 # ## Will it fit?
 #
-# In float32, weights, gradients and AdamW's two moments take 16 bytes for each *trained* parameter;
-# activations take the rest. Here is the estimate for Latent-SFT's first stage (two models, so it needs the
-# most memory), with the shapes of two published models and 64 rows of 160 tokens per pass:
+# In float32, weights, gradients and AdamW's two moments take 16 bytes for each *trained* parameter, and
+# bfloat16 copies of the weights 2 more. The rest are activations: what the forward pass keeps for the
+# backward pass. `--grad_checkpoint` keeps only the input of each layer and recomputes the rest. Here is the
+# estimate for Latent-SFT's first stage (two models, so it needs the most memory) with the shape of GPT-2, 64
+# rows of 160 tokens per pass, and 48 of the tokens labelled:
+
 
 # %%
-SHAPES = {
-    "gpt2": ModelConfig(50257, 12, 12, 12, 768, 64, 3072, 1024, "learned", "layernorm", "gelu", True, True),
-    "qwen2.5-0.5b": ModelConfig(151936, 24, 14, 2, 896, 64, 4864, 32768, qkv_bias=True),
-}
-needs = {}
-for preset, shape in SHAPES.items():
-    for checkpointing in (False, True):
-        config = resolve({"method": "latent_sft", "preset": preset, "grad_checkpoint": checkpointing})
-        needs[preset, checkpointing] = training_memory(shape, config, 160, 48)["total"]
-        option = "with" if checkpointing else "without"
-        print(f"{preset:14s} {option:7s} --grad_checkpoint {needs[preset, checkpointing]:6.1f} GB")
-assert needs["gpt2", True] < needs["gpt2", False] < 24
+def kept_bytes(shape, rows, length, labelled):
+    """What a forward pass in bfloat16 keeps for the backward pass, without the weights. It is counted on the
+    meta device, where tensors have shapes but no data."""
+    with torch.device("meta"):
+        model, kept = Transformer(shape).bfloat16(), {}
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def keep(t):
+            storage = t.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = (t, storage.nbytes())  # t stays alive, so that no id is used twice
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            hidden = model(torch.zeros(rows, length, dtype=torch.long))[:, :labelled]
+            logits = model.logits(hidden).float().flatten(0, 1)
+            F.cross_entropy(logits, torch.zeros(rows * labelled, dtype=torch.long))
+    return sum(size for _, size in kept.values())
+
+
+def training_gigabytes(shape, checkpointing, rows=64, length=160, labelled=48):
+    """Stage 1 of Latent-SFT with all weights trained: an encoder and a decoder."""
+    with torch.device("meta"):
+        P = Transformer(shape).num_parameters()
+    one, two = (kept_bytes(dataclasses.replace(shape, n_layer=n), rows, length, labelled) for n in (1, 2))
+    layer, rest = two - one, one - (two - one)  # rest: mostly the logits
+    layers = shape.n_layer * layer
+    if checkpointing:  # every layer's input, and one layer that is recomputed
+        layers = shape.n_layer * rows * length * shape.width * 2 + layer
+    weights = (4 + 2) * P  # float32, and autocast's copies in bfloat16
+    learning = 12 * P  # gradient and AdamW's two moments
+    logits = rows * labelled * shape.vocab_size * 4  # their gradient
+    return (2 * (weights + learning + layers) + rest + logits) / 1e9
+
+
+gpt2 = ModelConfig(50257, 12, 12, 12, 768, 64, 3072, 1024, "learned", "layernorm", "gelu", True, True)
+needs = {checkpointing: training_gigabytes(gpt2, checkpointing) for checkpointing in (False, True)}
+print(f"GPT-2 without --grad_checkpoint {needs[False]:5.1f} GB")
+print(f"GPT-2 with    --grad_checkpoint {needs[True]:5.1f} GB")
+assert needs[True] < needs[False] < 24
 
 # %% [markdown]
-# GPT-2's first stage takes 15<!-- needs["gpt2", False]:.0f --> GB, with `--grad_checkpoint`
-# 7<!-- needs["gpt2", True]:.0f --> GB: one consumer GPU is enough.
-# (`python -m minilatent.tools.benchmark FOLDER --memory PRESET` prints the parts.) Then:
+# GPT-2's first stage takes 15<!-- needs[False]:.0f --> GB, with `--grad_checkpoint` 7<!-- needs[True]:.0f -->
+# GB: one consumer GPU is enough. Then:
 #
 # ```sh
 # python train.py --method cot_sft --preset gpt2                          # the reference: chains in words

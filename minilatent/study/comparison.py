@@ -271,29 +271,36 @@ class Comparison:
 
     def add_rows(self, entry: Entry, seed: int) -> None:
         """Train the entry if need be, evaluate it, and add its lines, one by one."""
-        folder = self.train(entry, seed)
-        facts = self.facts(entry, seed) | budget.machine(pick_device(self.device))
-        for variant, name in self.missing(entry, seed):
-            method = load_run(folder, pick_device(self.device), variant.soft)
-            if variant.speed:
-                method.config.speed = variant.speed
-            examples, frequent = tasks.load(name, "test", limit=self.limit), training_tokens(method)
-            line = {
-                "row": entry.name + variant.suffix,
-                "run": entry.name,
-                "title": variant.title or entry.title,
-                "group": "main" if entry.main else "ablation",
-                "seed": seed,
-                "instead_of": entry.instead_of,
-                "budget": self.budget,
-                "limit": self.limit,
-            }
-            line |= facts | evaluate(method, examples, name, frequent=frequent, per_question=True)
-            if method.thinker() is not None:
-                names = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
-                names = names if name == INTERVENED else ["swap"]
-                line["interventions"] = intervene(method, examples, names, per_question=True)
-            add_line(self.rows, line)
+        folder, device = self.train(entry, seed), pick_device(self.device)
+        facts, missing = self.facts(entry, seed) | budget.machine(device), self.missing(entry, seed)
+        for variant in entry.variants:
+            names = [name for v, name in missing if v is variant]
+            if names:
+                method = load_run(folder, device, variant.soft)
+                if variant.speed:
+                    method.config.speed = variant.speed
+                frequent = training_tokens(method)
+            for name in names:
+                line = {
+                    "row": entry.name + variant.suffix,
+                    "run": entry.name,
+                    "title": variant.title or entry.title,
+                    "group": "main" if entry.main else "ablation",
+                    "seed": seed,
+                    "instead_of": entry.instead_of,
+                    "budget": self.budget,
+                    "limit": self.limit,
+                }
+                add_line(self.rows, line | facts | self.judge(method, name, frequent))
+
+    def judge(self, method, name: str, frequent) -> dict:
+        examples = tasks.load(name, "test", limit=self.limit)
+        found = evaluate(method, examples, name, frequent=frequent, per_question=True)
+        if method.thinker() is not None:
+            known = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
+            names = known if name == INTERVENED else ["swap"]
+            found["interventions"] = intervene(method, examples, names, per_question=True)
+        return found
 
     # -------------------------------------------------------------- all of them
 

@@ -1,11 +1,11 @@
-"""The way back: a trained model as a Hugging Face folder that `transformers` loads, with the same logits.
+"""Write a trained model as a Hugging Face folder that `transformers` loads, with the same logits.
 
     python -m minilatent.tools.export out/cot_sft my_model
     AutoModelForCausalLM.from_pretrained("my_model")
 
-It is the model alone: the loop that feeds latents back, and what a method trains beside the model, stay here.
-The markers are added tokens of the tokenizer, and its chat template is the prompt of the model's training
-(without CoLaR's speed, which ends the question).
+Only the model goes there: no loop that feeds latents back, nothing that a method trains beside the model.
+The markers are added tokens of the tokenizer; its chat template is the prompt of the model's training
+(without CoLaR's speed).
 """
 
 import dataclasses
@@ -45,12 +45,9 @@ def hf_config(config: ModelConfig) -> dict:
 
 
 def from_tiktoken(backend: Tiktoken) -> dict:
-    """tiktoken's form of byte-level BPE as the content of a tokenizer.json.
-
-    tiktoken merges the two neighbours whose joint bytes have the lowest rank. As a list of merges that is
-    every way to cut a token in two tokens, in the order of the ranks; a piece that is a token needs no merge
-    (`ignore_merges`).
-    """
+    """The content of a tokenizer.json. tiktoken merges the two neighbours whose joint bytes have the lowest
+    rank: as a list of merges, every way to cut a token in two, in the order of the ranks. A piece that is a
+    token needs no merge (`ignore_merges`)."""
     letters = byte_letters()
     vocab = {"".join(letters[byte] for byte in token): i for i, token in enumerate(backend.ranks)}
     merges = []
@@ -94,10 +91,9 @@ def export(model: Transformer, tok: Tokenizer, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: export to a new folder")
-    ids = {"eos_token_id": tok.eos, "pad_token_id": tok.pad, "bos_token_id": tok.bos}
-    config = hf_config(model.config) | ids | {"dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
-    family, ours = config["model_type"], model.state_dict()
-    prefix, tensors = "transformer." if family == "gpt2" else "model.", {}
+    config, ours, tensors = hf_config(model.config), model.state_dict(), {}
+    family = config["model_type"]
+    prefix = "transformer." if family == "gpt2" else "model."
     for theirs, names in tensor_places(model.config, family, ours).items():
         tensor = torch.cat([ours[name] for name in names])
         tensor = tensor.t() if is_transposed(family, theirs) else tensor
@@ -116,7 +112,9 @@ def export(model: Transformer, tok: Tokenizer, folder: str | Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template(tok),
     }
-    write_json(folder / "config.json", config)
+    ids = {"eos_token_id": tok.eos, "pad_token_id": tok.pad, "bos_token_id": tok.bos}
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config | ids | {"dtype": dtype})
     write_json(folder / "generation_config.json", ids)
     write_json(folder / "tokenizer_config.json", settings)
     replace_file(folder / "tokenizer.json", lambda p: p.write_text(json.dumps(tokenizer), encoding="utf-8"))
