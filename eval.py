@@ -1,5 +1,4 @@
-"""Evaluate a trained run: python eval.py --ckpt out/latent_sft --data mini mini_hard --intervene --json
-results.json"""
+"""Evaluate a trained run: python eval.py --ckpt out/latent_sft --data mini mini_hard --json results.json"""
 
 import argparse
 import sys
@@ -13,23 +12,11 @@ from minilatent.files import write_json
 from minilatent.machine import pick_device
 from minilatent.methods import CoLaR
 from minilatent.run import load_run
-from minilatent.study import figures
 from minilatent.study.evaluation import change_settings, evaluate, label, report, training_tokens
-from minilatent.study.interventions import (
-    INTERVENTIONS,
-    check_interventions,
-    intervene,
-    intervention,
-    report_interventions,
-)
+from minilatent.study.figures import figure_kind, results_figure, save_figure
+from minilatent.study.interventions import INTERVENTIONS, check_interventions, intervene, report_interventions
 from minilatent.study.latents import describe_latents, report_latents
 
-FIGURES = {
-    "figure": "figure of ECR@K and N_eff with their controls (.png, .pdf, .svg)",
-    "latents_figure": "figure of norms, cosines, spectrum and entropy of the latents",
-    "space_figure": "figure of hidden states against token embeddings, and their spectra",
-    "speed_figure": "figure of accuracy against #L over the speeds",
-}
 COMMON = ("chain_style", "max_chain", "max_answer", "revision")  # settings that can be changed for a run
 COLAR = ("latent_temperature", "sample_end")  # further ones of some methods
 
@@ -38,26 +25,16 @@ def parse(argv: list[str]) -> dict:
     parser = Parser(prog="eval.py", description=__doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--ckpt", required=True, metavar="DIR", help="run folder")
-    add("--data", nargs="+", metavar="NAME|FILE", help="test sets (default: that of the run's data)")
+    add("--data", nargs="+", metavar="NAME|FILE", help="test sets [that of the run's data]")
     add("--limit", type=int, metavar="int", help="questions of each, at most")
-    add(
-        "--batch",
-        type=int,
-        metavar="int",
-        help="questions decoded side by side (default: the run's eval_batch)",
-    )
+    add("--batch", type=int, metavar="int", help="questions decoded side by side [the run's eval_batch]")
     add("--json", metavar="FILE", help="file for the results, a list with one object per data set")
     add("--brief", action="store_true", help="only accuracy and #L, much faster with a large vocabulary")
     known = f"{', '.join(INTERVENTIONS)}, truncate:N, truncate:-N"
     add("--intervene", nargs="*", metavar="NAME", help=f"replacements of the latents: {known} [noise swap]")
-    add(
-        "--latents",
-        action="store_true",
-        help="norms, cosines, effective rank and nearest tokens of the latents",
-    )
+    add("--latents", action="store_true", help="norms, cosines and effective rank of the latents")
     add("--speed", nargs="+", metavar="c", help="compression factors, numbers or auto (colar) [the run's]")
-    for name, text in FIGURES.items():
-        add(f"--{name}", metavar="FILE", help=text)
+    add("--figure", metavar="FILE", help="figure of ECR@K and N_eff with their controls (.png, .pdf, .svg)")
     add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", *COMMON))
     add_fields(parser, CoLaR.Settings, only=COLAR)
@@ -65,11 +42,8 @@ def parse(argv: list[str]) -> dict:
     for name in ("batch", "limit"):
         if given.get(name, 1) < 1:
             raise UserError(f"--{name} {given[name]} is out of range: 1 or more")
-    for name in FIGURES.keys() & given.keys():
-        figures.figure_kind(given[name])
-    given["intervene"] = ["noise", "swap"] if given.get("intervene") == [] else given.get("intervene", [])
-    for name in given["intervene"]:
-        intervention(name)
+    if "figure" in given:
+        figure_kind(given["figure"])
     return given
 
 
@@ -79,16 +53,16 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(given["threads"])
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
     change_settings(method, {name: given[name] for name in (*COMMON, *COLAR) if name in given})
-    config, batch, names = method.config, given.get("batch", 0), given["intervene"]
+    config, batch = method.config, given.get("batch", 0)
     for speed in given.get("speed", []):
         change_settings(method, {"speed": speed})  # all are checked before the first is used
     speeds = given.get("speed", [getattr(config, "speed", None)])
     if "data" not in given and config.data not in tasks.NAMES:
         raise UserError(f"the run was trained on {config.data}, which has no test split: give --data")
+    names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     check_interventions(method, names)
     options = {"limit": given.get("limit"), "chain_style": config.chain_style, "revision": config.revision}
     tests = {name: tasks.load(name, "test", **options) for name in given.get("data", [config.data])}
-    with_latents = "latents" in given or "latents_figure" in given
     brief, results = "brief" in given, []
     frequent = None if brief else training_tokens(method)
     for name, examples in tests.items():
@@ -98,11 +72,11 @@ def main(argv: list[str]) -> None:
             result = evaluate(method, examples, Path(name).name, frequent=frequent, batch=batch, brief=brief)
             if speed:
                 result["speed"] = speed if speed == "auto" else int(speed)
-            if "soft_thinking" in given:
+            if given.get("soft_thinking"):
                 result["method"] = "soft_thinking"
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
-            if with_latents:
+            if "latents" in given:
                 result["latents"] = describe_latents(method, examples, batch)
             results.append(result)
             shown = f"{label(result)}: accuracy {result['accuracy']:.3f}"
@@ -110,17 +84,11 @@ def main(argv: list[str]) -> None:
             if "json" in given:  # after each one: what is done is safe
                 write_json(Path(given["json"]), results)
     texts = [report(results), *(report_interventions(r) for r in results if names)]
-    if with_latents:
+    if "latents" in given:
         texts.append(report_latents(results))
     print("\n\n".join(texts))
-    drawn = {
-        "figure": lambda: figures.results_figure(results),
-        "latents_figure": lambda: figures.latents_figure(results),
-        "space_figure": lambda: figures.space_figure(method, examples),
-        "speed_figure": lambda: figures.speed_figure(results),
-    }
-    for name in drawn.keys() & given.keys():
-        figures.save_figure(drawn[name](), given[name])
+    if "figure" in given:
+        save_figure(results_figure(results), given["figure"])
 
 
 if __name__ == "__main__":

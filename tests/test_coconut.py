@@ -134,9 +134,8 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
         batch = stage.collate(rows)
         latents = (batch["ids"] == tok.latent).sum(1)
         assert (latents == latents[0]).all()  # the short problems, too
-        assert stage.lengths == [
-            len(r.prompt) + latents[0] + len(words_left(tok, r, method.current_stage)) + len(r.tail) for r in rows
-        ]
+        left = [words_left(tok, r, method.current_stage) for r in rows]
+        assert stage.lengths == [len(r.prompt + w + r.tail) + latents[0] for r, w in zip(rows, left)]
         seen.append((stage.name, int(latents[0])))
     assert seen == [("coconut-0", 0), ("coconut-1", 2), ("coconut-2", 4), ("coconut-3", 6), ("coconut-4", 6)]
     assert method.current_stage == 4

@@ -113,16 +113,16 @@ def test_the_parts_of_an_accumulated_step_get_different_samples(tok, rows):
 
 
 def test_a_cold_end_is_greedy_and_a_hot_one_ends_chains_anywhere(tok, rows):
-    method, questions = make(tok, max_chain=64), [r.text for r in rows for _ in range(40)]
+    method, questions = make(tok, max_chain=64), [r.text for r in rows]
 
-    def lengths(temperature):
+    def lengths(questions, temperature):
         end = {"sample_end": torch.Generator().manual_seed(1), "end_temperature": temperature}
         return method.solve(questions, **end).lengths
 
-    assert torch.equal(lengths(1e-4), method.solve(questions).lengths)
+    assert torch.equal(lengths(questions, 1e-4), method.solve(questions).lengths)
     each = 1 / (tok.vocab_size - len(tok.never))  # all tokens alike: the chance to end at each latent
     expected = 1 - (1 - each) ** 63  # 0.11
-    assert (lengths(1e4) < 64).double().mean().item() == pytest.approx(expected, abs=0.05)
+    assert (lengths(questions * 40, 1e4) < 64).double().mean().item() == pytest.approx(expected, abs=0.05)
 
 
 def test_the_log_says_how_many_chains_have_one_latent_or_were_cut_off(tok, rows):
@@ -231,14 +231,14 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
     """The reward here is for the shortest chain of a group: the decisions must learn it."""
     method, lengths = make_rl(tok, group=8), []
     optimizer = torch.optim.Adam(train_only(method, method.trainable()).values(), lr=1e-3)
-    for step in range(25):
+    for step in range(8):
         batch = method.rollout(rows[:2], random.Random(step))
         n = (batch["kind"] == LATENT).sum(1).float().view(2, 8)
         lengths.append(n.mean().item())
         shortest = (n == n.min(1, keepdim=True).values).float()
         loss, _ = method.loss(rewarded(method, batch, shortest))
         optimizer.zero_grad(), loss.backward(), optimizer.step()
-    assert sum(lengths[-5:]) / 5 < sum(lengths[:5]) / 5 - 1, lengths
+    assert sum(lengths[-2:]) / 2 < sum(lengths[:2]) / 2 - 1, lengths
 
 
 # ------------------------------------------------------------------ where it starts

@@ -226,7 +226,7 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
     """The reward here is for an odd likeliest token at the first latent: the latents must learn it."""
     method, found = make(tok, group=16, max_chain=2, k=2, best_first=False), []
     optimizer = torch.optim.Adam(train_only(method, method.trainable()).values(), lr=3e-3)
-    for step in range(30):
+    for step in range(16):
         batch = method.rollout(rows[:2], random.Random(step))
         batch["whole"] = torch.ones(32, dtype=torch.bool)
         count = (batch["kind"] == LATENT).sum(1)
@@ -234,7 +234,7 @@ def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
         found.append(rewards.mean().item())
         loss, _ = method.loss(rewarded(method, batch, rewards))
         optimizer.zero_grad(), loss.backward(), optimizer.step()
-    assert sum(found[-5:]) / 5 > sum(found[:5]) / 5 + 0.2, found
+    assert sum(found[-4:]) / 4 > sum(found[:4]) / 4 + 0.2, found
 
 
 # ------------------------------------------------------------------ where it starts

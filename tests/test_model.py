@@ -51,7 +51,7 @@ def test_the_model_is_the_same_with_either_attention(family):
 
 def test_grouped_queries_share_keys_and_values_head_by_neighbouring_head():
     """Heads 0, 1 use key/value head 0 and heads 2, 3 use head 1; interleaved the other way (0, 2 | 1, 3)
-    every pretrained model with grouped queries would load without an error and talk nonsense."""
+    every pretrained model with grouped queries would load without an error and produce nonsense."""
     grouped = tiny_model(scale=3.0, n_head=4, n_kv_head=2, head_dim=4).double()
     full = tiny_model(scale=3.0, n_head=4, n_kv_head=4, head_dim=4).double()
     state = grouped.state_dict()

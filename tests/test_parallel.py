@@ -100,6 +100,7 @@ def test_two_processes_take_the_steps_of_one_where_their_slices_have_as_many_lab
         for key in a.keys() - {"seconds", "tokens"}:
             expected = pytest.approx(a[key], rel=1e-5, abs=1e-6) if isinstance(a[key], float) else a[key]
             assert b[key] == expected, (key, a, b)
+    assert one[-1]["tokens"] < two[-1]["tokens"] < 1.2 * one[-1]["tokens"]  # a row is read once, but that one
     a, b = (checkpoint.load_tensors(x / "model.safetensors")[0] for x in (tmp_path / "one", folder))
     assert a.keys() == b.keys()
     for name in a:

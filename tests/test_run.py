@@ -73,6 +73,28 @@ def test_examples_that_are_too_long_or_have_no_chain_are_skipped_and_counted(tok
         load()
 
 
+def test_validation_questions_are_not_trained_on(tok, tmp_path):
+    path, val = tmp_path / "own.jsonl", tmp_path / "val.jsonl"
+    lines = sums(path, 20)
+    val.write_text("".join(lines[:4]), encoding="utf-8")
+    config = resolve({"method": "cot_sft", "data": str(path), "val_data": str(val)})
+    asked = {row.text for row in run.load_data(config, tok, 160)[0]}
+    whole = {e.question for e in tasks.load(path, "train")}
+    assert asked == whole - {f"What is {i} + 1?" for i in range(4)} and len(asked) < len(whole)
+
+
+def test_latent_sft_leaves_room_for_the_latents_that_its_encoder_reads(tok, tmp_path):
+    path = tmp_path / "own.jsonl"
+    sums(path, 20)
+    (row,), _ = encode(tasks.load(path, "test", limit=1), tok, 160)
+    n = len(row.prompt + row.chain + row.tail)  # of every row, with 7 chain tokens
+    for method, longest in (("cot_sft", n), ("latent_sft", n + 4)):
+        config = resolve({"method": method, "data": str(path), "max_answer": 1})
+        assert len(run.load_data(config, tok, longest + 1)[0]) == 18
+        with pytest.raises(UserError, match="no example has a chain and fits"):
+            run.load_data(config, tok, longest - 1)
+
+
 def test_a_test_question_that_is_too_long_does_not_undo_a_finished_run(tmp_path, monkeypatch, capsys):
     real = tasks.load
 

@@ -2,12 +2,12 @@
 
     FLOPs of a run = sum over stages of (what happens when the stage starts + steps · FLOPs of one step)
 
-A step is the forward and backward pass of one batch of median length, counted by PyTorch's FlopCounterMode;
-of RL the rollout, too. When stage 2 of Latent-SFT starts, the training set is labelled. Matrix products are
-counted (2 FLOPs for a multiplication and an addition), attention in full and not half of it for being causal.
-Validation is not counted.
+A step is the forward and backward pass of a batch of median length, of RL with the rollout, counted by
+PyTorch's FlopCounterMode. When stage 2 of Latent-SFT starts, the training set is labelled. Matrix products
+are counted (2 FLOPs for a multiplication and an addition), attention in full. Validation is not counted.
 """
 
+import bisect
 import contextlib
 import platform
 import random
@@ -51,21 +51,18 @@ class Cost:
 
 
 def counted(work: Callable, *args) -> float:
-    """The FLOPs of work(*args), attention as plain products: a fused kernel's are not counted on every
-    device."""
+    """The FLOPs of work(*args). Attention as plain products: a fused kernel's are not counted everywhere."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work(*args)
     return float(counter.get_total_flops())
 
 
 def one_step(method: Method, stage: Stage) -> Callable[[int], None]:
-    """An optimizer step of the stage on a batch of median length, as the trainer does it, but for the
-    update."""
+    """A step of the stage on a batch of median length, as the trainer does it, without the update."""
     train_only(method, stage.trained)  # a frozen matrix costs no gradient of its own
-    order = sorted(range(len(stage.items)), key=lambda i: stage.lengths[i])
-    start = max(0, (len(order) - method.config.batch_size) // 2)
-    items = [stage.items[i] for i in order[start : start + method.config.batch_size]]
-    make = stage.rollout or stage.collate
+    order, size = sorted(range(len(stage.items)), key=stage.lengths.__getitem__), method.config.batch_size
+    start = max(0, (len(order) - size) // 2)
+    items, make = [stage.items[i] for i in order[start : start + size]], stage.rollout or stage.collate
 
     def step(seed: int) -> None:
         batch = {name: t.to(method.device) for name, t in make(items, random.Random(seed)).items()}
@@ -89,12 +86,12 @@ def measure(method: Method, rows: list[Row]) -> Cost:
         flops = [counted(step, seed) for seed in (0, 1)]
         if flops[0] != flops[1]:  # the step samples something
             flops += [counted(step, seed) for seed in range(2, DRAWS)]
+        cost.flops[stage.name] = sum(flops) / len(flops)
         start = time.perf_counter()
         step(0)
         if method.device.type == "cuda":
             torch.cuda.synchronize()
         cost.seconds[stage.name] = time.perf_counter() - start
-        cost.flops[stage.name] = sum(flops) / len(flops)
     return cost
 
 
@@ -116,17 +113,17 @@ def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
 
 def pretend_trained(method: Method, rows: list[Row]) -> None:
     """What RL starts from is not trained yet: its chains would not end, no answer would be right, and without
-    an advantage a step would look cheaper than it will be. So chains get their future length, and every group
-    an advantage."""
+    advantages a step would look cheaper than it will be. So chains get their future length, and all groups
+    advantages."""
     median = sorted(len(r.chain) for r in rows)[len(rows) // 2]
     method.config.max_chain = -(-median // method.ratio)
     with_advantages = method.with_advantages
 
-    def with_advantages_everywhere(batch, rewards):
+    def everywhere(batch, rewards):
         alternating = torch.arange(rewards.numel(), device=rewards.device).view_as(rewards) % 2.0
         return with_advantages({**batch, "whole": torch.ones_like(batch["whole"])}, alternating)
 
-    method.with_advantages = with_advantages_everywhere
+    method.with_advantages = everywhere
 
 
 def stage_steps(method: Method, rows: list[Row], steps: int) -> dict[str, int]:
@@ -136,24 +133,15 @@ def stage_steps(method: Method, rows: list[Row], steps: int) -> dict[str, int]:
 
 
 def affordable(method: Method, rows: list[Row], cost: Cost, budget: float) -> int:
-    """The most `steps` whose run costs no more than the budget (FLOPs). UserError if one step is too
-    expensive."""
-    least = cost.of(stage_steps(method, rows, 1))
-    if least > budget:
+    """The most `steps` whose run costs no more than the budget (FLOPs). UserError if even one costs more."""
+    spent = lambda steps: cost.of(stage_steps(method, rows, steps))
+    steps = bisect.bisect_right(range(1, 10**7), budget, key=spent)
+    if not steps:
         raise UserError(
-            f"{method.config.method}: the budget of {budget:.2e} FLOPs is not enough for one step of its main "
-            f"stage; with what comes before, that takes {least:.2e}"
+            f"{method.config.method}: the budget of {budget:.2e} FLOPs is not enough for one step of its "
+            f"main stage; with what comes before, that takes {spent(1):.2e}"
         )
-    low, high = 1, 2
-    while cost.of(stage_steps(method, rows, high)) <= budget:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if cost.of(stage_steps(method, rows, middle)) <= budget:
-            low = middle
-        else:
-            high = middle
-    return low
+    return steps
 
 
 # ------------------------------------------------------------------ the machine
@@ -161,8 +149,7 @@ def affordable(method: Method, rows: list[Row], cost: Cost, budget: float) -> in
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
     """GFLOP/s of a product of two square matrices: the best of ten, or of as many as fit into a second."""
-    a = torch.rand(size, size, device=device).to(dtype)
-    seconds: list[float] = []
+    a, seconds = torch.rand(size, size, device=device).to(dtype), []
     while len(seconds) < 10 and sum(seconds) < 1:
         start = time.perf_counter()
         torch.mm(a, a)
@@ -178,10 +165,8 @@ def machine(device: torch.device) -> dict:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
     return {
-        "hardware": name,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
         "gflops_float32": round(matrix_rate(torch.float32, device), 1),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -190,18 +175,11 @@ def machine(device: torch.device) -> dict:
 
 
 def commit() -> str:
-    """The commit of this code, with a + if Python files were changed since; empty outside a git
+    """The commit of this code, with a + if Python files have changed since; empty outside a git
     repository."""
-
-    def git(*words: str) -> str:
-        command = ["git", *words]
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True
-        ).stdout.strip()
-
-    try:
-        name = git("rev-parse", "--short", "HEAD")
-        changed = name and git("status", "--porcelain", "-uno", "--", "*.py")
-    except OSError:  # git may not be installed
-        return ""
-    return name + "+" if changed else name
+    options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    with contextlib.suppress(OSError):  # git may not be installed
+        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], **options).returncode == 1
+        return name + "+" if name and changed else name
+    return ""

@@ -1,20 +1,18 @@
-"""The comparison: all entries trained with the same compute, from the same base unless their name says
-otherwise.
+"""The comparison: all entries trained with the same compute, from the same base unless their name says so.
 
     python -m minilatent.study.comparison --plan              print what would be done, and how long it takes
     python -m minilatent.study.comparison --trials [--plan]   first: tune the learning rates, on validation
     python -m minilatent.study.comparison [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
-Every entry gets the FLOPs of Latent-SFT(2) with 1,000 steps, times --budget, counted on one batch of each
-stage (budget.py): its main stage runs for as many steps as these pay for. Where an entry has only a part of
-them (--budget below 1, or RL follows), stage 1 of Latent-SFT shrinks with it. Entries are done one by one:
-Ctrl-C stops, the same command continues, and what is in rows.jsonl is not done again. table.md, verdicts.md
-and the figures are made from rows.jsonl. Several processes may share one --out, each with --rows of its own
-(and --threads 1, or on one GPU).
+Every entry gets the FLOPs of Latent-SFT(2) with 1,000 steps, times --budget (see budget.py): its main stage
+runs for as many steps as these pay for. Where an entry has only a part of them (--budget below 1, or RL
+follows), stage 1 of Latent-SFT shrinks with it. Entries are done one by one: Ctrl-C stops, the same command
+continues. table.md, verdicts.md and the figures are made from rows.jsonl. Several processes may share one
+--out, each with --rows of its own (and --threads 1, or on one GPU).
 
 --trials trains each method with its learning rate times each of TRIED, for a quarter of its main stage's
-steps and one seed, and writes trials.jsonl. Once all trials of a method are there, its entries are trained
-with the best of them.
+steps and one seed. Once all trials of a method are in trials.jsonl, its entries are trained with the best of
+them.
 """
 
 import contextlib
@@ -42,7 +40,7 @@ from .interventions import INTERVENTIONS, applies, intervene
 from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/comparison")
-# The budget is the compute of this run: a fifth of the preset's steps, or about 20 minutes of one core.
+# The budget is the compute of this run: a fifth of the preset's steps, about 20 minutes of one core.
 REFERENCE = {"method": "latent_sft", "ratio": 2, "steps": 1000}
 INTERVENED = "mini"  # the data set for all interventions; on the others latents are only swapped
 TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25  # times the method's learning rate; of the main stage's steps
@@ -57,10 +55,9 @@ def entry_named(name: str) -> Entry:
 
 
 def read_lines(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
@@ -71,10 +68,14 @@ def locked(out: Path) -> FileLock:
     return FileLock(out / ".lock")
 
 
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
 def add_line(path: Path, line: dict) -> None:
     with locked(path.parent):
         lines = [json.dumps(l, separators=(",", ":")) for l in (*read_lines(path), line)]
-        replace_file(path, lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+        write_text(path, "\n".join(lines) + "\n")
 
 
 # ------------------------------------------------------------------ trials
@@ -83,12 +84,9 @@ def add_line(path: Path, line: dict) -> None:
 def tuned_as(entry: Entry) -> str:
     """Entries of one method that start from the same weights share a learning rate: an ablation changes one
     thing."""
-    name = entry.train["method"]
-    if entry.train.get("latent_loss") == "nll":
-        name += "_nll"
-    if entry.train.get("init") == "none":
-        name += "_scratch"
-    return name
+    loss = "_nll" if entry.train.get("latent_loss") == "nll" else ""
+    start = "_scratch" if entry.train.get("init") == "none" else ""
+    return entry.train["method"] + loss + start
 
 
 def trials_of(entry: Entry) -> list[Entry]:
@@ -98,9 +96,8 @@ def trials_of(entry: Entry) -> list[Entry]:
     found = []
     for factor in TRIED:
         lr = float(f"{factor * resolve(chosen.train).lr:.6g}")
-        found.append(
-            replace(chosen, name=f"{chosen.name}-lr{lr:g}", train={**chosen.train, "lr": lr}, trial=True)
-        )
+        name, settings = f"{chosen.name}-lr{lr:g}", {**chosen.train, "lr": lr}
+        found.append(replace(chosen, name=name, train=settings, trial=True))
     return found
 
 
@@ -111,13 +108,13 @@ def trials_of(entry: Entry) -> list[Entry]:
 class Plan:
     settings: dict  # for train()
     stages: dict[str, int]  # optimizer steps
-    flops: float
-    seconds: float  # of training, roughly
+    flops: float = 0.0
+    seconds: float = 0.0  # of training, roughly
 
 
 @dataclass
 class Comparison:
-    """What all entries share; an entry and a seed are one run."""
+    """What all entries share. An entry and a seed are one run."""
 
     out: Path
     budget: float = 1.0  # times the FLOPs of REFERENCE
@@ -129,9 +126,8 @@ class Comparison:
         self.rows, self.trials = self.out / "rows.jsonl", self.out / "trials.jsonl"
 
     def folder(self, entry: Entry, seed: int) -> Path:
-        if not entry.train:
-            return BASE
-        return RUNS / (f"{entry.name}-seed{seed}" + ("" if self.budget == 1 else f"-budget{self.budget:g}"))
+        part = "" if self.budget == 1 else f"-budget{self.budget:g}"
+        return RUNS / f"{entry.name}-seed{seed}{part}" if entry.train else BASE
 
     def is_trained(self, entry: Entry, seed: int) -> bool:
         return (self.folder(entry, seed) / "model.safetensors").exists()
@@ -154,7 +150,7 @@ class Comparison:
         return max(tried, key=score.get) if set(tried) <= set(score) else None
 
     def settings(self, entry: Entry, seed: int) -> dict:
-        """The settings of the run, but for the steps of its main stage."""
+        """The settings of the run, except for the steps of its main stage."""
         given = {**entry.train, "seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
         given |= {"device": self.device, "threads": self.threads}
         if lr := self.best_lr(entry):
@@ -171,12 +167,12 @@ class Comparison:
     def total(self) -> float:
         """FLOPs of a whole entry."""
         method, rows = budget.untrained(REFERENCE, pick_device(self.device))
-        cost = budget.measure(method, rows)
-        return self.budget * cost.of(budget.stage_steps(method, rows, resolve(REFERENCE).steps))
+        steps = budget.stage_steps(method, rows, resolve(REFERENCE).steps)
+        return self.budget * budget.measure(method, rows).of(steps)
 
     def plan(self, entry: Entry, seed: int) -> Plan:
         if not entry.train:
-            return Plan({}, {}, 0.0, 0.0)
+            return Plan({}, {})
         given = self.settings(entry, seed)
         ready = not entry.after or self.is_trained(entry_named(entry.after), seed)
         method, rows = budget.untrained(given if ready else {**given, "init": ""}, pick_device(self.device))
@@ -188,25 +184,21 @@ class Comparison:
         return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
 
     def print_plan(self, todo: list[tuple[Entry, int]]) -> None:
-        if any(entry.train for entry, _ in todo):
-            print(f"{self.total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
+        spent = f"{self.total:.3e}" if any(entry.train for entry, _ in todo) else "no"
+        print(f"{spent} training FLOPs for each row. To do: {len(todo)} runs.\n")
         seconds, plans = 0.0, {}
         for entry, seed in todo:
             if entry.name not in plans:  # seeds cost the same
                 plans[entry.name] = self.plan(entry, seed)
             plan = plans[entry.name]
             stages = ", ".join(f"{name} {n}" for name, n in plan.stages.items()) or "no training"
-            if entry.train:
-                stages += f"  lr {resolve(plan.settings).lr:g}"
-            if self.best_lr(entry):
-                stages += " (best of its trials)"
+            lr = f"  lr {resolve(plan.settings).lr:g}" if entry.train else ""
+            best = " (best of its trials)" if self.best_lr(entry) else ""
             cost = f"{plan.flops:.3e} FLOPs  {plan.seconds / 60:5.1f} min"
-            print(f"{entry.name:24s} seed {seed}  {cost}  {stages}", flush=True)
+            print(f"{entry.name:24s} seed {seed}  {cost}  {stages}{lr}{best}", flush=True)
             seconds += plan.seconds
-        print(
-            f"\nabout {seconds / 3600:.1f} hours of training at the speed just measured; labelling and evaluation"
-        )
-        print("come on top, on a CPU about half as much again")
+        print(f"\nabout {seconds / 3600:.1f} hours of training at the speed just measured; labelling and")
+        print("evaluation come on top, on a CPU about half as much again")
 
     # -------------------------------------------------------------- a run
 
@@ -225,9 +217,8 @@ class Comparison:
             if folder.exists():  # stopped before it began
                 shutil.rmtree(folder)
             plan = self.plan(entry, seed)
-            settings = plan.settings
-            told = {"stages": plan.stages, "flops": plan.flops, "lr": resolve(settings).lr}
-            write_json(folder.with_name(folder.name + ".json"), told)
+            settings, kept = plan.settings, {"stages": plan.stages, "flops": plan.flops}
+            write_json(folder.with_name(folder.name + ".json"), kept | {"lr": resolve(settings).lr})
         log = folder.with_name(folder.name + ".log")
         with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             train(settings)
@@ -236,16 +227,9 @@ class Comparison:
     def facts(self, entry: Entry, seed: int) -> dict:
         """What the run's metrics.jsonl and its plan say, with the run that it started from. Its curve goes
         into the results."""
-        facts = {
-            "train_seconds": 0.0,
-            "train_tokens": 0,
-            "flops": 0.0,
-            "stages": {},
-            "lr": 0.0,
-            "val_accuracy": 0.0,
-        }
+        facts = {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}}
         if not entry.train:
-            return facts
+            return facts | {"lr": 0.0, "val_accuracy": 0.0}
         if entry.after:
             facts = self.facts(entry_named(entry.after), seed)
         folder = self.folder(entry, seed)
@@ -253,13 +237,14 @@ class Comparison:
         curve = [{key: line[key] for key in CURVE if key in line} for line in log]
         write_json(self.out / "curves" / f"{entry.name}-seed{seed}.json", curve)
         plan = json.loads(folder.with_name(folder.name + ".json").read_text(encoding="utf-8"))
-        scores = [e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == log[-1]["index"]]
+        last = log[-1]
+        scores = [e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == last["index"]]
         return {
-            "train_seconds": facts["train_seconds"] + log[-1]["seconds"],
-            "train_tokens": facts["train_tokens"] + log[-1]["tokens"],
+            "train_seconds": facts["train_seconds"] + last["seconds"],
+            "train_tokens": facts["train_tokens"] + last["tokens"],
             "flops": facts["flops"] + plan["flops"],
             "stages": {**facts["stages"], **plan["stages"]},
-            "lr": plan.get("lr"),
+            "lr": plan["lr"],
             "val_accuracy": max(scores),
         }
 
@@ -297,20 +282,17 @@ class Comparison:
         examples = tasks.load(name, "test", limit=self.limit)
         found = evaluate(method, examples, name, frequent=frequent, per_question=True)
         if method.thinker() is not None:
-            known = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
-            names = known if name == INTERVENED else ["swap"]
+            names = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
+            names = names if name == INTERVENED else ["swap"]
             found["interventions"] = intervene(method, examples, names, per_question=True)
         return found
 
     # -------------------------------------------------------------- all of them
 
-    def run(self, todo: list[tuple[Entry, int]], trials: bool) -> None:
+    def run(self, todo: list[tuple[Entry, int]], add) -> None:
         for entry, seed in (bar := tqdm(todo, unit="run", dynamic_ncols=True)):
             bar.set_postfix_str(f"{entry.name} seed {seed}")
-            if trials:
-                self.add_trial(entry, seed)
-            else:
-                self.add_rows(entry, seed)
+            add(entry, seed)
             self.write_results()
         print(f"{len(todo)} runs done; see {self.out}", file=sys.stderr)
 
@@ -318,95 +300,76 @@ class Comparison:
         """table.md, verdicts.md and the figures, from rows.jsonl alone."""
         order = {row: i for i, row in enumerate(ROWS)}
         lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
-        if not lines:
-            return
-        spent = max(l["flops"] for l in lines)
-        note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation."
-        with locked(self.out):
-            for name, text in (("table.md", table_text(lines, note)), ("verdicts.md", verdicts_text(lines))):
-                replace_file(self.out / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))
-            draw(lines, self.out)
+        if lines:
+            spent = max(l["flops"] for l in lines)
+            note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation."
+            with locked(self.out):
+                write_text(self.out / "table.md", table_text(lines, note))
+                write_text(self.out / "verdicts.md", verdicts_text(lines))
+                draw(lines, self.out)
 
     def check_mixing(self, chosen: list[Entry], seeds: list[int]) -> None:
         """UserError if --out holds what cannot be compared with what would be added, or if one row would be
         evaluated on two runs."""
-        lines = read_lines(self.rows)
-        for option, held in (
-            ("budget", {l["budget"] for l in lines} | {t["budget"] for t in read_lines(self.trials)}),
-            ("limit", {l["limit"] for l in lines}),
-        ):
-            if other := held - {getattr(self, option)}:
-                raise UserError(
-                    f"{self.out} holds results of --{option} {other.pop():g}: give that, or another --out"
-                )
+        lines, trials = read_lines(self.rows), read_lines(self.trials)
+        for option, held in (("budget", [*lines, *trials]), ("limit", lines)):
+            for other in {line[option] for line in held} - {getattr(self, option)}:
+                raise UserError(f"{self.out} holds --{option} {other:g}: give that, or another --out")
         way_out = "take its lines out of rows.jsonl and move its run away, or give another --out"
         for entry in chosen:
-            mine, best = [l for l in lines if l["run"] == entry.name], self.best_lr(entry)
-            for lr in {l.get("lr") for l in mine} - {None, best}:
-                if best:
+            best = self.best_lr(entry)
+            for seed, lr in {(line["seed"], line.get("lr")) for line in lines if line["run"] == entry.name}:
+                if best and lr not in (None, best):
                     held = f"{self.out} holds {entry.name} trained at lr {lr:g}"
                     raise UserError(f"{held}, but the best of its trials is {best:g}: {way_out}")
-            for seed in {l["seed"] for l in mine} & set(seeds):
-                if self.missing(entry, seed) and not self.is_trained(entry, seed):
+                if seed in seeds and self.missing(entry, seed) and not self.is_trained(entry, seed):
                     held = f"{self.out} holds only a part of {entry.name}, seed {seed}"
                     raise UserError(f"{held}, and its run is not in {RUNS}: {way_out}")
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.study.comparison", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", default="results/mini", help="folder of the results [results/mini]"
-    )
-    parser.add_argument(
-        "--budget", type=float, metavar="float", default=1.0, help="times the FLOPs of Latent-SFT(2) [1]"
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="int", default=1334, help="test questions of each data set [1334]"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="print the plan and an estimate of the time, and stop"
-    )
-    parser.add_argument(
-        "--trials", action="store_true", help="tune the learning rates of the entries' methods"
-    )
-    parser.add_argument(
-        "--figures", action="store_true", help="write tables and figures from rows.jsonl, and stop"
-    )
+    add = parser.add_argument
+    add("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
+    add("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]")
+    add("--out", metavar="DIR", default="results/mini", help="folder of the results [results/mini]")
+    add("--budget", type=float, metavar="float", default=1.0, help="times the FLOPs of Latent-SFT(2) [1]")
+    add("--limit", type=int, metavar="int", default=1334, help="test questions of each data set [1334]")
+    add("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
+    add("--trials", action="store_true", help="tune the learning rates of the entries' methods")
+    add("--figures", action="store_true", help="write tables and figures from rows.jsonl, and stop")
     add_fields(parser, Config, only=("device", "threads"))
     parser.set_defaults(device="auto", threads=0)
     args = parser.parse_args(argv)
-    least = {"budget": 1e-9, "limit": 1, "threads": 0}
-    given = {name: getattr(args, name) for name in least}
-    for name, value in (*given.items(), *(("seeds", seed) for seed in args.seeds)):
-        if not least.get(name, 0) <= value < float("inf"):
+    for name, value, least in (
+        ("budget", args.budget, 1e-9),
+        ("limit", args.limit, 1),
+        ("seeds", min(args.seeds), 0),
+        ("threads", args.threads, 0),
+    ):
+        if not least <= value < float("inf"):
             raise UserError(f"--{name} {value} is out of range")
     if args.threads:
         torch.set_num_threads(args.threads)
-    comparison = Comparison(Path(args.out), device=args.device, **given)
+    comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
     if args.figures:
         return comparison.write_results()
-    chosen = [entry_named(name) for name in args.rows] if args.rows else ENTRIES
+    chosen, todo = [entry_named(name) for name in args.rows] if args.rows else ENTRIES, []
+    comparison.check_mixing([] if args.trials else chosen, args.seeds)
     if args.trials:
         done = {t["row"] for t in read_lines(comparison.trials)}
         trials = {trial.name: trial for entry in chosen if entry.train for trial in trials_of(entry)}
         todo = [(trial, 0) for name, trial in trials.items() if name not in done]
-        comparison.check_mixing([], [])
     else:
-        comparison.check_mixing(chosen, args.seeds)
-        todo = []
         for seed in args.seeds:  # seed by seed, so that one whole table comes first
             for entry in chosen:
-                once = not entry.train and seed != args.seeds[0]  # the base is one model, whatever the seed
-                if not once and comparison.missing(entry, seed):
+                again = not entry.train and seed != args.seeds[0]  # the base is one model, whatever the seed
+                if not again and comparison.missing(entry, seed):
                     todo.append((entry, seed))
     if todo or args.plan:
         comparison.print_plan(todo)
     if not args.plan:
-        comparison.run(todo, args.trials)
+        comparison.run(todo, comparison.add_trial if args.trials else comparison.add_rows)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .entries import ENTRIES, GREY, PARENTS, ROWS
-from .figures import STYLE, figure_title, label_points, plt, results_figure, save_figure
-from .verdicts import Estimate, Line, better, estimate, problem_steps, right
+from .entries import ENTRIES, PARENTS, ROWS
+from .figures import GREY, STYLE, plt, results_figure, save_figure
+from .verdicts import Estimate, Line, better, estimate, numbers, problem_steps
 
 AVERAGE = "accuracy (%), mean of four test sets"
 STYLES = {entry.name: entry.style for entry in ENTRIES}
@@ -31,6 +31,31 @@ def titles(lines: list[Line], main: bool = True) -> dict[str, str]:
 def arms(found: Estimate) -> list[list[float]]:
     """The two arms of the interval in %, as errorbar() wants them."""
     return [[max(0.0, 100 * (found.mean - found.low))], [max(0.0, 100 * (found.high - found.mean))]]
+
+
+def figure_title(figure, text: str, fontsize: float) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=fontsize)
+
+
+def spread(at: list[float], least: float) -> list[float]:
+    """Heights near to `at`, but at least `least` apart."""
+    order, placed = sorted(range(len(at)), key=at.__getitem__), list(at)
+    for _ in range(200):
+        for low, high in zip(order, order[1:]):
+            gap = least - (placed[high] - placed[low])
+            if gap > 1e-6:
+                placed[low], placed[high] = placed[low] - gap / 2, placed[high] + gap / 2
+    return placed
+
+
+def label_points(ax, points: list[tuple], at: float, least: float, fontsize: float = 10, **arrow) -> None:
+    """Labels at x = `at`, at least `least` apart, each joined to its point by a thin line. points: (label, x,
+    y, colour)"""
+    heights = spread([y for _, _, y, _ in points], least)
+    for (text, x, y, colour), height in zip(points, heights):
+        line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": (0, 0.5)}
+        more = {"va": "center", "fontsize": fontsize, "annotation_clip": False, "arrowprops": line | arrow}
+        ax.annotate(text, (x, y), (at, height), color=colour, **more)
 
 
 @plt.rc_context(STYLE)
@@ -86,9 +111,8 @@ def ablation_figure(lines: list[Line]):
         for ax, (whole, rows) in zip(axes, groups.items()):
             draw_ablations(ax, whole, {row: found[row] for row in rows}, lines)
         axes[-1].set(xlabel=AVERAGE, xlim=(0, 100), xticks=range(0, 101, 20))
-    figure_title(
-        figure, "What each part contributes (in grey: the difference on the seeds that both have)", 13
-    )
+    title = "What each part contributes (in grey: the difference on the seeds that both have)"
+    figure_title(figure, title, 13)
     return figure
 
 
@@ -104,8 +128,7 @@ def draw_ablations(ax, whole: str, found: dict[str, Estimate], lines: list[Line]
         ax.annotate(f"{y:.1f}", (1, i), (34, 0), **beside)
         if row != whole and (less := estimate(lines, row, against=whole)):
             ax.annotate(f"{100 * less.mean:+.1f}", (1, i), (70, 0), color=GREY, **beside)
-    without_title = names.get(whole, "") + ", "
-    labels = [names[row].removeprefix(without_title) for row in found]
+    labels = [names[row].removeprefix(names.get(whole, "") + ", ") for row in found]
     ax.set_yticks(range(len(found)), labels)
     if whole in found:
         ax.get_yticklabels()[0].set_fontweight("bold")
@@ -119,8 +142,7 @@ def draw_ablations(ax, whole: str, found: dict[str, Estimate], lines: list[Line]
 @plt.rc_context(STYLE)
 def curves_figure(lines: list[Line], folder: Path):
     """Loss and validation accuracy over the share of the run's time, for the main rows: first seed, last
-    stage (the earlier stages of a curriculum are other tasks). All runs have the same compute; how long that
-    took depends on what else the machine did."""
+    stage (the earlier stages of a curriculum are other tasks)."""
     curves = {}
     for run in dict.fromkeys(line["run"] for line in lines if line["group"] == "main"):
         if paths := sorted(folder.glob(f"{run}-seed*.json")):
@@ -157,8 +179,7 @@ def curves_figure(lines: list[Line], folder: Path):
 
 @plt.rc_context(STYLE)
 def steps_figure(lines: list[Line], sets=("mini", "mini_hard")):
-    """Accuracy against the number of steps of the problem, with 95 % intervals over questions and seeds
-    together."""
+    """Accuracy against the number of steps of the problem, with 95 % intervals."""
     size = (5.4 * len(sets) + 1.4, 4.8)
     figure, axes = plt.subplots(1, len(sets), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for ax, name in zip(axes[0], sets):
@@ -167,7 +188,8 @@ def steps_figure(lines: list[Line], sets=("mini", "mini_hard")):
             mine = [l for l in lines if l["row"] == row and l["data"] == name and not l["skipped"]]
             if not mine:
                 continue
-            steps, hits = problem_steps(name, mine[0]["n"]), torch.stack([right(l) for l in mine])  # (S, n)
+            steps = problem_steps(name, mine[0]["n"])  # (n,)
+            hits = torch.stack([numbers(line, "accuracy") for line in mine])  # (S, n)
             xs = [s for s in steps.unique().tolist() if (steps == s).sum() >= 10]
             shares = [hits[:, steps == s] for s in xs]
             ys = [100 * s.mean().item() for s in shares]
@@ -247,5 +269,5 @@ def draw(lines: list[Line], out: Path) -> None:
         "interventions": interventions_figure(lines),
     }
     for name, figure in figures.items():
-        if figure is not None:
+        if figure:
             save_figure(figure, out / f"{name}.png")

@@ -18,6 +18,7 @@ class Variant:
     suffix: str = ""
     title: str = ""  # instead of the entry's
     parent: str = ""  # the row that this is an ablation of
+    claim: str = ""  # what is said to hold if the parent is better
     speed: str = ""  # of CoLaR
     soft: SoftThinking | None = None
     colour: str = ""  # instead of the entry's
@@ -38,28 +39,30 @@ class Entry:
     trial: bool = False  # of a learning rate
 
 
-def speeds(title: str, parent: str = "") -> list[Variant]:
+def speeds(title: str, parent: str = "", claim: str = "") -> list[Variant]:
     """CoLaR at two speeds."""
-    parents = {c: f"{parent}_{c}" if parent else "" for c in (5, 2)}
-    return [Variant(f"_{c}", title.format(c), parents[c], speed=str(c)) for c in (5, 2)]
+    found = []
+    for c in (5, 2):
+        above, says = parent and f"{parent}_{c}", claim and f"{claim}, c = {c}"
+        found.append(Variant(f"_{c}", title.format(c), above, says, speed=str(c)))
+    return found
 
 
 WORDS, MIXED, MERGED = ("#c0392b", "*"), ("#2a6fbb", "o"), ("#e08214", "s")
 MIXED_RL, MERGED_RL = ("#17375e", "H"), ("#8c4a00", "p")
 
 
-def latent_sft(ratio: int, suffix: str = "", what: str = "", **train) -> Entry:
+def latent_sft(ratio: int, suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     """Latent-SFT; with a suffix an ablation of it."""
     row, settings = f"latent_sft_{ratio}", {"method": "latent_sft", "ratio": ratio, **train}
-    variants = [Variant(parent=row if suffix else "")]
-    return Entry(row + suffix, f"Latent-SFT({ratio}){what}", settings, MIXED, variants, not suffix, True)
+    ways = [Variant(parent=row if suffix else "", claim=claim and f"{claim}, r = {ratio}")]
+    return Entry(row + suffix, f"Latent-SFT({ratio}){what}", settings, MIXED, ways, not suffix, True)
 
 
-def colar(suffix: str = "", what: str = "", **train) -> Entry:
+def colar(suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     """CoLaR; with a suffix an ablation of it."""
-    variants = speeds("CoLaR-{}" + what, "colar" if suffix else "")
-    settings = {"method": "colar", **train}
-    return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, variants, not suffix, True)
+    ways, settings = speeds("CoLaR-{}" + what, "colar" if suffix else "", claim), {"method": "colar", **train}
+    return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, ways, not suffix, True)
 
 
 def from_scratch(method: str, title: str) -> Entry:
@@ -74,7 +77,8 @@ NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_flo
 BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL", "colar")
 BEFORE_RL[1].parent = "colar_rl"
 HALF = [Variant(parent="latent_rl")]
-NO_AVERAGE, OF_RL = {"method": "colar_rl", "average": False}, [Variant(parent="colar_rl")]
+NO_AVERAGE = {"method": "colar_rl", "average": False}
+OF_RL = [Variant(parent="colar_rl", claim="averaging is needed in RL")]
 WHOLE = {"method": "latent_sft", "ratio": 2}
 # The second half of the budget after a first half.
 COLAR_2ND = {"share": 0.5, "after": "colar_nll_half"}
@@ -97,18 +101,18 @@ ENTRIES = [
     Entry("colar_nll_more", "", NLL, MERGED, MORE, main=False, **COLAR_2ND),
     Entry("colar_rl", "CoLaR-RL", {"method": "colar_rl"}, MERGED_RL, latent=True, **COLAR_2ND),
     Entry("colar_rl_no_average", "CoLaR-RL, no averaging", NO_AVERAGE, MERGED_RL, OF_RL, False, **COLAR_2ND),
-    colar("_det", ", deterministic head", latent_loss="mse"),
-    colar("_no_labels", ", no compressed labels", compressed_labels=False),
-    colar("_mean", ", mean pooling", pooling="mean"),
-    colar("_nll", ", NLL", **NLL),
-    latent_sft(2, "_no_ltim", ", no induction mask", ltim=False),
-    latent_sft(2, "_no_ltsum", ", no supervision mask", ltsum=False),
-    latent_sft(2, "_hidden", ", hidden states", latent="hidden"),
-    latent_sft(4, "_no_ltim", ", no induction mask", ltim=False),
-    latent_sft(4, "_no_ltsum", ", no supervision mask", ltsum=False),
-    latent_sft(4, "_hidden", ", hidden states", latent="hidden"),
+    colar("_det", ", deterministic head", "a latent head with a σ above none", latent_loss="mse"),
+    colar("_no_labels", ", no compressed labels", "compressed labels help", compressed_labels=False),
+    colar("_mean", ", mean pooling", "√c above mean pooling", pooling="mean"),
+    colar("_nll", ", NLL", "soft-MSE above NLL", **NLL),
+    latent_sft(2, "_no_ltim", ", no induction mask", "the induction mask helps", ltim=False),
+    latent_sft(2, "_no_ltsum", ", no supervision mask", "the supervision mask helps", ltsum=False),
+    latent_sft(2, "_hidden", ", hidden states", "superposition above hidden state", latent="hidden"),
+    latent_sft(4, "_no_ltim", ", no induction mask", "the induction mask helps", ltim=False),
+    latent_sft(4, "_no_ltsum", ", no supervision mask", "the supervision mask helps", ltsum=False),
+    latent_sft(4, "_hidden", ", hidden states", "superposition above hidden state", latent="hidden"),
     latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
-    latent_sft(2, "_uniform", ", no encoder", labels="uniform"),
+    latent_sft(2, "_uniform", ", no encoder", "an encoder's labels above uniform mixtures", labels="uniform"),
     latent_sft(2, "_k1", ", k = 1", k=1),
     latent_sft(2, "_k5", ", k = 5", k=5),
     latent_sft(2, "_k50", ", k = 50", k=50),

@@ -1,7 +1,6 @@
 """Everything that eval.py reports of a trained run: accuracy, length, and what its latents hold."""
 
 import sys
-from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -17,22 +16,30 @@ from ..tokenizer import Tokenizer
 from .measures import chain_weights, concentration, ecr, one_path, parallelism, partners, to_hex
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 300)
-
 PROBS_BYTES = 500e6  # most that a batch's distributions over the vocabulary may take
 N_EFF = ("n_eff", "n_eff_entropy", "top2", "n_eff_control", "n_eff_one_path")
-SUFFIXES = ("", "_distinct")  # by all tokens; by those that differ between the question's chains
+SUFFIXES = {"": "", "_distinct": ", tokens that differ"}  # by all tokens; by those that tell chains apart
+
+
+def change_settings(method, given: dict) -> None:
+    """Change settings of a loaded run. UserError for a bad value or a setting that belongs to other
+    methods."""
+    for name, value in given.items():
+        if not hasattr(method.config, name):
+            owners = " and ".join(m for m, cls in METHODS.items() if hasattr(cls.Settings, name))
+            raise UserError(f"--{name} belongs to {owners}, this is a run of {method.config.method}")
+        setattr(method.config, name, value)
+    method.config.check()
 
 
 def frequent_tokens(tok: Tokenizer, examples: list[Example]) -> Tensor:
     """Token ids (V,), the most frequent of the examples' chains first: the control of ECR@K."""
     ids = torch.tensor([i for e in examples for i in tok.encode(e.chain)], dtype=torch.long)
-    counts = torch.bincount(ids, minlength=tok.vocab_size)
-    return counts.argsort(descending=True, stable=True)
+    return torch.bincount(ids, minlength=tok.vocab_size).argsort(descending=True, stable=True)
 
 
 def training_tokens(method, sample: int = 2000) -> Tensor | None:
-    """`frequent_tokens` of the run's training data; None, with a message on stderr, if the data is not
-    available."""
+    """`frequent_tokens` of the run's training data; None, with a message, if the data is not available."""
     c = method.config
     options = {"chain_style": c.chain_style, "chain_order": c.chain_order, "revision": c.revision}
     try:
@@ -41,18 +48,6 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
         print(f"no control for ECR, the training data is not available: {error}", file=sys.stderr)
         return None
     return frequent_tokens(method.tok, examples)
-
-
-def change_settings(method, given: dict) -> None:
-    """Change settings of a loaded run. UserError for a bad value, and for a setting that belongs to other
-    methods."""
-    for name, value in given.items():
-        if not hasattr(method.config, name):
-            owners = [owner for owner, cls in METHODS.items() if hasattr(cls.Settings, name)]
-            mine = method.config.method
-            raise UserError(f"--{name} belongs to {' and '.join(owners)}, this is a run of {mine}")
-        setattr(method.config, name, value)
-    method.config.check()
 
 
 def quantiles(x: Tensor) -> list[float]:
@@ -71,106 +66,95 @@ def evaluate(
     brief: bool = False,
 ) -> dict:
     """Everything that eval.py reports of one data set, as JSON would hold it; null where a measure does not
-    apply: the measures of latents for a method that does not think, ECR for data without chains, N_eff for
-    data without several chains a question, the measures of the mixture for explicit CoT. For explicit CoT,
-    ECR is 1 by construction (its own chain is the reference), and N_eff is that of its token distributions
-    with r = 1. For hidden-state latents everything reads the distribution of the language head, which is not
-    what is fed.
+    apply: to a method that does not think, ECR without chains, N_eff without several chains a question.
+    Explicit CoT is its own reference, so that its ECR is 1; it has no mixtures. For hidden-state latents the
+    measures read the distribution of the language head, which is not what is fed.
 
     Each key of N_eff exists twice: `*_distinct` counts only the tokens that differ between a question's
     chains. Two controls: `*_control`, against another question's chains, and `*_one_path`, of latents that
     hold only the chain that the model follows most.
 
     frequent: token ids, the most frequent first (`frequent_tokens` of training examples), for ECR's control
-    per_question: also "questions", see `questions` brief: accuracy, #L and speed alone, null for the rest:
-    keeping distributions takes most of the time where the vocabulary is large, and `seconds` includes it
+    per_question: also "questions", see `questions`
+    brief: accuracy, #L and speed alone: with a large vocabulary, keeping distributions takes most of the time
 
-    Distributions are dropped batch by batch: only a few numbers a question are kept, so memory does not grow
-    with the data set.
+    Only a few numbers a question are kept, so memory does not grow with the data set.
     """
     fits, V = fitting(method, examples), method.model.config.vocab_size
-    ks = tuple(k for k in ks if k <= V)
-    batch = batch or method.config.eval_batch
+    n, ks, batch = len(fits), tuple(k for k in ks if k <= V), batch or method.config.eval_batch
     if not brief:
         batch = min(batch, max(1, int(PROBS_BYTES // (4 * V * max(1, method.config.max_chain)))))
-    others = other_chains(method.tok, fits)
-
-    parts: dict[str, list[Tensor]] = defaultdict(list)  # one number a question, batch by batch
-    seconds, order = 0.0, []
+    others, seconds = other_chains(method.tok, fits), 0.0
+    values: dict[str, Tensor] = {}  # (n, ..) one number a question, NaN where there is none
     for chosen, out, took in solve_batches(method, fits, batch, keep_probs=not brief):
-        some = [fits[i] for i in chosen]
-        seconds, order = seconds + took, order + chosen
+        seconds, some = seconds + took, [fits[i] for i in chosen]
         right = [is_correct(answer, e.answer) for answer, e in zip(out.answers, some)]
         found = {"correct": torch.tensor(right), "len": out.lengths.cpu()}
         if out.probs is not None and out.probs.shape[1]:
-            found["closed"] = out.closed.cpu().float()
+            found["closed"] = out.closed.cpu()
             found |= judge_latents(method, out, some, [others.get(i) for i in chosen], ks, frequent)
         for key, value in found.items():
-            parts[key].append(value)
-    values = {key: torch.cat(tensors) for key, tensors in parts.items()}
+            values.setdefault(key, torch.full((n, *value.shape[1:]), torch.nan).double())
+            values[key][chosen] = value.double()
+
+    def known(key: str) -> Tensor:
+        return values[key][~values[key].isnan()] if key in values else torch.tensor([])
 
     def mean(key: str) -> float | None:
-        return values[key].double().mean().item() if len(values.get(key, ())) else None
+        return known(key).mean().item() if len(known(key)) else None
 
     def per_k(key: str) -> dict[str, float] | None:
         """Averaged over all steps, not over questions: a long chain has more of them."""
-        if key not in values or not values["ecr_steps"].sum():
+        steps = values.get("ecr_steps", torch.zeros(n)).nan_to_num()
+        if key not in values or not steps.any():
             return None
-        pooled = (values[key] * values["ecr_steps"][:, None]).sum(0) / values["ecr_steps"].sum()
+        pooled = (values[key] * steps[:, None]).nansum(0) / steps.sum()
         return {str(k): v for k, v in zip(ks, pooled.tolist())}
 
-    n, right, length = len(fits), int(values["correct"].sum()), mean("len")
+    accuracy, length = values["correct"].mean().item(), mean("len")
     result = {
         "method": method.config.method,
         "data": name,
         "n": n,
         "skipped": len(examples) - n,
-        "accuracy": right / n,
-        "ci95": list(wilson(right, n)),
+        "accuracy": accuracy,
+        "ci95": list(wilson(int(values["correct"].sum()), n)),
         "mean_len": length,
-        "acc_per_len": right / n / length if length else None,
+        "acc_per_len": accuracy / length if length else None,
         "seconds": seconds,
         "questions_per_second": n / max(seconds, 1e-9),
         "closed": mean("closed"),
         "ecr": per_k("ecr"),
         "ecr_control": per_k("ecr_control"),
         "k_share": {str(k): k / V for k in ks},
-        "n_multi": len(values.get("n_eff", ())),
+        "n_multi": len(known("n_eff")),
+        "n_eff_quantiles": {},
     }
-    keys = [key + suffix for suffix in SUFFIXES for key in N_EFF]
-    for key in (*keys, "n_chains", "entropy", "entropy_mixture", "top1"):
+    for key in (*(k + s for s in SUFFIXES for k in N_EFF), "n_chains", "entropy", "entropy_mixture", "top1"):
         result[key] = mean(key)
-    keys = [key + suffix for suffix in SUFFIXES for key in ("n_eff", "n_eff_control", "n_eff_one_path")]
-    result["n_eff_quantiles"] = {key: quantiles(values[key]) if mean(key) else None for key in keys}
+    for key in (k + s for s in SUFFIXES for k in ("n_eff", "n_eff_control", "n_eff_one_path")):
+        result["n_eff_quantiles"][key] = quantiles(known(key)) if len(known(key)) else None
     if per_question:
-        result["questions"] = questions(values, order, [len(e.chains) > 1 for e in fits], ks)
+        result["questions"] = questions(values, ks)
     return result
 
 
-def questions(values: dict[str, Tensor], order: list[int], multi: list[bool], ks: tuple[int, ...]) -> dict:
-    """Results by question, in the order of the data: "correct" as bits (measures.to_hex) and "len";
-    "ecr_gain", ECR@10 above its control, null without a chain; "n_eff_above", N_eff by the tokens that differ
-    above the larger of its controls, of the questions in "n_eff_judged" alone: with several chains, and
-    another question to compare with.
-
-    values: in the order in which the questions were solved, `order`. multi: whether a question has several
-    chains.
-    """
-    place = sorted(range(len(order)), key=order.__getitem__)
-    found = {"correct": to_hex(values["correct"][place].tolist()), "len": values["len"][place].tolist()}
+def questions(values: dict[str, Tensor], ks: tuple[int, ...]) -> dict:
+    """Results by question: "correct" as bits (measures.to_hex) and "len"; "ecr_gain", ECR@10 above its
+    control, null without a chain; "n_eff_above", N_eff by the tokens that differ above the larger of its
+    controls, of the questions in "n_eff_judged" alone. values (n, ..) of all questions"""
+    found = {"correct": to_hex(values["correct"].tolist()), "len": values["len"].long().tolist()}
+    rounded = lambda x: [None if v != v else round(v, 2) for v in x.float().tolist()]
     if "ecr_control" in values and 10 in ks:
-        gains = (values["ecr"] - values["ecr_control"])[place, ks.index(10)].tolist()
-        steps = values["ecr_steps"][place].tolist()
-        found["ecr_gain"] = [round(gain, 2) if n else None for gain, n in zip(gains, steps)]
+        gain = (values["ecr"] - values["ecr_control"])[:, ks.index(10)]
+        found["ecr_gain"] = rounded(gain.where(values["ecr_steps"] > 0, torch.nan))
     if "n_eff_distinct" in values:
         # A mixture has to beat latents that hold one chain, and latents that know nothing, which follow
-        # another question's chains as well.
-        controls = torch.maximum(values["n_eff_one_path_distinct"], values["n_eff_other_distinct"])
-        gains = (values["n_eff_distinct"] - controls).tolist()  # NaN without another question
-        solved = [i for i, n in zip(order, values["len"].tolist()) if multi[i] and n > 0]
-        above = {i: round(gain, 2) for i, gain in sorted(zip(solved, gains)) if gain == gain}
-        found["n_eff_judged"] = to_hex([i in above for i in range(len(order))])
-        found["n_eff_above"] = list(above.values())
+        # another question's chains as well. Without another question there is no verdict.
+        controls = torch.maximum(values["n_eff_one_path_distinct"], values["n_eff_control_distinct"])
+        above = values["n_eff_distinct"] - controls
+        found["n_eff_judged"] = to_hex((~above.isnan()).tolist())
+        found["n_eff_above"] = rounded(above[~above.isnan()])
     return found
 
 
@@ -203,8 +187,8 @@ def pad_chains(chains: list[ChainIds], value: int) -> tuple[Tensor, Tensor]:
 def judge_latents(
     method, out: Decoded, examples: list[Example], others: list, ks: tuple[int, ...], frequent: Tensor | None
 ) -> dict[str, Tensor]:
-    """The measures of a batch's distributions, one number a question; those of N_eff only for the questions
-    with several chains. others: the chains of another question for each of the questions, or None."""
+    """The measures of a batch's distributions, (B,) or for ECR (B, len(ks)); of N_eff NaN for questions
+    without several chains. others: the chains of another question for each of the questions, or None."""
     tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs  # (B,), (B, N, V)
     fed = probs
@@ -229,22 +213,22 @@ def judge_latents(
     multi = [i for i, e in enumerate(examples) if len(e.chains) > 1 and steps[i] > 0]
     if multi:
         own = pad_chains([chains_of(tok, examples[i]) for i in multi], tok.pad)  # (B', M, T), (B', M)
-        found["n_chains"] = (own[1] > 0).sum(1)
-        others = [others[i] for i in multi]
-        for distinct in (False, True):
-            suffix = SUFFIXES[distinct]
-            for key, value in judge_parallelism(
-                probs[multi], steps[multi], own, others, ratio, distinct
-            ).items():
-                found[key + suffix] = value
+        judged, others = {"n_chains": (own[1] > 0).sum(1).float()}, [others[i] for i in multi]
+        for suffix in SUFFIXES:
+            distinct = suffix == "_distinct"
+            parts = judge_parallelism(probs[multi], steps[multi], own, others, ratio, distinct)
+            judged |= {key + suffix: value for key, value in parts.items()}
+        for key, value in judged.items():
+            found[key] = torch.full((len(examples),), torch.nan)
+            found[key][multi] = value
     return found
 
 
 def judge_parallelism(
     probs: Tensor, steps: Tensor, own: tuple[Tensor, Tensor], others: list, ratio: int, distinct: bool
 ) -> dict[str, Tensor]:
-    """N_eff and its controls for questions with several chains. n_eff_other is n_eff_control with a place for
-    every question, NaN for those without another question to compare with."""
+    """N_eff and its controls for questions with several chains, (B,) each; n_eff_control is NaN for those
+    without another question to compare with."""
     chains, chain_len = own  # (B, M, T), (B, M)
     weights = chain_weights(probs, steps, chains, chain_len, ratio, distinct)  # (B, M)
     found = parallelism(weights)
@@ -252,12 +236,11 @@ def judge_parallelism(
     alone = one_path(probs.shape, steps, chains[row, best], chain_len[row, best], ratio)
     weights = chain_weights(alone, steps, chains, chain_len, ratio, distinct)
     found["n_eff_one_path"] = parallelism(weights)["n_eff"]
-    found["n_eff_other"] = torch.full_like(found["n_eff"], torch.nan)
+    found["n_eff_control"] = torch.full_like(found["n_eff"], torch.nan)
     if paired := [i for i, other in enumerate(others) if other]:
         control = pad_chains([others[i] for i in paired], 0)
         weights = chain_weights(probs[paired], steps[paired], *control, ratio, distinct)
-        found["n_eff_control"] = parallelism(weights)["n_eff"]
-        found["n_eff_other"][paired] = found["n_eff_control"]
+        found["n_eff_control"][paired] = parallelism(weights)["n_eff"]
     return found
 
 
@@ -290,30 +273,26 @@ def label(result: dict) -> str:
 
 def report(results: list[dict]) -> str:
     """The tables that eval.py prints."""
-    rows = []
+    rows, ecrs, chains, shares = [], [], [], results[0]["k_share"]
+    ks = [k for k in ("1", "10", "50", "100", "300") if k in shares]
     for r in results:
-        low, high = (f"{100 * edge:.1f}" for edge in r["ci95"])
-        row = [label(r), str(r["n"]), percent(r["accuracy"]), f"{low}-{high}", show(r["mean_len"], 1)]
+        interval = "-".join(percent(edge) for edge in r["ci95"])
+        row = [label(r), str(r["n"]), percent(r["accuracy"]), interval, show(r["mean_len"], 1)]
         row += [percent(r["acc_per_len"]), percent(r["closed"]), show(r["entropy"]), show(r["top1"])]
-        rows.append([*row, f"{r['questions_per_second']:.0f}"])
+        rows.append([*row, show(r["questions_per_second"], 0)])
+        for key, what in (("ecr", ""), ("ecr_control", ", frequent tokens")):
+            ecrs.append([label(r) + what, *(show((r[key] or {}).get(k)) for k in ks)])
+        for suffix, what in SUFFIXES.items():
+            numbers = [show(r[key + suffix]) for key in N_EFF]
+            chains.append([label(r) + what, str(r["n_multi"]), show(r["n_chains"], 1), *numbers])
     head = ["data", "n", "acc %", "95 %", "#L", "acc/#L", "closed %", "entropy", "top-1", "q/s"]
     tables = [table(head, rows)]
     if any(r["ecr"] for r in results):
-        ks = [k for k in ("1", "10", "50", "100", "300") if k in results[0]["k_share"]]
-        rows = []
-        for r in results:
-            for key, what in (("ecr", ""), ("ecr_control", ", frequent tokens")):
-                rows.append([label(r) + what, *(show((r[key] or {}).get(k)) for k in ks)])
-        rows.append(["K / V", *(f"{100 * results[0]['k_share'][k]:.1f} %" for k in ks)])
-        tables.append(table(["ECR", *("@" + k for k in ks)], rows))
+        ecrs.append(["K / V", *(f"{percent(shares[k])} %" for k in ks)])
+        tables.append(table(["ECR", *("@" + k for k in ks)], ecrs))
     if any(r["n_multi"] for r in results):
-        rows = []
-        for r in results:
-            for suffix, what in zip(SUFFIXES, ("", ", tokens that differ")):
-                numbers = [show(r[key + suffix]) for key in N_EFF]
-                rows.append([label(r) + what, str(r["n_multi"]), show(r["n_chains"], 1), *numbers])
         head = ["N_eff", "questions", "chains", "1/Σw²", "exp H", "top-2", "others' chains", "one chain only"]
-        tables.append(table(head, rows))
+        tables.append(table(head, chains))
     if skipped := [f"{label(r)} {r['skipped']}" for r in results if r["skipped"]]:
         tables.append(f"left out, too long for the context: {', '.join(skipped)}")
     return "\n\n".join(tables)

@@ -103,7 +103,7 @@ def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) 
     """Input embeddings of `Q <think> Z </think>`, (B, T, C) padded, and their lengths (B,). latents (B, N,
     C)."""
     embed = method.model.embed.weight
-    end, rows = embed[[method.tok.end_think]], []
+    end, rows = embed[method.tok.end_think][None], []
     for question, z, n in zip(questions, latents, steps.tolist()):
         rows.append(torch.cat([embed[method.prompt(question)], z[:n], end]))
     return pad_sequence(rows, True), torch.tensor([len(row) for row in rows], device=embed.device)

@@ -11,8 +11,7 @@ from ..latent import entropy
 
 
 def to_hex(flags: list[bool]) -> str:
-    """Flags as hexadecimal digits, four a digit, the first flag in the highest bit; the last digit is filled
-    with 0."""
+    """Flags as hexadecimal digits, four a digit, the first in the highest bit; padded with 0."""
     bits = "".join("1" if flag else "0" for flag in flags)
     bits += "0" * (-len(bits) % 4)
     return "".join(f"{int(bits[at : at + 4], 2):x}" for at in range(0, len(bits), 4))
@@ -45,12 +44,12 @@ def ecr(
     """ECR@K, the effective compression rate (B, len(ks)): how many tokens of segment S_t are among the K
     likeliest entries of step t's distribution, averaged over the question's steps.
 
-    top     (B, N, max K) token ids, the likeliest first. The control offers the most frequent tokens of the training
-            chains at every step, because ECR@K grows with K for a model that has understood nothing, too.
-    steps   (B,); chain (B, T) and chain_len (B,): the reference
+    top (B, N, max K) token ids, the likeliest first; steps (B,); chain (B, T) and chain_len (B,): the
+    reference
 
-    A token that a segment repeats counts each time. Explicit CoT is judged against its own chain, where each
-    token was the likeliest of its step: 1 by construction, for every K.
+    ECR@K grows with K for a model that has understood nothing, too. The control offers the most frequent
+    tokens of the training chains at every step. A token that a segment repeats counts each time. Explicit CoT
+    is judged against its own chain, where each token was the likeliest of its step: 1 for every K.
     """
     step, real = align(chain.shape[1], chain_len, steps, ratio)  # (B, T)
     offered = top[torch.arange(len(top))[:, None], step]  # (B, T, K)
@@ -62,28 +61,23 @@ def ecr(
 def chain_weights(
     probs: Tensor, steps: Tensor, chains: Tensor, chain_len: Tensor, ratio: int, distinct: bool = False
 ) -> Tensor:
-    """The share of a latent chain's mass that goes to each valid chain of the question: w (B, M), rows sum to
-    1.
+    """The share of a latent chain's mass that goes to each valid chain of the question, w (B, M).
 
     The score of a chain is the probability that step t gives to the tokens of the chain's segment t, averaged
-    over the steps; a token that a segment repeats counts once. w is the normalised score. The paper describes
-    this in words; the formula is our reading.
+    over the steps; a token that a segment repeats counts once. w is the score, normalised to sum 1. The paper
+    describes this in words; the formula is our reading. `distinct` leaves out the tokens that all chains of a
+    question have in the same step (<<, =, >>, an operator): they raise every score alike.
 
     probs (B, N, V), steps (B,), chains (B, M, T), chain_len (B, M) with 0 where a question has fewer chains
-    distinct: leave out the tokens that all chains of a question have in the same step (<<, =, >>, an
-    operator):
-              they raise every score alike and do not tell which chain is followed
     """
     step, real = align(chains.shape[2], chain_len, steps[:, None], ratio)  # (B, M, T)
     row = torch.arange(len(probs))[:, None, None].expand_as(step)
     same = (chains[..., :, None] == chains[..., None, :]) & (step[..., :, None] == step[..., None, :])
     counts = real & ~same.tril(-1).any(-1)  # (B, M, T) the token's first occurrence in its segment
     if distinct:
-        occurrences = torch.zeros(
-            probs.shape, dtype=torch.int
-        )  # (B, N, V) chains with this token in this step
-        occurrences.index_put_((row, step, chains), counts.int(), accumulate=True)
-        counts &= occurrences[row, step, chains] < (chain_len > 0).sum(1)[:, None, None]
+        having = torch.zeros(probs.shape, dtype=torch.int)  # (B, N, V) chains with this token in this step
+        having.index_put_((row, step, chains), counts.int(), accumulate=True)
+        counts &= having[row, step, chains] < (chain_len > 0).sum(1)[:, None, None]
     score = (probs[row, step, chains] * counts).sum(-1) / steps.clamp(min=1)[:, None]  # (B, M)
     score = torch.where(chain_len > 0, score + 1e-12, 0)  # without any mass: equal weights
     return score / score.sum(-1, keepdim=True)
@@ -91,8 +85,7 @@ def chain_weights(
 
 def parallelism(weights: Tensor) -> dict[str, Tensor]:
     """From weights (B, M): two effective numbers of chains followed at once, N_eff = 1 / Σ w² and
-    exp(entropy), and the Top-2 Score w_(2) / w_(1). The paper calls a question parallel if its N_eff is 1.7
-    or more.
+    exp(entropy), and the Top-2 Score w_(2) / w_(1). The paper calls a question parallel from N_eff 1.7 on.
 
     Never read N_eff alone. The chains of a question share many tokens, so a model that knows nothing comes
     near M, and so does one that follows a single chain. Hence `distinct` above, and the two controls of
@@ -116,17 +109,12 @@ def one_path(shape: torch.Size, steps: Tensor, chain: Tensor, chain_len: Tensor,
     return held / held.sum(-1, keepdim=True).clamp(min=1)
 
 
-def k_mixture(probs: Tensor, k: int) -> Tensor:
-    """The k largest probabilities (..., k) of (..., V), normalised, the largest first; zeros stay zeros."""
-    best = probs.topk(min(k, probs.shape[-1]), dim=-1).values
-    return best / best.sum(-1, keepdim=True).clamp(min=1e-30)
-
-
 def concentration(probs: Tensor, steps: Tensor, k: int) -> dict[str, Tensor]:
     """How mixed the latents are, means over a question's steps, (B,) each: the entropy of the full
     distribution, the entropy of the k-mixture (what Latent-SFT feeds), and the largest weight of that
     mixture. probs (B, N, V)"""
-    mixture = k_mixture(probs, k)
+    best = probs.topk(min(k, probs.shape[-1]), dim=-1).values  # (B, N, k)
+    mixture = best / best.sum(-1, keepdim=True).clamp(min=1e-30)  # rows behind `steps` are all 0
     per_step = {"entropy": entropy(probs), "entropy_mixture": entropy(mixture), "top1": mixture[..., 0]}
     real = torch.arange(probs.shape[1]) < steps[:, None]  # (B, N)
     return {name: (value * real).sum(1) / steps.clamp(min=1) for name, value in per_step.items()}

@@ -1,7 +1,5 @@
-"""From rows.jsonl to table.md and verdicts.md: means, intervals, and which of the field's claims hold
-here."""
+"""From rows.jsonl to table.md and verdicts.md: means, intervals, and which claims of the field hold here."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,13 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import tasks
-from .entries import LATENT_ROWS
+from .entries import LATENT_ROWS, ROWS
 from .measures import from_hex
 
 SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith")  # the columns
 RESAMPLES = 2000
 ENOUGH = 4000  # questions for a verdict
-NAN = float("nan")
 Line = dict  # a line of rows.jsonl: one row, one seed, one data set
 
 HOW_TO_READ = f"""\
@@ -32,6 +29,15 @@ are in brackets."""
 
 # ------------------------------------------------------------------ one number a question
 
+UNITS = {  # of a measure: its unit, and what a number is multiplied by
+    "accuracy": ("points", 100),
+    "length": ("steps", 1),
+    "slope": ("points a step", 100),
+    "ecr_gain": ("tokens", 1),
+    "n_eff_above": ("chains", 1),
+    "swap": ("points", 100),
+}
+
 
 @lru_cache
 def problem_steps(name: str, n: int) -> Tensor:
@@ -39,71 +45,43 @@ def problem_steps(name: str, n: int) -> Tensor:
     return torch.tensor([float(len(e.steps)) for e in tasks.load(name, "test", limit=n)])
 
 
-def right(line: Line) -> Tensor:
-    return torch.tensor(from_hex(line["questions"]["correct"], line["n"])).double()
+def numbers(line: Line, measure: str) -> Tensor:
+    """The measure of each question (n,), NaN for a question without it; empty if the line lacks the measure.
 
-
-def slope(line: Line) -> Tensor:
-    """The mean of these is the least-squares slope of accuracy over the number of steps of the problem. Both
-    are centred, or the resampling would also see how high the accuracy is."""
-    steps, hits = problem_steps(line["data"], line["n"]).double(), right(line)
-    away = steps - steps.mean()
-    if not away.any():
-        return torch.full_like(steps, NAN)
-    return (hits - hits.mean()) * away / away.pow(2).mean()
-
-
-def listed(line: Line, key: str) -> Tensor:
-    numbers = line["questions"].get(key, [])
-    return torch.tensor([NAN if v is None else float(v) for v in numbers]).double()
-
-
-def n_eff_above(line: Line) -> Tensor:
-    """N_eff above the larger of its controls. NaN for a question without several chains, or without another
-    question to compare with."""
-    questions = line["questions"]
-    if "n_eff_judged" not in questions:
-        return torch.tensor([])
-    judged = torch.tensor(from_hex(questions["n_eff_judged"], line["n"]))
-    values = torch.full((line["n"],), NAN).double()
-    return values.masked_scatter(judged, torch.tensor(questions["n_eff_above"]).double())
-
-
-def swapped(line: Line) -> Tensor:
-    """Half of a right answer minus an answer that stays right with another question's latents: the mean is
-    positive if these destroy more than half of the right answers. NaN for a question without a donor."""
-    swap = line.get("interventions", {}).get("swap", {}).get("questions")
-    if swap is None:
-        return torch.tensor([])
-    judged, hits = (torch.tensor(from_hex(swap[key], line["n"])) for key in ("judged", "correct"))
-    return (right(line) / 2 - hits.double()).masked_fill(~judged, NAN)
-
-
-class Measure(NamedTuple):
-    of: Callable[[Line], Tensor]  # one number a question (n,), NaN where there is none
-    unit: str
-    scale: int = 1  # from the number to the unit
-
-
-MEASURES = {
-    "accuracy": Measure(right, "points", 100),
-    "length": Measure(lambda line: listed(line, "len"), "steps"),
-    "slope": Measure(slope, "points a step", 100),
-    "ecr_gain": Measure(lambda line: listed(line, "ecr_gain"), "tokens"),
-    "n_eff_above": Measure(n_eff_above, "chains"),
-    "swap": Measure(swapped, "points", 100),
-}
+    slope        the mean is the least-squares slope of accuracy over the number of steps of the problem; both
+                 are centred, or the resampling would also see how high the accuracy is
+    ecr_gain     ECR@10 above its control
+    n_eff_above  N_eff above the larger of its controls; not without another question to compare with
+    swap         half of a right answer minus an answer that is right with another question's latents: the mean
+                 is positive if these destroy more than half of the right answers; not without a donor
+    """
+    n, questions = line["n"], line["questions"]
+    hits = torch.tensor(from_hex(questions["correct"], n)).double()
+    if measure == "accuracy":
+        return hits
+    if measure == "slope":
+        steps = problem_steps(line["data"], n).double()
+        away = steps - steps.mean()
+        return (hits - hits.mean()) * away / away.pow(2).mean()  # NaN if all problems are equally long
+    if measure == "swap":
+        swap = line.get("interventions", {}).get("swap", {}).get("questions")
+        if swap is None:
+            return torch.tensor([])
+        judged, others = (torch.tensor(from_hex(swap[key], n)) for key in ("judged", "correct"))
+        return (hits / 2 - others.double()).masked_fill(~judged, torch.nan)
+    found = questions.get("len" if measure == "length" else measure, [])
+    found = torch.tensor([torch.nan if v is None else v for v in found]).double()
+    if measure == "n_eff_above" and "n_eff_judged" in questions:  # only the judged ones are listed
+        judged = torch.tensor(from_hex(questions["n_eff_judged"], n))
+        found = torch.full((n,), torch.nan).double().masked_scatter(judged, found)
+    return found
 
 
 def by_seed(lines: list[Line], row: str, data: str, measure: str) -> dict[int, Tensor]:
-    """The measure of a row on one data set, (n,) for each seed that has it."""
-    found = {}
-    for line in lines:
-        if line["row"] == row and line["data"] == data and not line["skipped"]:
-            values = MEASURES[measure].of(line)
-            if len(values) and not values.isnan().all():
-                found[line["seed"]] = values
-    return found
+    """The numbers of a row on one data set, by seed."""
+    mine = [l for l in lines if l["row"] == row and l["data"] == data and not l["skipped"]]
+    found = {line["seed"]: numbers(line, measure) for line in mine}
+    return {seed: values for seed, values in found.items() if not values.isnan().all()}
 
 
 # ------------------------------------------------------------------ the bootstrap
@@ -119,8 +97,7 @@ class Estimate(NamedTuple):
 
 @lru_cache
 def resamples(n: int, seed: int) -> Tensor:
-    """How often each of n items is sampled when n are sampled with replacement: (RESAMPLES, n). The same for
-    every row."""
+    """How often each of n items is chosen when n are chosen with replacement, (RESAMPLES, n)."""
     chosen = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(RESAMPLES, n).scatter_add_(1, chosen, torch.ones(RESAMPLES, n)).double()
 
@@ -186,7 +163,7 @@ SEVERAL = SETS[:3]  # problems of several lengths, some with several valid chain
 
 
 def all_trends() -> list[Trend]:
-    two, four = "latent_sft_2", "latent_sft_4"
+    two, four, rl, longer = "latent_sft_2", "latent_sft_4", "colar_rl", "colar_nll_more_2"
     found = [
         Trend("superposition at least CoT, within a point", two, "cot_sft", tolerance=0.01),
         Trend("at half the length, within a step", two, "cot_sft", SETS, "length", "<", 1.0, times=0.5),
@@ -197,32 +174,13 @@ def all_trends() -> list[Trend]:
     ]
     found += [Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", "cot_sft_soft", *LATENT_ROWS)]
     found += [Trend(f"{row} above pause tokens", row, "pause") for row in LATENT_ROWS]
-    parts = {
-        "superposition above hidden state": "hidden",
-        "the induction mask helps": "no_ltim",
-        "the supervision mask helps": "no_ltsum",
-    }
-    for r, row in ((2, two), (4, four)):
-        found += [Trend(f"{claim}, r = {r}", row, f"{row}_{without}") for claim, without in parts.items()]
-    step, adaptive = "latent_sft_8_step", "latent_sft_8_adaptive"
+    found += [Trend(v.claim, v.parent, row) for row, (_, v) in ROWS.items() if v.claim]
     found += [
-        Trend("an encoder's labels above uniform mixtures", two, f"{two}_uniform"),
+        Trend("Gumbel noise helps", f"{two}_gumbel", two),
         # Adaptive segments did not help and are no option any more; their lines are kept in rows.jsonl.
         Trend("adaptive segments above fixed ones, r = 2, at equal #L", f"{two}_adaptive", two),
         Trend("adaptive segments above fixed ones, r = 4, at equal #L", f"{four}_adaptive", four),
-        Trend("adaptive segments above a latent a step at equal #L", adaptive, step),
-        Trend("Gumbel noise helps", f"{two}_gumbel", two),
-    ]
-    parts = {
-        "√c above mean pooling": "mean",
-        "a latent head with a σ above a deterministic one": "det",
-        "compressed labels help": "no_labels",
-        "soft-MSE above NLL": "nll",
-    }
-    for c in (2, 5):
-        for claim, without in parts.items():
-            found.append(Trend(f"{claim}, c = {c}", f"colar_{c}", f"colar_{without}_{c}"))
-    found += [
+        Trend("adaptive segments above a latent a step", "latent_sft_8_adaptive", "latent_sft_8_step"),
         Trend("ECR@10 above its control, r = 2", two, "", SETS, "ecr_gain"),
         Trend("ECR@10 above its control, r = 4", four, "", SETS, "ecr_gain"),
         Trend("ECR@10 less its control is larger for r = 4", four, two, SETS, "ecr_gain"),
@@ -230,16 +188,16 @@ def all_trends() -> list[Trend]:
         Trend("N_eff above both its controls, r = 4", four, "", SEVERAL, "n_eff_above"),
         Trend("N_eff less its controls is larger for r = 4", four, two, SEVERAL, "n_eff_above"),
     ]
-    starts = {"CoLaR-RL": ("colar_rl", "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}
-    for title, (row, start) in starts.items():
+    for title, row, start in (
+        ("CoLaR-RL", rl, "colar_nll_half_2"),
+        ("Latent-RL", "latent_rl", "latent_sft_half"),
+    ):
         found.append(Trend(f"{title} shortens the chain", row, start, SETS, "length", "<"))
         found.append(Trend(f"{title} keeps the accuracy, within a point", row, start, tolerance=0.01))
-    rl, longer = "colar_rl", "colar_nll_more_2"  # the same start with RL, and trained on without it
-    shorter = "CoLaR-RL's chains are 30 % shorter than without RL"
+    without, shorter = "training on without RL", "CoLaR-RL's chains are 30 % shorter than without RL"
     found += [
-        Trend("CoLaR-RL gains 3 points on training on without RL", rl, longer, tolerance=-0.03),
+        Trend(f"CoLaR-RL gains 3 points on {without}", rl, longer, tolerance=-0.03),
         Trend(shorter, rl, longer, SETS, "length", "<", times=0.7),
-        Trend("averaging is needed in RL", rl, "colar_rl_no_average"),
     ]
     falls = "accuracy falls faster with the number of steps than CoT's"
     found += [Trend(f"{falls}: {row}", row, "cot_sft", SEVERAL, "slope", "<") for row in LATENT_ROWS]
@@ -290,7 +248,7 @@ def verdicts_text(lines: list[Line], trends: list[Trend] = TRENDS) -> str:
         if not found:
             not_run.append(trend.name)
             continue
-        _, unit, scale = MEASURES[trend.measure]
+        unit, scale = UNITS[trend.measure]
         digits = 1 if scale == 100 else 2
         mean, low, high = (f"{scale * x:+.{digits}f}" for x in found[:3])
         if found.questions < ENOUGH:
