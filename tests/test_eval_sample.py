@@ -16,6 +16,7 @@ from minilatent.evaluate import fitting, solve_all
 from minilatent.study.evaluation import evaluate, frequent_tokens, other_chains, report
 from minilatent.study.measures import from_hex
 from minilatent.study.trace import describe, trace, visible
+from results import speeds
 
 # ------------------------------------------------------------------ evaluate
 
@@ -165,7 +166,8 @@ def test_eval_judges_the_runs_own_data_when_none_is_named(runs, capsys):
 def test_one_colar_run_is_judged_at_many_speeds(runs, tmp_path, capsys):
     out, figure = tmp_path / "r.json", tmp_path / "s.png"
     argv = f"--ckpt {runs['colar']} --data mini mini_hard --limit 12 --speed 1 5 auto --json {out}"
-    script("eval")([*argv.split(), "--speed_figure", str(figure)])
+    script("eval")(argv.split())
+    speeds.main([str(out), "--figure", str(figure)])
     found = json.loads(out.read_text())
     assert [(r["data"], r["speed"]) for r in found] == [
         (name, speed) for name in ("mini", "mini_hard") for speed in (1, 5, "auto")
@@ -212,7 +214,6 @@ def test_sample_draws_the_chain_and_the_masks(runs, tmp_path, capsys):
         ("eval", "no_cot", ["--intervene"], "does not think"),
         ("eval", "latent_sft", ["--device", "cuda:99"], "cuda"),
         ("eval", "latent_sft", ["--figure", "f.xyz"], ".png"),
-        ("eval", "latent_sft", ["--latents_figure", "f"], ".png"),
         ("eval", "latent_sft", ["--speed", "2"], "--speed belongs to colar and colar_rl"),
         ("eval", "latent_sft", ["--sample_end"], "--sample_end belongs to colar"),
         ("eval", "colar", ["--speed", "0"], "--speed 0"),

@@ -11,7 +11,7 @@ from minilatent.study import comparison_figures, verdicts
 from minilatent.study.entries import ENTRIES
 from minilatent.study.interventions import INTERVENTIONS
 from minilatent.study.measures import to_hex
-from minilatent.study.verdicts import SETS, Trend, bootstrap, estimate, verdict
+from minilatent.study.verdicts import SETS, Trend, bootstrap, estimate, numbers, verdict
 
 MINI = ("mini",)
 
@@ -111,8 +111,8 @@ def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
     easy = [bool(s <= 2) for s in steps]
     y, x = torch.tensor(easy).double(), steps.double()
     expected = ((y - y.mean()) * (x - x.mean())).sum() / (x - x.mean()).pow(2).sum()
-    assert verdicts.slope(made_line(correct=easy)).mean().item() == approx(expected.item())
-    always = verdicts.slope(made_line(correct=[True] * n))
+    assert numbers(made_line(correct=easy), "slope").mean().item() == approx(expected.item())
+    always = numbers(made_line(correct=[True] * n), "slope")
     assert always.abs().max() < 1e-9  # no resampling sees a slope
     for share, expected in ((0.02, "holds"), (0.9, "does not hold")):
         lines = [made_line(correct=drawn(0.9, n, 0), interventions=swapped(drawn(share, n, 1)))]
@@ -121,7 +121,7 @@ def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
 
 def test_swap_is_judged_question_by_question_those_without_a_donor_apart():
     line = made_line(correct=[1, 1, 0, 0], interventions=swapped([1, 0, 1, 0], [True, True, True, False]))
-    values = verdicts.swapped(line)
+    values = numbers(line, "swap")
     assert values[:3].tolist() == [-0.5, 0.5, -1.0] and values[3].isnan()
     found = estimate([line], "a", MINI, "swap")
     assert (found.seeds, found.questions) == (1, 3)  # the fourth is not counted

@@ -58,7 +58,8 @@ QUERY = re.compile(r"(?P<expression>.+):(?P<format>[^:±]*?)\s*(?:±\s*(?P<toler
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+[ \u00a0]?%?|[ \u00a0]?%)")
 # Where a number needs no mark: code, formulas, addresses, citations.
 EXEMPT = re.compile(
-    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<https?:[^>]*>|(?:arXiv:?\s*)\d{4}\.\d{4,5}(?:v\d+)?",
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|<https?:[^>]*>"
+    r"|(?:arXiv:?\s*)\d{4}\.\d{4,5}(?:v\d+)?",
     re.DOTALL | re.IGNORECASE,
 )
 

@@ -101,7 +101,7 @@ ENTRIES = [
     Entry("colar_nll_more", "", NLL, MERGED, MORE, main=False, **COLAR_2ND),
     Entry("colar_rl", "CoLaR-RL", {"method": "colar_rl"}, MERGED_RL, latent=True, **COLAR_2ND),
     Entry("colar_rl_no_average", "CoLaR-RL, no averaging", NO_AVERAGE, MERGED_RL, OF_RL, False, **COLAR_2ND),
-    colar("_det", ", deterministic head", "a latent head with a σ above none", latent_loss="mse"),
+    colar("_det", ", deterministic head", "a σ in the latent head helps", latent_loss="mse"),
     colar("_no_labels", ", no compressed labels", "compressed labels help", compressed_labels=False),
     colar("_mean", ", mean pooling", "√c above mean pooling", pooling="mean"),
     colar("_nll", ", NLL", "soft-MSE above NLL", **NLL),

@@ -52,8 +52,8 @@ def numbers(line: Line, measure: str) -> Tensor:
                  are centred, or the resampling would also see how high the accuracy is
     ecr_gain     ECR@10 above its control
     n_eff_above  N_eff above the larger of its controls; not without another question to compare with
-    swap         half of a right answer minus an answer that is right with another question's latents: the mean
-                 is positive if these destroy more than half of the right answers; not without a donor
+    swap         half of a right answer minus an answer that is right with another question's latents: the
+                 mean is positive if these destroy more than half of the right answers; not without a donor
     """
     n, questions = line["n"], line["questions"]
     hits = torch.tensor(from_hex(questions["correct"], n)).double()
