@@ -19,7 +19,7 @@ from minilatent.study.comparison import Comparison, entry_named, trials_of, tune
 from minilatent.study.entries import ENTRIES, PARENTS, ROWS, Entry, Variant
 from minilatent.study.measures import from_hex
 
-RUN = {**TINY, "log_every": 1, "save_every": 2, "eval_every": 2}
+RUN = {**TINY, "log_every": 1, "save_every": 2}
 RUN.pop("seed")
 COLAR = {**RUN, "method": "colar", "c_max": 2}
 AFTER = {key: value for key, value in RUN.items() if key != "init"}  # that of another entry
@@ -50,7 +50,9 @@ def call(monkeypatch, tmp_path, capsys, tok):
     monkeypatch.setattr(comparison, "ENTRIES", SMALL_ENTRIES)
     monkeypatch.setattr(comparison, "REFERENCE", {**RUN, "method": "cot_sft", "steps": 6})
     monkeypatch.setattr(comparison, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(comparison.budget, "DRAWS", 2)
     monkeypatch.setattr(comparison, "draw", lambda lines, out: None)
+    monkeypatch.setattr(comparison, "training_tokens", lambda method: None)  # takes seconds
 
     def run_it(*argv) -> tuple[int, str, str]:
         given = ["--out", tmp_path / "results", "--limit", 4, "--device", "cpu", *argv]
@@ -146,16 +148,16 @@ def test_an_interrupted_run_is_resumed_not_begun_again(call, tmp_path, monkeypat
 def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path, monkeypatch):
     # A plan counts with mini-base what is not trained yet, which takes long.
     monkeypatch.setattr(Comparison, "print_plan", lambda *_: None)
-    code, _, err = call("--rows", "rl", "--budget", 20)
+    code, _, err = call("--rows", "rl", "--budget", 8)
     assert code == 0, err
     lines, runs = read(tmp_path / "results/rows.jsonl"), tmp_path / "runs"
     assert {line["row"] for line in lines} == {"rl"} and set(lines[0]["stages"]) == {"colar", "colar_rl"}
-    assert (runs / "half-seed0-budget20/model.safetensors").exists()
+    assert (runs / "half-seed0-budget8/model.safetensors").exists()
     spent = [
-        json.loads((runs / f"{name}-seed0-budget20.json").read_text())["flops"] for name in ("half", "rl")
+        json.loads((runs / f"{name}-seed0-budget8.json").read_text())["flops"] for name in ("half", "rl")
     ]
     assert lines[0]["flops"] == sum(spent)
-    assert call("--rows", "half", "--budget", 20)[0] == 0  # it is only evaluated now
+    assert call("--rows", "half", "--budget", 8)[0] == 0  # it is only evaluated now
 
 
 def test_several_processes_add_to_one_file_and_no_line_is_lost(tmp_path):
@@ -289,7 +291,7 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
 def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
     """But for the space between two steps."""
     for name in verdicts.SETS:
-        for row in encode(tasks.load(name, "test", limit=200), tok, 512)[0]:
+        for row in encode(tasks.load(name, "test", limit=60), tok, 512)[0]:
             for step, end in enumerate(row.ends[:-1], 1):
                 assert end == 8 * step - 1
 
@@ -299,6 +301,7 @@ def test_rl_is_planned_before_its_start_is_trained_and_a_part_of_the_budget_has_
 ):
     monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(comparison, "RUNS", tmp_path)
+    monkeypatch.setattr(comparison.budget, "DRAWS", 2)
     settings = {**RUN, **STAGE1, "method": "latent_sft", "stage1_steps": "8,4,40"}
     half = Entry("half", "", settings, share=0.5)
     rl = Entry("rl", "", {**AFTER, "method": "latent_rl", "group": 2}, share=0.5, after="half")

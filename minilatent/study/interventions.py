@@ -5,7 +5,6 @@ taken from, they carry it. A readable chain is an illustration; this is evidence
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,8 +99,7 @@ def check_interventions(method, names: list[str]) -> None:
 
 
 def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Input embeddings of `Q <think> Z </think>`, (B, T, C) padded, and their lengths (B,). latents (B, N,
-    C)."""
+    """Input embeddings of `Q <think> Z </think>`, (B, T, C) padded, and lengths (B,). latents (B, N, C)"""
     embed = method.model.embed.weight
     end, rows = embed[method.tok.end_think][None], []
     for question, z, n in zip(questions, latents, steps.tolist()):
@@ -112,20 +110,13 @@ def closed_prefix(method, questions: list[str], latents: Tensor, steps: Tensor) 
 @torch.no_grad()
 def answers_given(method, questions: list[str], latents: Tensor, steps: Tensor) -> list[str]:
     """The answers to questions whose latents (B, N, C) are given."""
-    prefix, lengths = closed_prefix(method, questions, latents, steps)
-    return decode(
-        method.model, method.tok, prefix, lengths, None, max_answer=method.config.max_answer
-    ).answers
+    prefix = closed_prefix(method, questions, latents, steps)
+    return decode(method.model, method.tok, *prefix, None, max_answer=method.config.max_answer).answers
 
 
 @torch.no_grad()
 def intervene(
-    method,
-    examples: list[Example],
-    names: list[str],
-    batch: int = 0,
-    seed: int = 0,
-    per_question: bool = False,
+    method, examples: list[Example], names: list[str], batch: int = 0, per_question: bool = False
 ) -> dict[str, dict]:
     """By intervention: accuracy with the replaced latents, its 95 % interval, and the share of answers that
     stay `unchanged`. For explicit CoT the latents are the embeddings of its tokens.
@@ -134,61 +125,52 @@ def intervene(
     by the model differs from this question's right answer; `follows_donor` is the share of answers that
     become the donor's. Questions without a donor are left out of swap (see `n`).
 
-    per_question: also "questions", with "judged" and "correct" in the order of the examples, as bits
-    (measures.to_hex)
+    per_question: also "questions", with "judged" and "correct" by question, as bits (measures.to_hex)
     """
     check_interventions(method, names)
     examples = fitting(method, examples)
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same everywhere
+    generator = torch.Generator().manual_seed(0)  # on the CPU: the same everywhere
     batches = list(solve_batches(method, examples, batch))
     total = sum(int(out.lengths.sum()) for _, out, _ in batches)
     mean = sum(out.latents.double().sum((0, 1)) for _, out, _ in batches) / max(1, total)  # (C,)
-    found: dict[str, dict[str, list]] = {name: defaultdict(list) for name in names}
+    # Is an answer right, unchanged, the donor's? NaN for a question that is left out.
+    found = {name: torch.full((3, len(examples)), torch.nan).double() for name in names}
     for chosen, out, _ in batches:
-        some = [examples[i] for i in chosen]
+        some, z = [examples[i] for i in chosen], out.latents
         questions, likeliest = [e.question for e in some], method.model.embed(out.chain)
         own = [extract_answer(a, e.answer) for a, e in zip(out.answers, some)]
         donor = donors(some, own, out.lengths.cpu())
-        device_donor = donor.clamp(min=0).to(out.latents.device)
-        latents = Latents(out.latents, out.lengths, device_donor, likeliest, mean.to(out.latents), generator)
+        there = donor.clamp(min=0).to(z.device)
+        latents = Latents(z, out.lengths, there, likeliest, mean.to(z), generator)
         for name in names:
             answers = answers_given(method, questions, *intervention(name)(latents))
             for i, answer in enumerate(answers):
-                if name == "swap" and donor[i] < 0:
-                    continue
-                flags, extracted = found[name], extract_answer(answer, some[i].answer)
-                flags["which"].append(chosen[i])
-                flags["right"].append(is_correct(answer, some[i].answer))
-                flags["unchanged"].append(extracted == own[i])
-                if name == "swap":
-                    flags["follows_donor"].append(extracted == own[donor[i]])
-    return {name: summary(name, flags, len(examples), per_question) for name, flags in found.items()}
+                if name != "swap" or donor[i] >= 0:
+                    right, given = is_correct(answer, some[i].answer), extract_answer(answer, some[i].answer)
+                    flags = [right, given == own[i], given == own[donor[i]]]
+                    found[name][:, chosen[i]] = torch.tensor(flags).double()
+    results = {}
+    for name, flags in found.items():
+        judged = ~flags[0].isnan()
+        n, right = int(judged.sum()), int(flags[0].nansum())
+        accuracy, unchanged, follows = flags[:, judged].mean(1).tolist() if n else (None, None, None)
+        result = {"n": n, "accuracy": accuracy, "ci95": list(wilson(right, n)), "unchanged": unchanged}
+        if name == "swap":
+            result["follows_donor"] = follows
+        if per_question:
+            bits = {"judged": to_hex(judged.tolist()), "correct": to_hex((flags[0] == 1).tolist())}
+            result["questions"] = bits
+        results[name] = result
+    return results
 
 
 def donors(examples: list[Example], own: list[str | None], steps: Tensor) -> Tensor:
-    """For each question the one that its latents are swapped with, (B,), -1 without any. own: the model's
-    answers."""
+    """For each question the one whose latents it gets, (B,), -1 without any. own: the model's answers."""
     gold = [extract_answer(e.answer, e.answer) for e in examples]
     numbers = {answer: i for i, answer in enumerate(dict.fromkeys(gold + own))}
     right = torch.tensor([numbers[answer] for answer in gold])  # (B,)
     given = torch.tensor([-1 if answer is None else numbers[answer] for answer in own])  # (B,)
     return partners(steps, (right[:, None] != given) & (given >= 0))
-
-
-def summary(name: str, flags: dict[str, list], n_examples: int, per_question: bool) -> dict:
-    n, right = len(flags["right"]), sum(flags["right"])
-    share = lambda count: count / n if n else None
-    result = {"n": n, "accuracy": share(right), "ci95": list(wilson(right, n))}
-    result["unchanged"] = share(sum(flags["unchanged"]))
-    if name == "swap":
-        result["follows_donor"] = share(sum(flags["follows_donor"]))
-    if per_question:
-        correct = dict(zip(flags["which"], flags["right"]))
-        result["questions"] = {
-            "judged": to_hex([i in correct for i in range(n_examples)]),
-            "correct": to_hex([correct.get(i, False) for i in range(n_examples)]),
-        }
-    return result
 
 
 def report_interventions(result: dict) -> str:

@@ -105,9 +105,7 @@ def resamples(n: int, seed: int) -> Tensor:
 def bootstrap(samples: list[Tensor]) -> tuple[float, float, float]:
     """Mean and 95 % interval. samples: for each data set (S, n), seeds by questions, NaN where there is no
     value. All data sets have the same seeds."""
-    count = len(samples[0])
-    seeds = resamples(count, 0) if count > 1 else torch.ones(RESAMPLES, 1).double()  # (RESAMPLES, S)
-    means, resampled = [], []
+    seeds, means, resampled = resamples(len(samples[0]), 0), [], []  # (RESAMPLES, S)
     for i, sample in enumerate(samples, 1):
         real, known = ~sample.isnan(), sample.nan_to_num(0.0)
         questions = resamples(sample.shape[1], i)  # (RESAMPLES, n)
@@ -225,24 +223,23 @@ def verdict(lines: list[Line], trend: Trend) -> tuple[str, Estimate | None]:
 def better(lines: list[Line]) -> list[Line]:
     """Of a row and its alternatives (`instead_of`: trained from scratch, say) only the one that is better on
     validation, under the row's name. No test set takes part in this choice."""
-    scores: dict[str, dict[str, list[float]]] = {}  # by the name that is shown, then by row
+    scores: dict[str, list[float]] = {}
     for line in lines:
-        shown = line.get("instead_of") or line["row"]
-        scores.setdefault(shown, {}).setdefault(line["row"], []).append(line["val_accuracy"])
-    chosen = {}  # the row that is shown -> under which name
-    for shown, rows in scores.items():
-        chosen[max(rows, key=lambda row: sum(rows[row]) / len(rows[row]))] = shown
-    return [{**line, "row": chosen[line["row"]]} for line in lines if line["row"] in chosen]
+        scores.setdefault(line["row"], []).append(line["val_accuracy"])
+    shown = {line["row"]: line.get("instead_of") or line["row"] for line in lines}
+    ascending = sorted(scores, key=lambda row: sum(scores[row]) / len(scores[row]))
+    best = {shown[row]: row for row in ascending}  # the last one stays
+    return [{**line, "row": shown[line["row"]]} for line in lines if line["row"] in best.values()]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def verdicts_text(lines: list[Line], trends: list[Trend] = TRENDS) -> str:
     """verdicts.md"""
-    text = [
-        f"# Trends\n\n{HOW_TO_READ}\n",
-        "| trend | difference | 95 % | unit | questions | seeds | verdict |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines, not_run = better(lines), []
+    lines, rows, not_run = better(lines), [], []
     for trend in trends:
         what, found = verdict(lines, trend)
         if not found:
@@ -255,11 +252,11 @@ def verdicts_text(lines: list[Line], trends: list[Trend] = TRENDS) -> str:
             what = f"({what})"
         elif what == "holds":
             what = "**holds**"
-        cells = [trend.name, mean, f"{low} to {high}", unit, f"{found.questions:,}", str(found.seeds), what]
-        text.append(f"| {' | '.join(cells)} |")
-    if not_run:
-        text.append("\nNot run: " + "; ".join(not_run) + ".")
-    return "\n".join(text) + "\n"
+        count = [f"{found.questions:,}", str(found.seeds)]
+        rows.append([trend.name, mean, f"{low} to {high}", unit, *count, what])
+    head = ["trend", "difference", "95 %", "unit", "questions", "seeds", "verdict"]
+    text = f"# Trends\n\n{HOW_TO_READ}\n\n{markdown(head, rows)}"
+    return text + (f"\nNot run: {'; '.join(not_run)}.\n" if not_run else "")
 
 
 # ------------------------------------------------------------------ the table
@@ -278,32 +275,18 @@ def cell(found: Estimate | None) -> str:
 
 def table_text(lines: list[Line], budget: str = "") -> str:
     """table.md: rows in the order of the lines."""
-    head = ["row", "seeds", *SETS, "average", "#L", "accuracy/#L"]
-    head += ["training s", "training tokens", "questions/s", "on"]
-    text = [
-        "# The comparison\n",
-        f"{TABLE_NOTE} {budget}\n",
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-    ]
+    rows = []
     for row in dict.fromkeys(line["row"] for line in lines):
         mine = [line for line in lines if line["row"] == row]
-        mean = {
-            key: sum(line[key] for line in mine) / len(mine)
-            for key in ("mean_len", "train_seconds", "train_tokens", "questions_per_second")
-        }
-        average, length = estimate(lines, row), mean["mean_len"]
-        cells = [
-            mine[0]["title"],
-            str(len({line["seed"] for line in mine})),
-            *(cell(estimate(lines, row, (name,))) for name in SETS),
-            cell(average),
-            f"{length:.1f}",
-            f"{100 * average.mean / length:.1f}" if average and length else "–",
-            f"{mean['train_seconds']:.0f}",
-            f"{mean['train_tokens'] / 1e6:.1f} M",
-            f"{mean['questions_per_second']:.0f}",
-            " and ".join(sorted({line["hardware"] for line in mine})),
-        ]
-        text.append(f"| {' | '.join(cells)} |")
-    return "\n".join(text) + "\n"
+        mean = lambda key, mine=mine: sum(line[key] for line in mine) / len(mine)
+        average, length = estimate(lines, row), mean("mean_len")
+        cells = [mine[0]["title"], str(len({line["seed"] for line in mine}))]
+        cells += [cell(estimate(lines, row, (name,))) for name in SETS]
+        cells += [cell(average), f"{length:.1f}"]
+        cells.append(f"{100 * average.mean / length:.1f}" if average and length else "–")
+        cells += [f"{mean('train_seconds'):.0f}", f"{mean('train_tokens') / 1e6:.1f} M"]
+        cells += [f"{mean('questions_per_second'):.0f}", " and ".join(sorted({l["hardware"] for l in mine}))]
+        rows.append(cells)
+    head = ["row", "seeds", *SETS, "average", "#L", "accuracy/#L"]
+    head += ["training s", "training tokens", "questions/s", "on"]
+    return f"# The comparison\n\n{TABLE_NOTE} {budget}\n\n{markdown(head, rows)}"
