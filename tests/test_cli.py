@@ -286,7 +286,7 @@ def test_a_broken_pipe_a_full_disk_and_a_terminal_without_our_letters_are_no_tra
     command = [sys.executable, "-c", program, str(ROOT)]
     targets = [(subprocess.PIPE, "")]
     if sys.platform == "linux":
-        targets.append((open("/dev/full", "w"), "No space left"))
+        targets.append((open("/dev/full", "w", encoding="utf-8"), "No space left"))
     for out, said in targets:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
         if process.stdout:

@@ -154,7 +154,8 @@ def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path, 
     assert {line["row"] for line in lines} == {"rl"} and set(lines[0]["stages"]) == {"colar", "colar_rl"}
     assert (runs / "half-seed0-budget8/model.safetensors").exists()
     spent = [
-        json.loads((runs / f"{name}-seed0-budget8.json").read_text())["flops"] for name in ("half", "rl")
+        json.loads((runs / f"{name}-seed0-budget8.json").read_text(encoding="utf-8"))["flops"]
+        for name in ("half", "rl")
     ]
     assert lines[0]["flops"] == sum(spent)
     assert call("--rows", "half", "--budget", 8)[0] == 0  # it is only evaluated now

@@ -149,7 +149,7 @@ def test_eval_writes_a_table_a_list_and_a_figure(runs, tmp_path, capsys):
     out, figure = tmp_path / "new" / "r.json", tmp_path / "f.png"
     argv = f"--ckpt {runs['latent_rl']} --data mini mini_svamp --limit=12 --json {out} --figure {figure}"
     script("eval")([*argv.split(), "--intervene"])
-    results = json.loads(out.read_text())
+    results = json.loads(out.read_text(encoding="utf-8"))
     assert [r["data"] for r in results] == ["mini", "mini_svamp"] and results[0]["method"] == "latent_rl"
     assert list(results[0]["interventions"]) == ["noise", "swap"] and results[0]["ecr_control"]["10"] > 0
     printed = capsys.readouterr().out
@@ -167,7 +167,7 @@ def test_one_colar_run_is_judged_at_many_speeds(runs, tmp_path, capsys):
     argv = f"--ckpt {runs['colar']} --data mini mini_hard --limit 12 --speed 1 5 auto --json {out}"
     script("eval")(argv.split())
     speeds.main([str(out), "--figure", str(figure)])
-    found = json.loads(out.read_text())
+    found = json.loads(out.read_text(encoding="utf-8"))
     assert [(r["data"], r["speed"]) for r in found] == [
         (name, speed) for name in ("mini", "mini_hard") for speed in (1, 5, "auto")
     ]
@@ -263,11 +263,11 @@ def foreign_config(folder):
 
 
 def half_a_config(folder):
-    (folder / "config.json").write_text((folder / "config.json").read_text()[:100])
+    (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8")[:100])
 
 
 def unknown_part(folder, change=("attention", "sdpb")):
-    settings = json.loads((folder / "config.json").read_text())
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings["model"] |= dict([change])
     (folder / "config.json").write_text(json.dumps(settings))
 

@@ -29,7 +29,7 @@ TRAIN = """
 import os, sys
 from pathlib import Path
 given = dict(a[2:].split("=", 1) for a in sys.argv[1:] if "=" in a)
-with open("log", "a") as file:
+with open("log", "a", encoding="utf-8") as file:
     file.write("train " + " ".join(sys.argv[1:]) + chr(10))
 if given["steps"] == "666":
     raise SystemExit("error: bad luck")
@@ -40,7 +40,7 @@ Path(given["out"]).mkdir(parents=True)
 """
 TASKS = """
 def load(name, split, limit):
-    with open("log", "a") as file:
+    with open("log", "a", encoding="utf-8") as file:
         file.write(f"read {name} {split} {limit}" + chr(10))
     return [split] * limit
 """
@@ -78,7 +78,7 @@ def bench(tmp_path):
             return self.run(what, "config.json", "--repo", repo, *args)
 
         def log(self):
-            lines = (repo / "log").read_text().splitlines() if (repo / "log").exists() else []
+            lines = (repo / "log").read_text(encoding="utf-8").splitlines() if (repo / "log").exists() else []
             (repo / "log").unlink(missing_ok=True)
             return lines
 
@@ -114,7 +114,9 @@ def test_a_trial_reads_validation_only_and_writes_a_line_to_choose_from(bench):
     trained, read = bench.log()[:2]
     assert {"--method=latent_sft", "--no-ltim", "--ratio=4", "--seed=0"} <= set(trained.split())
     assert read == "read mini val 10"
-    trials = [json.loads(line) for line in (bench.folder / "trials.jsonl").read_text().splitlines()]
+    trials = [
+        json.loads(line) for line in (bench.folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     found = [(t["val_accuracy"], t["val_mean_len"], t["seed"]) for t in trials]
     assert found == [(0.5, 4.0, 0), (0.7, 6.0, 2)]
     assert solution.choose(trials, 8, 600) is trials[1] and solution.choose(trials, 5, 600) is trials[0]
@@ -126,7 +128,7 @@ def test_an_entry_reads_test_once_after_training_and_passes_its_check(bench):
     assert done.returncode == 0 and "complete and within the limits" in done.stdout, done.stderr
     trained, read = bench.log()
     assert trained.startswith("train ") and "--seed=1" in trained and read == "read mini test 10"
-    written = json.loads((bench.folder / "ada-seed1.json").read_text())
+    written = json.loads((bench.folder / "ada-seed1.json").read_text(encoding="utf-8"))
     expected = {"accuracy": 0.6, "right": 6, "n": 10, "mean_len": 5.0, "split": "test"}
     assert {key: written[key] for key in expected} == expected
     assert written["config"] == {"method": "latent_sft", "steps": 5} and 0 < written["cpu_seconds"] < 600

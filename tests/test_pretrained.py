@@ -168,7 +168,7 @@ def test_llama_3_slows_some_pairs_and_not_others(tmp_path):
 def test_a_folder_of_the_older_transformers_gives_the_same_model(tmp_path):
     """transformers 5 writes rope_parameters and dtype, older ones rope_theta, rope_scaling, torch_dtype."""
     theirs = make(tmp_path, "llama tied")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     theta = config.pop("rope_parameters")["rope_theta"]
     config["torch_dtype"] = config.pop("dtype")
     for scaling in (None, {"type": "default"}, {"rope_type": "default"}):
@@ -436,7 +436,7 @@ def test_smollm2_gives_the_logits_of_transformers_on_100_questions_of_gsm8k():
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model, tok = load_pretrained(folder)
-    lines = Path(shared, "gsm8k_test.jsonl").read_text().splitlines()[:100]
+    lines = Path(shared, "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()[:100]
     rows = sorted((tok.encode(json.loads(line)["question"]) for line in lines), key=len)
     worst, size = 0.0, 0.0
     for at in range(0, 100, 20):

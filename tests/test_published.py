@@ -117,7 +117,7 @@ def test_train_and_val_divide_a_file_and_test_is_all_of_it(tmp_path, n, held_out
 
 def test_the_split_of_a_question_does_not_depend_on_order_process_or_file_name(tmp_path):
     path = many(tmp_path / "x", 50)
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     other = write(tmp_path / "y", *reversed(lines))
     assert {e.question for e in load(path, "val")} == {e.question for e in load(other, "val")}
     # Fixed for good: another hash would move training questions into the validation split of old runs.
@@ -125,8 +125,12 @@ def test_the_split_of_a_question_does_not_depend_on_order_process_or_file_name(t
 
 
 def test_copies_of_a_question_stay_on_one_side(tmp_path):
-    lines = many(tmp_path / "x", 40).read_text().splitlines()
-    shouted = many(tmp_path / "z", 40, question="  QUESTION {}  about apples ").read_text().splitlines()
+    lines = many(tmp_path / "x", 40).read_text(encoding="utf-8").splitlines()
+    shouted = (
+        many(tmp_path / "z", 40, question="  QUESTION {}  about apples ")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     path = write(tmp_path / "y", *lines, *shouted)
     train, val = load(path, "train"), load(path, "val")
     assert len(val) == 8 and len(train) == 72

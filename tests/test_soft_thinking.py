@@ -55,7 +55,7 @@ def test_its_steps_are_measured_as_the_mixtures_that_were_fed_not_as_words(runs,
 def test_eval_and_sample_take_it(runs, tmp_path, capsys):
     out, options = tmp_path / "r.json", ["--ckpt", str(runs["cot_sft"]), "--soft_thinking", "--soft_k", "5"]
     script("eval")([*options, "--limit", "6", "--json", str(out), "--intervene", "noise"])
-    (result,) = json.loads(out.read_text())
+    (result,) = json.loads(out.read_text(encoding="utf-8"))
     assert result["method"] == "soft_thinking" and result["entropy_mixture"] is not None
     script("sample")(options)
     assert "latents, " in capsys.readouterr().out

@@ -135,7 +135,7 @@ def assert_same(a: Tokenizer, b: Tokenizer) -> None:
 def test_a_saved_tokenizer_is_the_same_when_it_is_loaded_and_a_lost_one_is_one_clear_error(mini, tmp_path):
     mini.save(tmp_path)
     assert_same(mini, Tokenizer.load(tmp_path))
-    (tmp_path / FILE).write_text((tmp_path / FILE).read_text()[:-100])
+    (tmp_path / FILE).write_text((tmp_path / FILE).read_text(encoding="utf-8")[:-100])
     with pytest.raises(UserError, match="truncated"):
         Tokenizer.load(tmp_path)
     (tmp_path / FILE).unlink()
@@ -158,7 +158,7 @@ def test_a_saved_tokenizer_is_the_same_when_it_is_loaded_and_a_lost_one_is_one_c
 )
 def test_a_damaged_tokenizer_file_is_one_clear_error(mini, tmp_path, damage):
     mini.save(tmp_path)
-    data = json.loads((tmp_path / FILE).read_text())
+    data = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
     damage(data)
     (tmp_path / FILE).write_text(json.dumps(data))
     with pytest.raises(UserError, match="damaged or not ours") as error:
@@ -350,7 +350,7 @@ def test_a_missing_or_truncated_tokenizer_json_is_one_clear_error(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json does not exist"):
         Tokenizer.from_hf(tmp_path)
     bare_folder(tmp_path)
-    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text()[:1000])
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text(encoding="utf-8")[:1000])
     with pytest.raises(UserError, match="truncated or no JSON"):
         Tokenizer.from_hf(tmp_path)
 
