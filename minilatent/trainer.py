@@ -70,8 +70,7 @@ class Trainer:
                     checkpoint.load_own(self.method, weights, self.best_file)
         finally:
             signal.signal(signal.SIGINT, before)
-        own, skip = checkpoint.own_state(self.method), self.method.training_only
-        weights = {name: t for name, t in own.items() if name.split(".")[0] not in skip}
+        weights = checkpoint.own_state(self.method)
         self.write(self.folder / "model.safetensors", weights, {"method": self.config.method})
         parallel.wait()
 

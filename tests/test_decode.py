@@ -146,7 +146,8 @@ def test_a_batch_gives_what_one_question_at_a_time_gives_exactly_in_float64(kind
     for b, (chain, fed, _, _) in enumerate(expected):
         assert out.chain[b].tolist() == chain + [TOK.pad] * (out.chain.shape[1] - len(chain))
         if fed:
-            torch.testing.assert_close(out.latents[b, : len(fed)], torch.stack(fed), rtol=0, atol=1e-8)
+            atol = 1e-9 if kind == "soft" else 1e-10  # a temperature below 1 amplifies rounding
+            torch.testing.assert_close(out.latents[b, : len(fed)], torch.stack(fed), rtol=0, atol=atol)
         assert (out.latents[b, len(fed) :] == 0).all()
 
 

@@ -46,7 +46,7 @@ def load(name, split, limit):
 """
 RUN = """
 def load_run(folder, device):
-    return int(open(folder + "/seed").read())
+    return int(open(folder + "/seed", encoding="utf-8").read())
 """
 EVALUATE = """
 def solve_all(seed, examples):

@@ -145,7 +145,7 @@ def test_a_frozen_row_near_the_mean_is_never_predicted_and_the_learned_row_is():
 
 # ------------------------------------------------------------------ whole runs
 
-RANK = ("--lora_rank", 2)
+RANK = ("--lora_rank", 1)
 DROPOUT = (*RANK, "--lora_dropout", 0.1, "--lr", 0.01)
 
 
@@ -195,7 +195,7 @@ def test_a_run_saves_adapters_alone_and_is_loaded_with_its_base(runs, name, tmp_
     tensors = [tensor for file in files for tensor in load_file(file) if not tensor.startswith("optimizer")]
     assert len(files) >= 3 and all("lora_" in tensor for tensor in tensors)
     size = lambda folder: (folder / "model.safetensors").stat().st_size
-    assert size(out) < 0.3 * size(base)
+    assert size(out) < 0.2 * size(base)
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["base"]["init"] == str(base)
     method, found = loaded(out), answer_logits(loaded(out))
     torch.testing.assert_close(found, answer_logits(runs.trained[name]), rtol=1e-5, atol=1e-5)

@@ -57,7 +57,6 @@ class Method(nn.Module):
     PRESETS: dict[str, dict] = {}  # the method's part of config.PRESETS
     needs_chain = True  # False: it can also be trained on examples without a chain
     extra_latents = False  # training reads, besides the chain, one latent after every --ratio of its tokens
-    training_only: tuple = ()  # modules made in a Stage's `before` and not saved with the final model
     explicit = False  # for measures: True if a step of its chain is an ordinary token
     mixed = False  # for measures: True if a step of its chain is a mixture of tokens
     ratio = 1  # for measures: chain tokens per step of thinking, a lower bound
