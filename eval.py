@@ -13,9 +13,7 @@ from minilatent.machine import pick_device
 from minilatent.methods import CoLaR
 from minilatent.run import load_run
 from minilatent.study.evaluation import change_settings, evaluate, label, report, training_tokens
-from minilatent.study.figures import figure_kind, results_figure, save_figure
 from minilatent.study.interventions import INTERVENTIONS, check_interventions, intervene, report_interventions
-from minilatent.study.latents import describe_latents, report_latents
 
 COMMON = ("chain_style", "max_chain", "max_answer", "revision")  # settings that can be changed for a run
 COLAR = ("latent_temperature", "sample_end")  # further ones of some methods
@@ -32,9 +30,7 @@ def parse(argv: list[str]) -> dict:
     add("--brief", action="store_true", help="only accuracy and #L, much faster with a large vocabulary")
     known = f"{', '.join(INTERVENTIONS)}, truncate:N, truncate:-N"
     add("--intervene", nargs="*", metavar="NAME", help=f"replacements of the latents: {known} [noise swap]")
-    add("--latents", action="store_true", help="norms, cosines and effective rank of the latents")
     add("--speed", nargs="+", metavar="c", help="compression factors, numbers or auto (colar) [the run's]")
-    add("--figure", metavar="FILE", help="figure of ECR@K and N_eff with their controls (.png, .pdf, .svg)")
     add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", *COMMON))
     add_fields(parser, CoLaR.Settings, only=COLAR)
@@ -42,8 +38,6 @@ def parse(argv: list[str]) -> dict:
     for name in ("batch", "limit"):
         if given.get(name, 1) < 1:
             raise UserError(f"--{name} {given[name]} is out of range: 1 or more")
-    if "figure" in given:
-        figure_kind(given["figure"])
     return given
 
 
@@ -76,19 +70,12 @@ def main(argv: list[str]) -> None:
                 result["method"] = "soft_thinking"
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
-            if "latents" in given:
-                result["latents"] = describe_latents(method, examples, batch)
             results.append(result)
             shown = f"{label(result)}: accuracy {result['accuracy']:.3f}"
             print(f"{shown} after {result['seconds']:.1f} s", file=sys.stderr)
             if "json" in given:  # after each one: what is done is safe
                 write_json(Path(given["json"]), results)
-    texts = [report(results), *(report_interventions(r) for r in results if names)]
-    if "latents" in given:
-        texts.append(report_latents(results))
-    print("\n\n".join(texts))
-    if "figure" in given:
-        save_figure(results_figure(results), given["figure"])
+    print("\n\n".join([report(results), *(report_interventions(r) for r in results if names)]))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,30 @@ from torch import Tensor
 from minilatent import tasks
 from minilatent.config import Parser, run_script
 from minilatent.evaluate import solve_batches
+from minilatent.latent import entropy
 from minilatent.run import load_run
 from minilatent.study.figures import BLUE, GREY, ORANGE, STYLE, plt, save_figure
 from minilatent.study.interventions import closed_prefix
-from minilatent.study.latents import effective_rank, spectrum, usable
+
+
+def spectrum(x: Tensor) -> Tensor:
+    """The shares of the squared singular values of x (n, C), largest first, (min(n, C),). Not centred."""
+    energy = torch.linalg.svdvals(x.double()).square()
+    return energy / energy.sum()
+
+
+def effective_rank(x: Tensor) -> float:
+    """How many directions the rows of x (n, C) fill: exp of the entropy of `spectrum`. 1 if all are parallel,
+    n if they are orthogonal and equally long. (Roy and Vetterli, "The effective rank", EUSIPCO 2007, take the
+    singular values themselves; their squares are shares of the energy.)"""
+    return entropy(spectrum(x)).exp().item()
+
+
+def usable(method) -> Tensor:
+    """The embeddings (V', C) of the tokens that may occur in a text."""
+    keep = torch.ones(method.model.config.vocab_size, dtype=torch.bool)
+    keep[method.tok.never] = False
+    return method.model.embed.weight.detach().float().cpu()[keep]
 
 
 @torch.no_grad()

@@ -76,16 +76,15 @@ def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing
         return Decoded(steps, [""] * n, tokens, probs=probs, closed=torch.ones(n, dtype=torch.bool))
 
     monkeypatch.setattr(method, "solve", solve)
-    found = evaluate(method, examples, "mini", ks=(), per_question=True)["questions"]
+    found = evaluate(method, examples, "mini", per_question=True)["questions"]
     judged = torch.tensor(found["n_eff_above"])
     assert from_hex(found["n_eff_judged"], len(examples)) == [len(e.chains) > 1 for e in examples]
     assert len(judged) > 15 and (judged.mean() > 0.04) == gains and (gains or judged.mean() < 0.02)
 
 
 def test_explicit_cot_has_an_ecr_of_one(tok, examples):
-    result = evaluate(chatty(tok, "cot_sft"), examples, "mini", ks=(1, 10))
-    assert result["ecr"] == {"1": 1.0, "10": 1.0}
-    assert result["entropy_mixture"] is None and result["top1"] is None
+    result = evaluate(chatty(tok, "cot_sft"), examples, "mini")
+    assert set(result["ecr"].values()) == {1.0} and result["top1"] is None
 
 
 def test_what_does_not_apply_is_null(tok, examples):
@@ -112,7 +111,7 @@ def test_the_controls_chains_are_another_questions_and_as_many(tok):
     others = other_chains(tok, examples)
     assert len(others) == sum(len(e.chains) > 1 for e in examples)
     for i, chains in others.items():
-        if chains is not None:
+        if chains:  # there is such a question
             assert len(chains) == len(examples[i].chains) and tok.decode(chains[0]) != examples[i].chain
 
 
@@ -145,16 +144,16 @@ def test_what_is_printed_fits_a_terminal_and_ends_with_the_answer(tok, examples,
 # ------------------------------------------------------------------ the scripts
 
 
-def test_eval_writes_a_table_a_list_and_a_figure(runs, tmp_path, capsys):
-    out, figure = tmp_path / "new" / "r.json", tmp_path / "f.png"
-    argv = f"--ckpt {runs['latent_rl']} --data mini mini_svamp --limit=12 --json {out} --figure {figure}"
+def test_eval_writes_a_table_and_a_list(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "r.json"
+    argv = f"--ckpt {runs['latent_rl']} --data mini mini_svamp --limit=12 --json {out}"
     script("eval")([*argv.split(), "--intervene"])
     results = json.loads(out.read_text(encoding="utf-8"))
     assert [r["data"] for r in results] == ["mini", "mini_svamp"] and results[0]["method"] == "latent_rl"
     assert list(results[0]["interventions"]) == ["noise", "swap"] and results[0]["ecr_control"]["10"] > 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("acc %", "mini_svamp", "ECR", "@10", "N_eff", "noise", "donor"))
-    assert figure.read_bytes()[:4] == PNG and not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_eval_judges_the_runs_own_data_when_none_is_named(runs, capsys):
@@ -212,7 +211,6 @@ def test_sample_draws_the_chain_and_the_masks(runs, tmp_path, capsys):
         ("eval", "latent_sft", ["--intervene", "nose"], "noise"),
         ("eval", "no_cot", ["--intervene"], "does not think"),
         ("eval", "latent_sft", ["--device", "cuda:99"], "cuda"),
-        ("eval", "latent_sft", ["--figure", "f.xyz"], ".png"),
         ("eval", "latent_sft", ["--speed", "2"], "--speed belongs to colar and colar_rl"),
         ("eval", "latent_sft", ["--sample_end"], "--sample_end belongs to colar"),
         ("eval", "colar", ["--speed", "0"], "--speed 0"),

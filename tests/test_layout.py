@@ -27,7 +27,7 @@ CORE = """
     backbones.lora backbones.pretrained run
 """.split()
 STUDY = """
-    study study.measures study.evaluation study.interventions study.trace study.latents study.figures
+    study study.measures study.evaluation study.interventions study.trace study.figures
     study.entries study.verdicts study.budget study.comparison_figures study.comparison
 """.split()
 TOOLS = "tools tools.benchmark tools.export tools.rebuild_base".split()

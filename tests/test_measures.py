@@ -137,7 +137,7 @@ def test_n_eff_is_one_for_latents_that_follow_one_chain():
     weights = chain_weights(probs, steps, chains, lengths, 2)
     assert torch.allclose(weights, torch.tensor([[0.0, 1, 0]]), atol=1e-6)
     found = {key: value.item() for key, value in parallelism(weights).items()}
-    assert found == approx({"n_eff": 1, "n_eff_entropy": 1, "top2": 0}, abs=1e-5)
+    assert found == approx({"n_eff": 1, "top2": 0}, abs=1e-5)
 
 
 @pytest.mark.parametrize("followed", [2, 3, 5])
@@ -147,7 +147,7 @@ def test_n_eff_counts_the_chains_of_an_even_mixture(followed):
     paths = [one_path(shape, steps, chains[:, m], lengths[:, m], 2) for m in range(followed)]
     weights = chain_weights(torch.stack(paths).mean(0), steps, chains, lengths, 2)
     found = {key: value.item() for key, value in parallelism(weights).items()}
-    assert found == approx({"n_eff": followed, "n_eff_entropy": followed, "top2": 1}, rel=1e-4)
+    assert found == approx({"n_eff": followed, "top2": 1}, rel=1e-4)
 
 
 def test_tokens_that_all_chains_share_hide_a_single_path_unless_they_are_left_out():
@@ -175,7 +175,6 @@ def test_concentration_is_of_the_real_steps_only():
     probs[1, 0] = torch.tensor([0.5, 0.3, 0.2, 0.0])
     found = concentration(probs, torch.tensor([2, 1]), 2)
     assert found["entropy"].tolist() == approx([math.log(4), -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))])
-    assert found["entropy_mixture"][0].item() == approx(math.log(2))
     assert found["top1"].tolist() == approx([0.5, 0.5 / 0.8])
 
 

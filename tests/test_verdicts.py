@@ -1,7 +1,5 @@
 """Intervals, verdicts, tables and figures agree with the lines of rows.jsonl."""
 
-import json
-
 import pytest
 import torch
 from conftest import drawn, made_line
@@ -172,21 +170,11 @@ def test_the_tables_hold_the_numbers_and_over_what():
 # ------------------------------------------------------------------ figures
 
 
-def made_up(folder, n: int) -> list[dict]:
-    """Lines of a whole comparison, and curves, made up."""
+def made_up(n: int) -> list[dict]:
+    """Lines of a whole comparison, made up."""
     strengths = {"base": 0.95, "cot_sft": 0.97, "no_cot": 0.2, "colar_5": 0.35, "latent_sft_2": 0.88}
     lengths = {"cot_sft": 24.0, "pause": 6.0, "colar_5": 5.2, "colar_2": 12.0, "latent_sft_2": 12.2}
     replaced = {"n": n, "accuracy": 0.2, "follows_donor": 0.9}
-    measured = {
-        "ecr": {"1": 1.0, "10": 1.8},
-        "ecr_control": {"1": 0.3, "10": 0.9},
-        "n_multi": 200,
-        "n_eff_quantiles": {
-            key + suffix: [1 + 0.05 * i for i in range(21)]
-            for suffix in ("", "_distinct")
-            for key in ("n_eff", "n_eff_control", "n_eff_one_path")
-        },
-    }
     lines = []
     for entry in ENTRIES:
         for variant in entry.variants:
@@ -195,23 +183,15 @@ def made_up(folder, n: int) -> list[dict]:
             more |= {"group": "main" if entry.main else "ablation", "mean_len": lengths.get(row, 0.0)}
             if row in lengths:
                 more["interventions"] = {name: replaced for name in INTERVENTIONS}
-            if row == "latent_sft_2":
-                more |= measured
             for name in SETS:
                 hits = drawn(strengths.get(row, 0.5), n, len(lines))
                 lines.append(made_line(row, 0, name, hits, **more))
-        curve = []
-        for i in range(1, 200, 5):
-            at = {"stage": "s", "index": 0, "step": i, "seconds": 6.0 * i}
-            curve += [{**at, "loss": 3 * 0.97**i}, {**at, "val_accuracy": 0.5 * i / 200}]
-        (folder / "curves").mkdir(exist_ok=True)
-        (folder / "curves" / f"{entry.name}-seed0.json").write_text(json.dumps(curve))
     return lines
 
 
 def test_all_figures_are_drawn(tmp_path):
-    comparison_figures.draw(made_up(tmp_path, n=100), tmp_path)
-    for name in ("frontier", "ablations", "curves", "latents", "steps", "interventions"):
+    comparison_figures.draw(made_up(n=100), tmp_path)
+    for name in ("frontier", "steps", "interventions"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
 
 

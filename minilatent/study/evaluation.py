@@ -17,7 +17,7 @@ from .measures import chain_weights, concentration, ecr, one_path, parallelism, 
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 300)
 PROBS_BYTES = 500e6  # most that a batch's distributions over the vocabulary may take
-N_EFF = ("n_eff", "n_eff_entropy", "top2", "n_eff_control", "n_eff_one_path")
+N_EFF = ("n_eff", "top2", "n_eff_control", "n_eff_one_path")
 SUFFIXES = {"": "", "_distinct": ", tokens that differ"}  # by all tokens; by those that tell chains apart
 
 
@@ -50,16 +50,10 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
     return frequent_tokens(method.tok, examples)
 
 
-def quantiles(x: Tensor) -> list[float]:
-    """0, 5, .. 100 %."""
-    return torch.quantile(x.double(), torch.linspace(0, 1, 21).double()).tolist()
-
-
 def evaluate(
     method,
     examples: list[Example],
     name: str,
-    ks: tuple[int, ...] = KS,
     frequent: Tensor | None = None,
     batch: int = 0,
     per_question: bool = False,
@@ -81,7 +75,7 @@ def evaluate(
     Only a few numbers a question are kept, so memory does not grow with the data set.
     """
     fits, V = fitting(method, examples), method.model.config.vocab_size
-    n, ks, batch = len(fits), tuple(k for k in ks if k <= V), batch or method.config.eval_batch
+    n, ks, batch = len(fits), [k for k in KS if k <= V], batch or method.config.eval_batch
     if not brief:
         batch = min(batch, max(1, int(PROBS_BYTES // (4 * V * max(1, method.config.max_chain)))))
     others, seconds = other_chains(method.tok, fits), 0.0
@@ -92,16 +86,14 @@ def evaluate(
         found = {"correct": torch.tensor(right), "len": out.lengths.cpu()}
         if out.probs is not None and out.probs.shape[1]:
             found["closed"] = out.closed.cpu()
-            found |= judge_latents(method, out, some, [others.get(i) for i in chosen], ks, frequent)
+            found |= judge_latents(method, out, some, [others.get(i, []) for i in chosen], ks, frequent)
         for key, value in found.items():
             values.setdefault(key, torch.full((n, *value.shape[1:]), torch.nan).double())
             values[key][chosen] = value.double()
 
-    def known(key: str) -> Tensor:
-        return values[key][~values[key].isnan()] if key in values else torch.tensor([])
-
     def mean(key: str) -> float | None:
-        return known(key).mean().item() if len(known(key)) else None
+        value = values[key].nanmean() if key in values else torch.tensor(torch.nan)
+        return None if value.isnan() else value.item()
 
     def per_k(key: str) -> dict[str, float] | None:
         """Averaged over all steps, not over questions: a long chain has more of them."""
@@ -123,23 +115,18 @@ def evaluate(
         "acc_per_len": accuracy / length if length else None,
         "seconds": seconds,
         "questions_per_second": n / max(seconds, 1e-9),
-        "closed": mean("closed"),
         "ecr": per_k("ecr"),
         "ecr_control": per_k("ecr_control"),
-        "k_share": {str(k): k / V for k in ks},
-        "n_multi": len(known("n_eff")),
-        "n_eff_quantiles": {},
+        "n_multi": int((~values["n_eff"].isnan()).sum()) if "n_eff" in values else 0,
     }
-    for key in (*(k + s for s in SUFFIXES for k in N_EFF), "n_chains", "entropy", "entropy_mixture", "top1"):
+    for key in ("closed", *(k + suffix for suffix in SUFFIXES for k in N_EFF), "n_chains", "entropy", "top1"):
         result[key] = mean(key)
-    for key in (k + s for s in SUFFIXES for k in ("n_eff", "n_eff_control", "n_eff_one_path")):
-        result["n_eff_quantiles"][key] = quantiles(known(key)) if len(known(key)) else None
     if per_question:
         result["questions"] = questions(values, ks)
     return result
 
 
-def questions(values: dict[str, Tensor], ks: tuple[int, ...]) -> dict:
+def questions(values: dict[str, Tensor], ks: list[int]) -> dict:
     """Results by question: "correct" as bits (measures.to_hex) and "len"; "ecr_gain", ECR@10 above its
     control, null without a chain; "n_eff_above", N_eff by the tokens that differ above the larger of its
     controls, of the questions in "n_eff_judged" alone. values (n, ..) of all questions"""
@@ -167,28 +154,33 @@ def chains_of(tok: Tokenizer, example: Example) -> ChainIds:
     return [tok.encode(" ".join(steps)) for steps in example.chains]
 
 
-def other_chains(tok: Tokenizer, examples: list[Example]) -> dict[int, ChainIds | None]:
+def other_chains(tok: Tokenizer, examples: list[Example]) -> dict[int, ChainIds]:
     """For each question with several valid chains, by its index: the chains of another question with as many
-    of them, and as long where possible; None where there is no such question."""
+    of them, and as long where possible; none where there is no such question."""
     multi = [i for i, e in enumerate(examples) if len(e.chains) > 1]
     chains = [chains_of(tok, examples[i]) for i in multi]
     count = torch.tensor([len(c) for c in chains])
     partner = partners(torch.tensor([len(c[0]) for c in chains]), count[:, None] == count)
-    return {i: chains[p] if p >= 0 else None for i, p in zip(multi, partner.tolist())}
+    return {i: chains[p] if p >= 0 else [] for i, p in zip(multi, partner.tolist())}
 
 
 def pad_chains(chains: list[ChainIds], value: int) -> tuple[Tensor, Tensor]:
     """(B, M, T) ids and (B, M) lengths, 0 where a question has fewer than M chains."""
-    M = max(len(c) for c in chains)
+    M = max(2, *(len(c) for c in chains))
     flat = [chain for c in chains for chain in c + [[]] * (M - len(c))]
     return pad(flat, value).view(len(chains), M, -1), torch.tensor([len(chain) for chain in flat]).view(-1, M)
 
 
 def judge_latents(
-    method, out: Decoded, examples: list[Example], others: list, ks: tuple[int, ...], frequent: Tensor | None
+    method,
+    out: Decoded,
+    examples: list[Example],
+    others: list[ChainIds],
+    ks: list[int],
+    frequent: Tensor | None,
 ) -> dict[str, Tensor]:
     """The measures of a batch's distributions, (B,) or for ECR (B, len(ks)); of N_eff NaN for questions
-    without several chains. others: the chains of another question for each of the questions, or None."""
+    without several chains. others: for each question the chains of another one."""
     tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs  # (B,), (B, N, V)
     fed = probs
@@ -196,51 +188,45 @@ def judge_latents(
         fed = (probs.clamp(min=1e-30).log() / soft.soft_temperature).softmax(-1)
     found = concentration(fed, steps, method.mixture_size)
     if method.explicit:  # one token is fed: there is no mixture
-        found = {"entropy": found["entropy"]}
+        del found["top1"]
         chain, chain_len = out.chain.cpu(), steps
     else:
         reference = [tok.encode(e.chain) for e in examples]
         chain, chain_len = pad(reference, tok.pad), torch.tensor([len(c) for c in reference])
 
-    if ks:
-        top = probs.topk(max(ks), dim=-1).indices  # (B, N, max K)
-        found["ecr"] = ecr(top, steps, chain, chain_len, ratio, ks)
-        found["ecr_steps"] = torch.where(chain_len > 0, steps, 0)  # without a chain: not counted
-        if frequent is not None:
-            top = frequent[: max(ks)].expand_as(top)
-            found["ecr_control"] = ecr(top, steps, chain, chain_len, ratio, ks)
+    top = probs.topk(max(ks), dim=-1).indices  # (B, N, max K)
+    found["ecr"] = ecr(top, steps, chain, chain_len, ratio, ks)
+    found["ecr_steps"] = torch.where(chain_len > 0, steps, 0)  # without a chain: not counted
+    if frequent is not None:
+        top = frequent[: max(ks)].expand_as(top)
+        found["ecr_control"] = ecr(top, steps, chain, chain_len, ratio, ks)
 
-    multi = [i for i, e in enumerate(examples) if len(e.chains) > 1 and steps[i] > 0]
-    if multi:
-        own = pad_chains([chains_of(tok, examples[i]) for i in multi], tok.pad)  # (B', M, T), (B', M)
-        judged, others = {"n_chains": (own[1] > 0).sum(1).float()}, [others[i] for i in multi]
-        for suffix in SUFFIXES:
-            distinct = suffix == "_distinct"
-            parts = judge_parallelism(probs[multi], steps[multi], own, others, ratio, distinct)
-            judged |= {key + suffix: value for key, value in parts.items()}
-        for key, value in judged.items():
+    if multi := [i for i, e in enumerate(examples) if len(e.chains) > 1 and steps[i] > 0]:
+        own = pad_chains([chains_of(tok, examples[i]) for i in multi], tok.pad)
+        control = pad_chains([others[i] for i in multi], tok.pad)
+        for key, value in judge_parallelism(probs[multi], steps[multi], own, control, ratio).items():
             found[key] = torch.full((len(examples),), torch.nan)
             found[key][multi] = value
     return found
 
 
 def judge_parallelism(
-    probs: Tensor, steps: Tensor, own: tuple[Tensor, Tensor], others: list, ratio: int, distinct: bool
+    probs: Tensor, steps: Tensor, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], ratio: int
 ) -> dict[str, Tensor]:
-    """N_eff and its controls for questions with several chains, (B,) each; n_eff_control is NaN for those
-    without another question to compare with."""
-    chains, chain_len = own  # (B, M, T), (B, M)
-    weights = chain_weights(probs, steps, chains, chain_len, ratio, distinct)  # (B, M)
-    found = parallelism(weights)
-    row, best = torch.arange(len(probs)), weights.argmax(-1)  # the chain that the model follows most
-    alone = one_path(probs.shape, steps, chains[row, best], chain_len[row, best], ratio)
-    weights = chain_weights(alone, steps, chains, chain_len, ratio, distinct)
-    found["n_eff_one_path"] = parallelism(weights)["n_eff"]
-    found["n_eff_control"] = torch.full_like(found["n_eff"], torch.nan)
-    if paired := [i for i, other in enumerate(others) if other]:
-        control = pad_chains([others[i] for i in paired], 0)
-        weights = chain_weights(probs[paired], steps[paired], *control, ratio, distinct)
-        found["n_eff_control"][paired] = parallelism(weights)["n_eff"]
+    """N_eff and its controls for questions with several chains, (B,) each. own, others: (B, M, T) chains and
+    their (B, M) lengths; n_eff_control is NaN where there are no others."""
+    chains, chain_len = own
+    found = {"n_chains": (chain_len > 0).sum(1).float()}
+    for suffix in SUFFIXES:
+        distinct = suffix == "_distinct"
+        weights = chain_weights(probs, steps, *own, ratio, distinct)  # (B, M)
+        row, best = torch.arange(len(probs)), weights.argmax(-1)  # the chain that the model follows most
+        alone = one_path(probs.shape, steps, chains[row, best], chain_len[row, best], ratio)
+        one = parallelism(chain_weights(alone, steps, *own, ratio, distinct))
+        control = parallelism(chain_weights(probs, steps, *others, ratio, distinct))
+        for key, value in parallelism(weights).items():
+            found[key + suffix] = value
+        found["n_eff_one_path" + suffix], found["n_eff_control" + suffix] = one["n_eff"], control["n_eff"]
     return found
 
 
@@ -273,8 +259,7 @@ def label(result: dict) -> str:
 
 def report(results: list[dict]) -> str:
     """The tables that eval.py prints."""
-    rows, ecrs, chains, shares = [], [], [], results[0]["k_share"]
-    ks = [k for k in ("1", "10", "50", "100", "300") if k in shares]
+    rows, ecrs, chains, ks = [], [], [], ("1", "10", "50", "100", "300")
     for r in results:
         interval = "-".join(percent(edge) for edge in r["ci95"])
         row = [label(r), str(r["n"]), percent(r["accuracy"]), interval, show(r["mean_len"], 1)]
@@ -288,10 +273,9 @@ def report(results: list[dict]) -> str:
     head = ["data", "n", "acc %", "95 %", "#L", "acc/#L", "closed %", "entropy", "top-1", "q/s"]
     tables = [table(head, rows)]
     if any(r["ecr"] for r in results):
-        ecrs.append(["K / V", *(f"{percent(shares[k])} %" for k in ks)])
         tables.append(table(["ECR", *("@" + k for k in ks)], ecrs))
     if any(r["n_multi"] for r in results):
-        head = ["N_eff", "questions", "chains", "1/Σw²", "exp H", "top-2", "others' chains", "one chain only"]
+        head = ["N_eff", "questions", "chains", "1/Σw²", "top-2", "others' chains", "one chain only"]
         tables.append(table(head, chains))
     if skipped := [f"{label(r)} {r['skipped']}" for r in results if r["skipped"]]:
         tables.append(f"left out, too long for the context: {', '.join(skipped)}")

@@ -1,4 +1,4 @@
-"""Figures of one run: a chain as in the paper's Figure 1, the two masks, measures against their controls."""
+"""Figures of one run: a chain as in the paper's Figure 1, and the two masks."""
 
 import io
 import textwrap
@@ -15,7 +15,6 @@ from ..files import replace_file
 from ..latent import entropy
 from ..tasks.answers import Example
 from ..tokenizer import Tokenizer
-from .evaluation import label
 from .trace import Trace, clip, visible
 
 matplotlib.use("Agg")
@@ -158,58 +157,3 @@ def draw_mask(ax, tok: Tokenizer, layout: masks.Layout, mask: Tensor, positions,
     ax.text(T + 0.4, -0.3, "position", ha="center", va="bottom", color=GREY, fontsize=10)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-
-
-# ------------------------------------------------------------------ the results of eval.py
-
-
-@plt.rc_context(STYLE)
-def results_figure(results: list[dict]):
-    """A row for each data set: ECR@K over K, and N_eff over the questions (by all tokens, and by those that
-    differ between the question's chains), with their controls."""
-    results = [r for r in results if r["ecr"] or r["n_multi"]]
-    if not results:
-        raise UserError("nothing to draw: no data set has latents that could be judged")
-    wide = 3 if any(r["n_multi"] for r in results) else 1
-    size = (5.2 * wide, 4 * len(results))
-    figure, axes = plt.subplots(len(results), wide, figsize=size, layout="constrained", squeeze=False)
-    for row, r in zip(axes, results):
-        for ax in row:
-            ax.set_axis_off()  # until there is something in it
-        row[0].set_title(label(r), loc="left", fontweight="bold")
-        if r["ecr"]:
-            draw_ecr(row[0], r)
-        if r["n_multi"]:
-            draw_n_eff(row[1], r, "", "N_eff")
-            draw_n_eff(row[2], r, "_distinct", "N_eff, by the tokens that differ")
-    return figure
-
-
-def draw_ecr(ax, r: dict) -> None:
-    ax.set_axis_on()
-    ks = [int(k) for k in r["ecr"]]
-    ax.plot(ks, r["ecr"].values(), color=BLUE, marker="o", label=r["method"])
-    if control := r["ecr_control"]:
-        frequent = {"linestyle": "--", "label": "most frequent tokens"}
-        ax.plot(ks, control.values(), color=GREY, marker="o", **frequent)
-    ax.set_xscale("log")
-    ax.set_xticks(ks, ks, fontsize=9)
-    ax.minorticks_off()
-    ax.set(xlabel="K", ylabel="ECR@K (tokens a step)", ylim=(0, None))
-    ax.legend(loc="lower right")
-
-
-def draw_n_eff(ax, r: dict, suffix: str, name: str) -> None:
-    ax.set_axis_on()
-    for key, of, colour, line in (
-        ("n_eff", "its own chains", BLUE, "-"),
-        ("n_eff_control", "another question's chains", GREY, "--"),
-        ("n_eff_one_path", "latents that hold one chain", ORANGE, "--"),
-    ):
-        if quantiles := r["n_eff_quantiles"][key + suffix]:
-            shares = [100 * i / (len(quantiles) - 1) for i in range(len(quantiles))]
-            ax.plot(shares, quantiles, color=colour, linestyle=line, linewidth=2, label=of)
-    ax.axhline(1.7, color=RED, linewidth=1, linestyle=":", label="parallel from here on (1.7)")
-    ax.set(xlabel=f"% of {r['n_multi']} questions with several chains, sorted", ylabel=name)
-    ax.set_ylim(0.9, 1.45 * ax.get_ylim()[1])  # room for the legend
-    ax.legend(loc="upper left", fontsize=9.5)

@@ -38,9 +38,7 @@ def align(width: int, chain_len: Tensor, steps: Tensor, ratio: int) -> tuple[Ten
     return step.masked_fill(~real, 0), real
 
 
-def ecr(
-    top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int, ks: tuple[int, ...]
-) -> Tensor:
+def ecr(top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int, ks: list[int]) -> Tensor:
     """ECR@K, the effective compression rate (B, len(ks)): how many tokens of segment S_t are among the K
     likeliest entries of step t's distribution, averaged over the question's steps.
 
@@ -84,19 +82,15 @@ def chain_weights(
 
 
 def parallelism(weights: Tensor) -> dict[str, Tensor]:
-    """From weights (B, M): two effective numbers of chains followed at once, N_eff = 1 / Σ w² and
-    exp(entropy), and the Top-2 Score w_(2) / w_(1). The paper calls a question parallel from N_eff 1.7 on.
+    """From weights (B, M): the effective number of chains followed at once, N_eff = 1 / Σ w², and the Top-2
+    Score w_(2) / w_(1). The paper calls a question parallel from N_eff 1.7 on.
 
     Never read N_eff alone. The chains of a question share many tokens, so a model that knows nothing comes
     near M, and so does one that follows a single chain. Hence `distinct` above, and the two controls of
     evaluation.py: the same latents against another question's chains, and latents that hold a single chain.
     """
     first, second = weights.topk(2, dim=-1).values.unbind(-1)
-    return {
-        "n_eff": 1 / weights.pow(2).sum(-1),
-        "n_eff_entropy": entropy(weights).exp(),
-        "top2": second / first,
-    }
+    return {"n_eff": 1 / weights.pow(2).sum(-1), "top2": second / first}
 
 
 def one_path(shape: torch.Size, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int) -> Tensor:
@@ -110,12 +104,11 @@ def one_path(shape: torch.Size, steps: Tensor, chain: Tensor, chain_len: Tensor,
 
 
 def concentration(probs: Tensor, steps: Tensor, k: int) -> dict[str, Tensor]:
-    """How mixed the latents are, means over a question's steps, (B,) each: the entropy of the full
-    distribution, the entropy of the k-mixture (what Latent-SFT feeds), and the largest weight of that
-    mixture. probs (B, N, V)"""
+    """How mixed the latents are, means over a question's steps, (B,) each: the entropy of the distribution
+    (B, N, V), and the largest weight in the mixture of its k likeliest tokens (what Latent-SFT feeds)."""
     best = probs.topk(min(k, probs.shape[-1]), dim=-1).values  # (B, N, k)
-    mixture = best / best.sum(-1, keepdim=True).clamp(min=1e-30)  # rows behind `steps` are all 0
-    per_step = {"entropy": entropy(probs), "entropy_mixture": entropy(mixture), "top1": mixture[..., 0]}
+    largest = best[..., 0] / best.sum(-1).clamp(min=1e-30)  # rows behind `steps` are all 0
+    per_step = {"entropy": entropy(probs), "top1": largest}
     real = torch.arange(probs.shape[1]) < steps[:, None]  # (B, N)
     return {name: (value * real).sum(1) / steps.clamp(min=1) for name, value in per_step.items()}
 
