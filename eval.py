@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> dict:
     add("--batch", type=int, metavar="int", help="questions decoded side by side [the run's eval_batch]")
     add("--json", metavar="FILE", help="file for the results, a list with one object per data set")
     add("--brief", action="store_true", help="only accuracy and #L, much faster with a large vocabulary")
-    known = f"{', '.join(INTERVENTIONS)}, truncate:N, truncate:-N"
+    known = ", ".join(INTERVENTIONS)
     add("--intervene", nargs="*", metavar="NAME", help=f"replacements of the latents: {known} [noise swap]")
     add("--speed", nargs="+", metavar="c", help="compression factors, numbers or auto (colar) [the run's]")
     add_fields(parser, SoftThinking)

@@ -71,7 +71,6 @@ def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction
         "the induction mask helps, r = 2": (two, "latent_sft_2_no_ltim"),
         "the supervision mask helps, r = 4": (four, "latent_sft_4_no_ltsum"),
         "an encoder's labels above uniform mixtures, r = 2": (two, "latent_sft_2_uniform"),
-        "adaptive segments above fixed ones, r = 4, at equal #L": ("latent_sft_4_adaptive", four),
         "Gumbel noise helps": ("latent_sft_2_gumbel", two),
         "√c above mean pooling, c = 5": ("colar_5", "colar_mean_5"),
         "soft-MSE above NLL, c = 2": ("colar_2", "colar_nll_2"),

@@ -11,6 +11,7 @@ import bisect
 import contextlib
 import platform
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -61,8 +62,8 @@ def one_step(method: Method, stage: Stage) -> Callable[[int], None]:
     """A step of the stage on a batch of median length, as the trainer does it, without the update."""
     train_only(method, stage.trained)  # a frozen matrix costs no gradient of its own
     order, size = sorted(range(len(stage.items)), key=stage.lengths.__getitem__), method.config.batch_size
-    start = max(0, (len(order) - size) // 2)
-    items, make = [stage.items[i] for i in order[start : start + size]], stage.rollout or stage.collate
+    start, make = max(0, (len(order) - size) // 2), stage.rollout or stage.collate
+    items = [stage.items[i] for i in order[start : start + size]]
 
     def step(seed: int) -> None:
         batch = {name: t.to(method.device) for name, t in make(items, random.Random(seed)).items()}
@@ -87,11 +88,7 @@ def measure(method: Method, rows: list[Row]) -> Cost:
         if flops[0] != flops[1]:  # the step samples something
             flops += [counted(step, seed) for seed in range(2, DRAWS)]
         cost.flops[stage.name] = sum(flops) / len(flops)
-        start = time.perf_counter()
-        step(0)
-        if method.device.type == "cuda":
-            torch.cuda.synchronize()
-        cost.seconds[stage.name] = time.perf_counter() - start
+        cost.seconds[stage.name] = seconds(step, 0)
     return cost
 
 
@@ -137,49 +134,46 @@ def affordable(method: Method, rows: list[Row], cost: Cost, budget: float) -> in
     spent = lambda steps: cost.of(stage_steps(method, rows, steps))
     steps = bisect.bisect_right(range(1, 10**7), budget, key=spent)
     if not steps:
-        raise UserError(
-            f"{method.config.method}: the budget of {budget:.2e} FLOPs is not enough for one step of its "
-            f"main stage; with what comes before, that takes {spent(1):.2e}"
-        )
+        raise UserError(f"{method.config.method}: {budget:.2e} FLOPs are not enough for one step")
     return steps
 
 
 # ------------------------------------------------------------------ the machine
 
 
+def seconds(work: Callable, *args) -> float:
+    """How long work(*args) takes."""
+    start = time.perf_counter()
+    work(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
     """GFLOP/s of a product of two square matrices: the best of ten, or of as many as fit into a second."""
-    a, seconds = torch.rand(size, size, device=device).to(dtype), []
-    while len(seconds) < 10 and sum(seconds) < 1:
-        start = time.perf_counter()
-        torch.mm(a, a)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds) / 1e9
+    a, took = torch.rand(size, size, device=device).to(dtype), []
+    while len(took) < 10 and sum(took) < 1:
+        took.append(seconds(torch.mm, a, a))
+    return 2 * size**3 / min(took) / 1e9
 
 
 def machine(device: torch.device) -> dict:
-    """What seconds were measured on, and with which code."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    """What seconds were measured on, and with which code: the commit, with a + if Python files have changed
+    since."""
+    cpus, folder = Path("/proc/cpuinfo"), Path(__file__).parent
+    model = re.search(r"model name\s*: (.*)", cpus.read_text(encoding="utf-8") if cpus.exists() else "")
+    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+    commit = ""
+    with contextlib.suppress(OSError):  # git may not be installed
+        changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
+        commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+        commit += "+" if commit and changed else ""
+    cpu = model[1] if model else platform.machine()
     return {
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "gflops_float32": round(matrix_rate(torch.float32, device), 1),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": commit(),
+        "commit": commit,
     }
-
-
-def commit() -> str:
-    """The commit of this code, with a + if Python files have changed since; empty outside a git
-    repository."""
-    options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    with contextlib.suppress(OSError):  # git may not be installed
-        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "*.py"], **options).returncode == 1
-        return name + "+" if name and changed else name
-    return ""

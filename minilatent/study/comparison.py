@@ -17,7 +17,6 @@ them.
 
 import contextlib
 import json
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,17 +54,8 @@ def entry_named(name: str) -> Entry:
 
 
 def read_lines(path: Path) -> list[dict]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def locked(out: Path) -> FileLock:
-    """For what only one of the processes that share `out` may do at a time."""
-    out.mkdir(parents=True, exist_ok=True)
-    return FileLock(out / ".lock")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,7 +63,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def add_line(path: Path, line: dict) -> None:
-    with locked(path.parent):
+    """One process at a time, of those that share the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / ".lock"):
         lines = [json.dumps(l, separators=(",", ":")) for l in (*read_lines(path), line)]
         write_text(path, "\n".join(lines) + "\n")
 
@@ -184,8 +176,7 @@ class Comparison:
         return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
 
     def print_plan(self, todo: list[tuple[Entry, int]]) -> None:
-        spent = f"{self.total:.3e}" if any(entry.train for entry, _ in todo) else "no"
-        print(f"{spent} training FLOPs for each row. To do: {len(todo)} runs.\n")
+        print(f"{self.total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
         seconds, plans = 0.0, {}
         for entry, seed in todo:
             if entry.name not in plans:  # seeds cost the same
@@ -214,8 +205,6 @@ class Comparison:
             settings = {"method": entry.train["method"], "out": str(folder), "resume": True}
             settings |= {"device": self.device, "threads": self.threads}
         else:
-            if folder.exists():  # stopped before it began
-                shutil.rmtree(folder)
             plan = self.plan(entry, seed)
             settings, kept = plan.settings, {"stages": plan.stages, "flops": plan.flops}
             write_json(folder.with_name(folder.name + ".json"), kept | {"lr": resolve(settings).lr})
@@ -303,28 +292,24 @@ class Comparison:
         if lines:
             spent = max(l["flops"] for l in lines)
             note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation."
-            with locked(self.out):
+            with FileLock(self.out / ".lock"):
                 write_text(self.out / "table.md", table_text(lines, note))
                 write_text(self.out / "verdicts.md", verdicts_text(lines))
                 draw(lines, self.out)
 
-    def check_mixing(self, chosen: list[Entry], seeds: list[int]) -> None:
-        """UserError if --out holds what cannot be compared with what would be added, or if one row would be
-        evaluated on two runs."""
+    def check_mixing(self, chosen: list[Entry]) -> None:
+        """UserError if --out holds what cannot be compared with what would be added."""
         lines, trials = read_lines(self.rows), read_lines(self.trials)
         for option, held in (("budget", [*lines, *trials]), ("limit", lines)):
             for other in {line[option] for line in held} - {getattr(self, option)}:
                 raise UserError(f"{self.out} holds --{option} {other:g}: give that, or another --out")
-        way_out = "take its lines out of rows.jsonl and move its run away, or give another --out"
         for entry in chosen:
             best = self.best_lr(entry)
-            for seed, lr in {(line["seed"], line.get("lr")) for line in lines if line["run"] == entry.name}:
-                if best and lr not in (None, best):
-                    held = f"{self.out} holds {entry.name} trained at lr {lr:g}"
-                    raise UserError(f"{held}, but the best of its trials is {best:g}: {way_out}")
-                if seed in seeds and self.missing(entry, seed) and not self.is_trained(entry, seed):
-                    held = f"{self.out} holds only a part of {entry.name}, seed {seed}"
-                    raise UserError(f"{held}, and its run is not in {RUNS}: {way_out}")
+            used = {line["lr"] for line in lines if best and line["run"] == entry.name}
+            for lr in used - {best}:
+                held = f"{self.out} holds {entry.name} trained at lr {lr:g}"
+                way_out = "take its lines out of rows.jsonl and move its run away, or give another --out"
+                raise UserError(f"{held}, but the best of its trials is {best:g}: {way_out}")
 
 
 def main(argv: list[str]) -> None:
@@ -341,21 +326,15 @@ def main(argv: list[str]) -> None:
     add_fields(parser, Config, only=("device", "threads"))
     parser.set_defaults(device="auto", threads=0)
     args = parser.parse_args(argv)
-    for name, value, least in (
-        ("budget", args.budget, 1e-9),
-        ("limit", args.limit, 1),
-        ("seeds", min(args.seeds), 0),
-        ("threads", args.threads, 0),
-    ):
-        if not least <= value < float("inf"):
-            raise UserError(f"--{name} {value} is out of range")
+    if args.budget <= 0 or args.limit < 1 or min(args.seeds) < 0:
+        raise UserError("out of range: --budget is above 0, --limit 1 or more, --seeds 0 or more")
     if args.threads:
         torch.set_num_threads(args.threads)
     comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
     if args.figures:
         return comparison.write_results()
     chosen, todo = [entry_named(name) for name in args.rows] if args.rows else ENTRIES, []
-    comparison.check_mixing([] if args.trials else chosen, args.seeds)
+    comparison.check_mixing([] if args.trials else chosen)
     if args.trials:
         done = {t["row"] for t in read_lines(comparison.trials)}
         trials = {trial.name: trial for entry in chosen if entry.train for trial in trials_of(entry)}

@@ -17,7 +17,7 @@ class Variant:
 
     suffix: str = ""
     title: str = ""  # instead of the entry's
-    parent: str = ""  # the row that this is an ablation of
+    parent: str = ""  # the row that this is an ablation of, where there is a claim
     claim: str = ""  # what is said to hold if the parent is better
     speed: str = ""  # of CoLaR
     soft: SoftThinking | None = None
@@ -39,13 +39,12 @@ class Entry:
     trial: bool = False  # of a learning rate
 
 
-def speeds(title: str, parent: str = "", claim: str = "") -> list[Variant]:
+def speeds(title: str, claim: str = "") -> list[Variant]:
     """CoLaR at two speeds."""
-    found = []
-    for c in (5, 2):
-        above, says = parent and f"{parent}_{c}", claim and f"{claim}, c = {c}"
-        found.append(Variant(f"_{c}", title.format(c), above, says, speed=str(c)))
-    return found
+    return [
+        Variant(f"_{c}", title.format(c), f"colar_{c}", claim and f"{claim}, c = {c}", speed=str(c))
+        for c in (5, 2)
+    ]
 
 
 WORDS, MIXED, MERGED = ("#c0392b", "*"), ("#2a6fbb", "o"), ("#e08214", "s")
@@ -55,13 +54,13 @@ MIXED_RL, MERGED_RL = ("#17375e", "H"), ("#8c4a00", "p")
 def latent_sft(ratio: int, suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     """Latent-SFT; with a suffix an ablation of it."""
     row, settings = f"latent_sft_{ratio}", {"method": "latent_sft", "ratio": ratio, **train}
-    ways = [Variant(parent=row if suffix else "", claim=claim and f"{claim}, r = {ratio}")]
+    ways = [Variant(parent=row, claim=claim and f"{claim}, r = {ratio}")]
     return Entry(row + suffix, f"Latent-SFT({ratio}){what}", settings, MIXED, ways, not suffix, True)
 
 
 def colar(suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     """CoLaR; with a suffix an ablation of it."""
-    ways, settings = speeds("CoLaR-{}" + what, "colar" if suffix else "", claim), {"method": "colar", **train}
+    ways, settings = speeds("CoLaR-{}" + what, claim), {"method": "colar", **train}
     return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, ways, not suffix, True)
 
 
@@ -74,9 +73,7 @@ SOFT = Variant("_soft", "Soft Thinking", soft=SoftThinking(soft_thinking=True), 
 # The gradient of NLL grows as 1/σ²: with the weight of soft-MSE it would dominate, and without a floor it has
 # spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
-BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL", "colar")
-BEFORE_RL[1].parent = "colar_rl"
-HALF = [Variant(parent="latent_rl")]
+BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL")
 NO_AVERAGE = {"method": "colar_rl", "average": False}
 OF_RL = [Variant(parent="colar_rl", claim="averaging is needed in RL")]
 WHOLE = {"method": "latent_sft", "ratio": 2}
@@ -118,12 +115,8 @@ ENTRIES = [
     latent_sft(2, "_k50", ", k = 50", k=50),
     # On mini a step is 7 tokens and a space: a latent a step is Latent-SFT(8).
     latent_sft(8, "_step", ", a latent a step", segmentation="step"),
-    Entry("latent_sft_half", "Latent-SFT(2) before RL", WHOLE, MIXED, HALF, main=False, share=0.5),
+    Entry("latent_sft_half", "Latent-SFT(2) before RL", WHOLE, MIXED, main=False, share=0.5),
     Entry("latent_rl", "Latent-RL", {**WHOLE, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]
 ROWS = {entry.name + v.suffix: (entry, v) for entry in ENTRIES for v in entry.variants}
-PARENTS = {row: variant.parent for row, (_, variant) in ROWS.items()}
-# Adaptive segments did not help: the option is gone, the lines of rows.jsonl stay.
-PARENTS |= {"latent_sft_2_adaptive": "latent_sft_2", "latent_sft_4_adaptive": "latent_sft_4"}
-PARENTS |= {"latent_sft_8_step": "", "latent_sft_8_adaptive": "latent_sft_8_step"}
 LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]

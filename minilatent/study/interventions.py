@@ -4,7 +4,6 @@ If the answer stays right, the latents were not needed; if it becomes the answer
 taken from, they carry it. A readable chain is an illustration; this is evidence.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,10 +34,10 @@ class Latents:
 Replaced = tuple[Tensor, Tensor]  # latents (B, N', C) and steps (B,)
 
 
-def noise(x: Latents, scale: float = 1.0) -> Replaced:
-    """A random direction with `scale` times the norm of each latent."""
+def noise(x: Latents) -> Replaced:
+    """A random direction with the norm of each latent."""
     random = torch.randn(x.z.shape, generator=x.generator).to(x.z)
-    return scale * random / random.norm(dim=-1, keepdim=True) * x.z.norm(dim=-1, keepdim=True), x.steps
+    return random / random.norm(dim=-1, keepdim=True) * x.z.norm(dim=-1, keepdim=True), x.steps
 
 
 def shuffle(x: Latents) -> Replaced:
@@ -49,37 +48,16 @@ def shuffle(x: Latents) -> Replaced:
     return x.z.gather(1, order[:, :, None].expand_as(x.z)), x.steps
 
 
-def extend(x: Latents, more: int = 4) -> Replaced:
-    """The last latent is repeated `more` times."""
-    place = torch.arange(x.z.shape[1] + more, device=x.z.device)
-    place = place.minimum((x.steps - 1).clamp(min=0)[:, None])  # (B, N + more)
-    z = x.z.gather(1, place[:, :, None].expand(-1, -1, x.z.shape[2]))
-    return z, x.steps + more * (x.steps > 0)
-
-
 INTERVENTIONS: dict[str, Callable[[Latents], Replaced]] = {
     "keep": lambda x: (x.z, x.steps),  # nothing changes: must cost nothing
     "noise": noise,
-    "loud": lambda x: noise(x, 10),  # noise far larger than any latent
     "swap": lambda x: (x.z[x.donor], x.steps[x.donor]),  # another question's, as many as it has
     "zeros": lambda x: (torch.zeros_like(x.z), x.steps),
     "mean": lambda x: (x.mean.expand_as(x.z), x.steps),  # every latent is the mean latent of the data set
     "shuffle": shuffle,
-    "truncate": lambda x: (x.z, x.steps // 2),  # the first half only; see also `intervention`
-    "extend": extend,
+    "truncate": lambda x: (x.z, x.steps // 2),  # the first half only
     "top1": lambda x: (x.likeliest, x.steps),  # no mixture: one token a step
 }
-
-
-def intervention(name: str) -> Callable[[Latents], Replaced]:
-    """By its name; truncate:N keeps the first N latents, truncate:-N all but the last N. UserError if
-    unknown."""
-    if found := re.fullmatch(r"truncate:(-?)(\d+)", name):
-        n, from_the_end = int(found[2]), bool(found[1])
-        return lambda x: (x.z, (x.steps - n).clamp(min=0) if from_the_end else x.steps.clamp(max=n))
-    if name not in INTERVENTIONS:
-        raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
-    return INTERVENTIONS[name]
 
 
 def applies(name: str, method) -> bool:
@@ -91,7 +69,8 @@ def check_interventions(method, names: list[str]) -> None:
     """UserError for an unknown name, for a method that does not think, and for top1 where it does not
     apply."""
     for name in names:
-        intervention(name)
+        if name not in INTERVENTIONS:
+            raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
     if names and method.thinker() is None:
         raise UserError(f"{method.config.method} does not think: it has no latents to replace")
     if not all(applies(name, method) for name in names):
@@ -143,7 +122,7 @@ def intervene(
         there = donor.clamp(min=0).to(z.device)
         latents = Latents(z, out.lengths, there, likeliest, mean.to(z), generator)
         for name in names:
-            answers = answers_given(method, questions, *intervention(name)(latents))
+            answers = answers_given(method, questions, *INTERVENTIONS[name](latents))
             for i, answer in enumerate(answers):
                 if name != "swap" or donor[i] >= 0:
                     right, given = is_correct(answer, some[i].answer), extract_answer(answer, some[i].answer)

@@ -64,16 +64,15 @@ def numbers(line: Line, measure: str) -> Tensor:
         away = steps - steps.mean()
         return (hits - hits.mean()) * away / away.pow(2).mean()  # NaN if all problems are equally long
     if measure == "swap":
-        swap = line.get("interventions", {}).get("swap", {}).get("questions")
-        if swap is None:
+        if not (swap := line.get("interventions", {}).get("swap", {}).get("questions")):
             return torch.tensor([])
         judged, others = (torch.tensor(from_hex(swap[key], n)) for key in ("judged", "correct"))
         return (hits / 2 - others.double()).masked_fill(~judged, torch.nan)
     found = questions.get("len" if measure == "length" else measure, [])
     found = torch.tensor([torch.nan if v is None else v for v in found]).double()
-    if measure == "n_eff_above" and "n_eff_judged" in questions:  # only the judged ones are listed
+    if measure == "n_eff_above" and len(found):  # only the judged ones are listed
         judged = torch.tensor(from_hex(questions["n_eff_judged"], n))
-        found = torch.full((n,), torch.nan).double().masked_scatter(judged, found)
+        return torch.full((n,), torch.nan).double().masked_scatter(judged, found)
     return found
 
 
@@ -126,16 +125,12 @@ def estimate(
         values = by_seed(lines, row, data, measure)
         if against:
             others = by_seed(lines, against, data, measure)
-            shared = [s for s in values if s in others and len(others[s]) == len(values[s])]
-            values = {seed: values[seed] - times * others[seed] for seed in shared}
+            values = {seed: values[seed] - times * others[seed] for seed in values if seed in others}
         samples.append(values)
     seeds = sorted(set.intersection(*(set(values) for values in samples)))
     if not seeds:
         return None
-    chosen = [[values[seed] for seed in seeds] for values in samples]
-    if any(len({len(v) for v in values}) > 1 for values in chosen):  # seeds judged on different questions
-        return None
-    stacked = [torch.stack(values) for values in chosen]  # (S, n) each
+    stacked = [torch.stack([values[seed] for seed in seeds]) for values in samples]  # (S, n) each
     return Estimate(*bootstrap(stacked), len(seeds), sum(int((~s.isnan()).any(0).sum()) for s in stacked))
 
 
@@ -175,10 +170,6 @@ def all_trends() -> list[Trend]:
     found += [Trend(v.claim, v.parent, row) for row, (_, v) in ROWS.items() if v.claim]
     found += [
         Trend("Gumbel noise helps", f"{two}_gumbel", two),
-        # Adaptive segments did not help and are no option any more; their lines are kept in rows.jsonl.
-        Trend("adaptive segments above fixed ones, r = 2, at equal #L", f"{two}_adaptive", two),
-        Trend("adaptive segments above fixed ones, r = 4, at equal #L", f"{four}_adaptive", four),
-        Trend("adaptive segments above a latent a step", "latent_sft_8_adaptive", "latent_sft_8_step"),
         Trend("ECR@10 above its control, r = 2", two, "", SETS, "ecr_gain"),
         Trend("ECR@10 above its control, r = 4", four, "", SETS, "ecr_gain"),
         Trend("ECR@10 less its control is larger for r = 4", four, two, SETS, "ecr_gain"),
@@ -186,15 +177,13 @@ def all_trends() -> list[Trend]:
         Trend("N_eff above both its controls, r = 4", four, "", SEVERAL, "n_eff_above"),
         Trend("N_eff less its controls is larger for r = 4", four, two, SEVERAL, "n_eff_above"),
     ]
-    for title, row, start in (
-        ("CoLaR-RL", rl, "colar_nll_half_2"),
-        ("Latent-RL", "latent_rl", "latent_sft_half"),
-    ):
+    starts = {"CoLaR-RL": (rl, "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}
+    for title, (row, start) in starts.items():
         found.append(Trend(f"{title} shortens the chain", row, start, SETS, "length", "<"))
         found.append(Trend(f"{title} keeps the accuracy, within a point", row, start, tolerance=0.01))
-    without, shorter = "training on without RL", "CoLaR-RL's chains are 30 % shorter than without RL"
+    shorter = "CoLaR-RL's chains are 30 % shorter than without RL"
     found += [
-        Trend(f"CoLaR-RL gains 3 points on {without}", rl, longer, tolerance=-0.03),
+        Trend("CoLaR-RL gains 3 points on training on without RL", rl, longer, tolerance=-0.03),
         Trend(shorter, rl, longer, SETS, "length", "<", times=0.7),
     ]
     falls = "accuracy falls faster with the number of steps than CoT's"

@@ -1,15 +1,15 @@
-"""Compare our speed with that of transformers, or measure the machine's rate of matrix products.
+"""Compare our speed with that of transformers, and measure the machine's rate of matrix products.
 
     python -m minilatent.tools.benchmark HF_FOLDER [--data FILE] [--json FILE]    needs transformers
-    python -m minilatent.tools.benchmark --machine
+    python -m minilatent.tools.benchmark                                          the rate alone
 
 Both sides run in turn: same machine, batch, dtype and threads. Times and ratios are medians. A ratio is
 their time over ours: above 1 we are faster.
 """
 
+import json
 import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,39 +23,23 @@ from ..decode import decode, explicit_thinker
 from ..files import write_json
 from ..losses import cross_entropy
 from ..machine import pick_device
-from ..study.budget import machine, matrix_rate
+from ..study.budget import machine, matrix_rate, seconds
 from ..tokenizer import Tokenizer
 
 # TFLOP/s of dense bfloat16, by the card's name
 PEAK = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}
+NEW = 32  # tokens decoded
 
 
 def in_turn(ours: Callable, theirs: Callable, repeats: int) -> dict:
     """Median seconds of two functions, and the median of the turns' ratios: whatever else slows the machine
     down slows both calls of a turn."""
-    calls = [("ours", ours), ("theirs", theirs)]
-    turns = []
-    for _ in range(repeats + 1):
-        seconds = {}
-        for name, call in calls:
-            synchronize()
-            start = time.perf_counter()
-            call()
-            synchronize()
-            seconds[name] = time.perf_counter() - start
-        turns.append(seconds)
-        calls.reverse()  # neither of them always goes first
-    turns = turns[1:]  # the first calls warm up
+    turns = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]  # the first warms up
     return {
-        "seconds": statistics.median(turn["ours"] for turn in turns),
-        "seconds_theirs": statistics.median(turn["theirs"] for turn in turns),
-        "ratio": statistics.median(turn["theirs"] / turn["ours"] for turn in turns),
+        "seconds": statistics.median(mine for mine, _ in turns),
+        "seconds_theirs": statistics.median(other for _, other in turns),
+        "ratio": statistics.median(other / mine for mine, other in turns),
     }
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def compare_training(model, other, given: list, target: list, padding: int, repeats: int) -> dict:
@@ -89,14 +73,13 @@ def compare_training(model, other, given: list, target: list, padding: int, repe
     found |= {"tokens": int(real.sum()), "labels": int((labels != IGNORE).sum())}
     found["tflops"] = 6 * model.num_parameters() * found["tokens"] / found["seconds"] / 1e12
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    for name, peak in PEAK.items():
-        if name in card:
-            found |= {"card": card, "mfu": found["tflops"] / peak}
+    if peak := [peak for name, peak in PEAK.items() if name in card]:
+        found["mfu"] = found["tflops"] / peak[0]
     return found
 
 
-def compare_decoding(model, other, questions: list, tok: Tokenizer, new: int, repeats: int) -> dict:
-    """Greedy decoding of `new` tokens; no row ends early."""
+def compare_decoding(model, other, questions: list, tok: Tokenizer, repeats: int) -> dict:
+    """Greedy decoding of NEW tokens; no row ends early."""
     device = model.embed.weight.device
     model.eval()
     other.eval()
@@ -106,23 +89,24 @@ def compare_decoding(model, other, questions: list, tok: Tokenizer, new: int, re
     theirs = {
         "input_ids": pad(questions, tok.eos, "left").to(device),
         "attention_mask": pad([[1] * len(q) for q in questions], 0, "left").to(device),
-        "max_new_tokens": new,
+        "max_new_tokens": NEW,
         "do_sample": False,
         "pad_token_id": tok.eos,
     }
-    think, chain = explicit_thinker(model), new - 2  # then </think> and an answer of one token
+    think, chain = explicit_thinker(model), NEW - 2  # then </think> and an answer of one token
     ours = lambda: decode(model, tok, model.embed(prompts), lengths, think, chain, 1)
     found = in_turn(ours, lambda: other.generate(**theirs), repeats)
-    return found | {"new_tokens": new, "tokens_per_second": len(questions) * new / found["seconds"]}
+    return found | {"new_tokens": NEW, "tokens_per_second": len(questions) * NEW / found["seconds"]}
 
 
-def benchmark(args, device: torch.device, dtype: torch.dtype) -> dict:
+def benchmark(args, device: torch.device) -> dict:
     """Both comparisons and what they were made with. UserError without transformers."""
     try:
         import transformers
     except ImportError:
         raise UserError("the benchmark compares with transformers: pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
+    dtype = getattr(torch, args.dtype)
     model, tok = load_pretrained(args.folder, dtype)
     other = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype)
     other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)  # the markers' rows for both
@@ -138,47 +122,32 @@ def benchmark(args, device: torch.device, dtype: torch.dtype) -> dict:
         "rows": args.rows,
         "transformers": transformers.__version__,
         "train_step": compare_training(model, other, questions, targets, tok.eos, args.repeats),
-        "decode": compare_decoding(model, other, questions, tok, args.new, args.repeats),
+        "decode": compare_decoding(model, other, questions, tok, args.repeats),
     }
-
-
-def show(results: dict) -> None:
-    for name, value in results.items():
-        cells = [name.ljust(16)]
-        for key, number in (value if isinstance(value, dict) else {"": value}).items():
-            shown = f"{number:.4g}" if isinstance(number, float) else str(number)
-            cells.append(f"{key} {shown}".strip())
-        print("  ".join(cells), flush=True)
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.tools.benchmark", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("folder", nargs="?", help="Hugging Face folder")
-    add("--machine", action="store_true", help="measure the rate of matrix products and nothing else")
+    add("folder", nargs="?", help="Hugging Face folder (without it: only the rate of matrix products)")
     add("--data", default="mini", help="data set whose questions and chains are the texts [mini]")
-    add("--json", metavar="FILE", help="file for the results")
+    add("--json", type=Path, metavar="FILE", help="file for the results")
     add("--device", default="cpu", help="cpu or cuda [cpu]")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="precision [float32]")
     add("--rows", type=int, default=8, help="rows of a training step, and decoded side by side [8]")
-    add("--new", type=int, default=32, help="tokens decoded [32]")
     add("--repeats", type=int, default=5, help="repeats of each measurement [5]")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice) [0]")
     args = parser.parse_args(argv)
-    if not args.folder and not args.machine:
-        raise UserError("name a Hugging Face folder, or give --machine")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     results = {"load_average": os.getloadavg()[0], "cpus": os.cpu_count(), **machine(device)}
     results["gflops_bfloat16"] = round(matrix_rate(torch.bfloat16, device), 1)
-    show(results)
-    if not args.machine:
-        compared = benchmark(args, device, getattr(torch, args.dtype))
-        show(compared)
-        results |= compared
+    if args.folder:
+        results |= benchmark(args, device)
+    print(json.dumps(results, indent=1))
     if args.json:
-        write_json(Path(args.json), results)
+        write_json(args.json, results)
 
 
 if __name__ == "__main__":
