@@ -9,7 +9,7 @@ from minilatent.machine import pick_device
 from minilatent.methods import CoLaR
 from minilatent.run import load_run
 from minilatent.study.evaluation import change_settings
-from minilatent.study.figures import chain_figure, figure_kind, masks_figure, save_figure
+from minilatent.study.figures import chain_figure, figure_kind, save_figure
 from minilatent.study.trace import describe, trace
 
 QUESTION = (
@@ -30,13 +30,12 @@ def main(argv: list[str]) -> None:
         metavar="FILE",
         help="figure of the chain: ranks, probabilities, entropy (.png, .pdf, .svg)",
     )
-    add("--masks", metavar="FILE", help="figure of Latent-SFT's two masks on a short example")
     add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", "max_chain"))
     add_fields(parser, CoLaR.Settings, only=COLAR)
     given = vars(parser.parse_args(argv))
-    for name in {"figure", "masks"} & given.keys():
-        figure_kind(given[name])
+    if "figure" in given:
+        figure_kind(given["figure"])
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 
@@ -45,13 +44,10 @@ def main(argv: list[str]) -> None:
     top, vocabulary = given.get("top", 5), method.model.config.vocab_size
     if not 1 <= top <= vocabulary:
         raise UserError(f"--top must be between 1 and the vocabulary's {vocabulary}, not {top}")
-    masks = masks_figure(method) if "masks" in given else None  # refused before anything is printed
     found = trace(method, given.get("question", QUESTION))
     print(describe(found, method.tok, top))
     if "figure" in given:
         save_figure(chain_figure(found, method.tok, max(top, 8)), given["figure"])
-    if masks:
-        save_figure(masks, given["masks"])
 
 
 if __name__ == "__main__":

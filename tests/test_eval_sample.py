@@ -189,11 +189,10 @@ def test_sample_shows_what_a_merged_latent_is_near_to_and_where_the_chain_ends(t
         assert f"{values.max():.2f}" in row
 
 
-def test_sample_draws_the_chain_and_the_masks(runs, tmp_path, capsys):
-    chain, masks = tmp_path / "chain.png", tmp_path / "masks.svg"
-    argv = ["--ckpt", str(runs["latent_sft"]), "--figure", str(chain), "--masks", str(masks), "--top=3"]
-    script("sample")(argv)
-    assert chain.read_bytes()[:4] == PNG and b"<svg" in masks.read_bytes()
+def test_sample_draws_the_chain(runs, tmp_path, capsys):
+    chain = tmp_path / "chain.png"
+    script("sample")(["--ckpt", str(runs["latent_sft"]), "--figure", str(chain), "--top=3"])
+    assert chain.read_bytes()[:4] == PNG
     assert "answer" in capsys.readouterr().out
     script("sample")(["--ckpt", str(runs["cot_sft"]), "--figure", str(tmp_path / "words.pdf")])
     script("sample")(["--ckpt", str(runs["no_cot"]), "--question", "What is $5 and $6?"])
@@ -220,7 +219,6 @@ def test_sample_draws_the_chain_and_the_masks(runs, tmp_path, capsys):
         ("sample", "latent_sft", ["--top", "0"], "--top"),
         ("sample", "latent_sft", ["--figure", "chain.gif"], ".png"),
         ("sample", "latent_sft", ["--quest", "x"], "--question"),
-        ("sample", "cot_sft", ["--masks", "masks.png"], "--masks belongs to latent_sft"),
         ("sample", "cot_sft", ["--latent_temperature", "1"], "--latent_temperature belongs to colar"),
     ],
 )

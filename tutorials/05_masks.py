@@ -23,6 +23,7 @@
 # %%
 import torch
 from lesson import show
+from masks_figure import masks_figure
 
 from minilatent import tasks
 from minilatent.batch import encode
@@ -39,7 +40,6 @@ from minilatent.masks import (
 )
 from minilatent.methods.latent_sft import LatentSFT
 from minilatent.run import initial_model, resolve
-from minilatent.study.figures import masks_figure
 
 config = resolve({"method": "latent_sft"})
 model, tok, *_ = initial_model(config)  # mini-base
