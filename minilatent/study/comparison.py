@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script
-from ..files import replace_file, write_json
+from ..files import read_json, replace_file, write_json
 from ..machine import pick_device
 from ..run import BASE, load_run, resolve, train
 from . import budget
@@ -208,8 +208,7 @@ class Comparison:
             plan = self.plan(entry, seed)
             settings, kept = plan.settings, {"stages": plan.stages, "flops": plan.flops}
             write_json(folder.with_name(folder.name + ".json"), kept | {"lr": resolve(settings).lr})
-        log = folder.with_name(folder.name + ".log")
-        with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        with open(f"{folder}.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             train(settings)
         return folder
 
@@ -225,8 +224,7 @@ class Comparison:
         log = read_lines(folder / "metrics.jsonl")
         curve = [{key: line[key] for key in CURVE if key in line} for line in log]
         write_json(self.out / "curves" / f"{entry.name}-seed{seed}.json", curve)
-        plan = json.loads(folder.with_name(folder.name + ".json").read_text(encoding="utf-8"))
-        last = log[-1]
+        plan, last = read_json(folder.with_name(folder.name + ".json")), log[-1]
         scores = [e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == last["index"]]
         return {
             "train_seconds": facts["train_seconds"] + last["seconds"],

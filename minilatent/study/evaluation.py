@@ -43,21 +43,14 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
     c = method.config
     options = {"chain_style": c.chain_style, "chain_order": c.chain_order, "revision": c.revision}
     try:
-        examples = tasks.load(c.data, "train", limit=sample, seed=c.seed, **options)
+        return frequent_tokens(method.tok, tasks.load(c.data, "train", limit=sample, seed=c.seed, **options))
     except UserError as error:
         print(f"no control for ECR, the training data is not available: {error}", file=sys.stderr)
         return None
-    return frequent_tokens(method.tok, examples)
 
 
 def evaluate(
-    method,
-    examples: list[Example],
-    name: str,
-    frequent: Tensor | None = None,
-    batch: int = 0,
-    per_question: bool = False,
-    brief: bool = False,
+    method, examples: list[Example], name: str, frequent=None, batch=0, per_question=False, brief=False
 ) -> dict:
     """Everything that eval.py reports of one data set, as JSON would hold it; null where a measure does not
     apply: to a method that does not think, ECR without chains, N_eff without several chains a question.
@@ -132,7 +125,7 @@ def questions(values: dict[str, Tensor], ks: list[int]) -> dict:
     controls, of the questions in "n_eff_judged" alone. values (n, ..) of all questions"""
     found = {"correct": to_hex(values["correct"].tolist()), "len": values["len"].long().tolist()}
     rounded = lambda x: [None if v != v else round(v, 2) for v in x.float().tolist()]
-    if "ecr_control" in values and 10 in ks:
+    if "ecr_control" in values:
         gain = (values["ecr"] - values["ecr_control"])[:, ks.index(10)]
         found["ecr_gain"] = rounded(gain.where(values["ecr_steps"] > 0, torch.nan))
     if "n_eff_distinct" in values:
@@ -171,16 +164,9 @@ def pad_chains(chains: list[ChainIds], value: int) -> tuple[Tensor, Tensor]:
     return pad(flat, value).view(len(chains), M, -1), torch.tensor([len(chain) for chain in flat]).view(-1, M)
 
 
-def judge_latents(
-    method,
-    out: Decoded,
-    examples: list[Example],
-    others: list[ChainIds],
-    ks: list[int],
-    frequent: Tensor | None,
-) -> dict[str, Tensor]:
+def judge_latents(method, out: Decoded, examples, others: list[ChainIds], ks, frequent) -> dict[str, Tensor]:
     """The measures of a batch's distributions, (B,) or for ECR (B, len(ks)); of N_eff NaN for questions
-    without several chains. others: for each question the chains of another one."""
+    without several chains. others: for each question the chains of another one. frequent: see `evaluate`"""
     tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs  # (B,), (B, N, V)
     fed = probs
@@ -235,13 +221,12 @@ def judge_parallelism(
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Columns aligned: the first to the left, numbers to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = []
-    for first, *numbers in lines:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:])]
-        text.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(text)
+    width, *widths = [max(map(len, column)) for column in zip(head, *rows)]
+    text = ""
+    for first, *numbers in (head, *rows):
+        cells = [cell.rjust(n) for cell, n in zip(numbers, widths)]
+        text += "  ".join([first.ljust(width), *cells]).rstrip() + "\n"
+    return text.rstrip("\n")
 
 
 def show(value: float | None, digits: int = 2) -> str:
@@ -261,10 +246,9 @@ def report(results: list[dict]) -> str:
     """The tables that eval.py prints."""
     rows, ecrs, chains, ks = [], [], [], ("1", "10", "50", "100", "300")
     for r in results:
-        interval = "-".join(percent(edge) for edge in r["ci95"])
-        row = [label(r), str(r["n"]), percent(r["accuracy"]), interval, show(r["mean_len"], 1)]
-        row += [percent(r["acc_per_len"]), percent(r["closed"]), show(r["entropy"]), show(r["top1"])]
-        rows.append([*row, show(r["questions_per_second"], 0)])
+        row = [label(r), str(r["n"]), percent(r["accuracy"]), "-".join(map(percent, r["ci95"]))]
+        row += [show(r["mean_len"], 1), percent(r["acc_per_len"]), percent(r["closed"])]
+        rows.append([*row, show(r["entropy"]), show(r["top1"]), show(r["questions_per_second"], 0)])
         for key, what in (("ecr", ""), ("ecr_control", ", frequent tokens")):
             ecrs.append([label(r) + what, *(show((r[key] or {}).get(k)) for k in ks)])
         for suffix, what in SUFFIXES.items():

@@ -50,14 +50,11 @@ def compare_training(model, other, given: list, target: list, padding: int, repe
     ids = pad(rows, padding).to(device)  # (B, T) each
     labels = pad([[IGNORE] * len(g) + t for g, t in zip(given, target)], IGNORE).to(device)
     real = pad([[1] * len(row) for row in rows], 0).to(device)
+    their_loss = lambda: other(input_ids=ids, attention_mask=real, labels=labels).loss
 
     def our_loss():
         labelled = labels[:, 1:] != IGNORE
-        logits = model.logits(model(ids[:, :-1])[labelled])
-        return cross_entropy(logits, labels[:, 1:][labelled])
-
-    def their_loss():
-        return other(input_ids=ids, attention_mask=real, labels=labels).loss
+        return cross_entropy(model.logits(model(ids[:, :-1])[labelled]), labels[:, 1:][labelled])
 
     def step(net, loss: Callable) -> Callable:
         optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-6, fused=True)
@@ -70,7 +67,7 @@ def compare_training(model, other, given: list, target: list, padding: int, repe
         return once
 
     found = in_turn(step(model, our_loss), step(other, their_loss), repeats)
-    found |= {"tokens": int(real.sum()), "labels": int((labels != IGNORE).sum())}
+    found["tokens"] = int(real.sum())
     found["tflops"] = 6 * model.num_parameters() * found["tokens"] / found["seconds"] / 1e12
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if peak := [peak for name, peak in PEAK.items() if name in card]:
@@ -86,16 +83,12 @@ def compare_decoding(model, other, questions: list, tok: Tokenizer, repeats: int
     tok.never, other.generation_config.eos_token_id = [*tok.markers.values()], None
     prompts = pad(questions, tok.eos).to(device)
     lengths = torch.tensor([len(q) for q in questions], device=device)
-    theirs = {
-        "input_ids": pad(questions, tok.eos, "left").to(device),
-        "attention_mask": pad([[1] * len(q) for q in questions], 0, "left").to(device),
-        "max_new_tokens": NEW,
-        "do_sample": False,
-        "pad_token_id": tok.eos,
-    }
+    ids = pad(questions, tok.eos, "left").to(device)
+    real = pad([[1] * len(q) for q in questions], 0, "left").to(device)
+    options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": tok.eos}
     think, chain = explicit_thinker(model), NEW - 2  # then </think> and an answer of one token
     ours = lambda: decode(model, tok, model.embed(prompts), lengths, think, chain, 1)
-    found = in_turn(ours, lambda: other.generate(**theirs), repeats)
+    found = in_turn(ours, lambda: other.generate(ids, attention_mask=real, **options), repeats)
     return found | {"new_tokens": NEW, "tokens_per_second": len(questions) * NEW / found["seconds"]}
 
 
@@ -111,8 +104,8 @@ def benchmark(args, device: torch.device) -> dict:
     other = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype)
     other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)  # the markers' rows for both
     model, other = model.to(device), other.to(device)
-    examples = [e for e in tasks.load(args.data, "test", limit=2000) if e.question]
-    examples = sorted(examples, key=lambda e: len(e.question))[len(examples) // 2 :][: args.rows]
+    examples = sorted(tasks.load(args.data, "test", limit=2000), key=lambda e: len(e.question))
+    examples = examples[len(examples) // 2 :][: args.rows]
     questions = [tok.encode(e.question) for e in examples]
     targets = [tok.encode(f"{e.chain} {e.answer}".strip()) for e in examples]
     return {
