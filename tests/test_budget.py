@@ -1,7 +1,5 @@
 """Equal compute: what FLOPs are counted, and the steps that a budget pays for."""
 
-import random
-
 import pytest
 import torch
 
@@ -33,15 +31,6 @@ def test_the_steps_spend_the_budget_to_within_one_step(method):
     assert total - of(steps) <= len(cost.flops) * max(cost.flops.values())
     with pytest.raises(UserError, match="not enough for one step"):
         budget.affordable(untrained, rows, cost, 10.0)
-
-
-@pytest.mark.parametrize("method", ["colar_rl", "latent_rl"])
-def test_an_rl_step_whose_start_is_not_trained_yet_is_counted_with_the_pass_of_every_sample(method):
-    """Random weights are never right: no group would have an advantage, and a step look cheaper than it will
-    be."""
-    untrained, rows = budget.untrained({**SMALL, "method": method, "group": 3}, CPU)
-    batch = untrained.rollout(rows[:2], random.Random(0))
-    assert len(untrained.informative(batch)["ids"]) == len(batch["ids"]) == 6
 
 
 def test_the_count_is_that_of_the_matrices():

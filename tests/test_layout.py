@@ -30,7 +30,7 @@ STUDY = """
     study study.measures study.evaluation study.interventions study.trace study.figures
     study.entries study.verdicts study.budget study.comparison_figures study.comparison
 """.split()
-TOOLS = "tools tools.benchmark tools.export tools.rebuild_base".split()
+TOOLS = "tools tools.benchmark tools.export".split()
 ORDER = CORE + STUDY + TOOLS
 # An RL stage or an ablation may import the method whose subclass it is.
 SUBCLASSES = {"methods.colar_rl": "methods.colar", "methods.latent_sft_hidden": "methods.latent_sft"}

@@ -11,9 +11,9 @@ from minilatent.evaluate import wilson
 from minilatent.study.measures import (
     align,
     chain_weights,
-    concentration,
     ecr,
     from_hex,
+    mean_entropy,
     one_path,
     parallelism,
     partners,
@@ -169,13 +169,12 @@ def test_n_eff_of_latents_that_know_nothing_is_the_number_of_chains():
         assert parallelism(weights)["n_eff"].item() == approx(4)
 
 
-def test_concentration_is_of_the_real_steps_only():
+def test_the_mean_entropy_is_of_the_real_steps_only():
     probs = torch.zeros(2, 2, 4)
     probs[0] = 0.25
     probs[1, 0] = torch.tensor([0.5, 0.3, 0.2, 0.0])
-    found = concentration(probs, torch.tensor([2, 1]), 2)
-    assert found["entropy"].tolist() == approx([math.log(4), -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))])
-    assert found["top1"].tolist() == approx([0.5, 0.5 / 0.8])
+    found = mean_entropy(probs, torch.tensor([2, 1])).tolist()
+    assert found == approx([math.log(4), -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))])
 
 
 def test_a_partner_is_allowed_near_in_size_and_never_oneself():

@@ -12,7 +12,6 @@ from minilatent.config import UserError
 from minilatent.model import ModelConfig
 from minilatent.run import resolve
 from minilatent.tasks.answers import Example
-from minilatent.tools import rebuild_base
 
 pytestmark = pytest.mark.usefixtures("one_tokenizer")
 
@@ -245,26 +244,3 @@ def test_a_device_that_is_not_there_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA on this machine or in this PyTorch; try --device cpu"):
         machine.pick_device("cuda")
-
-
-# --- mini-base from nothing ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("accuracy, good", [(0.9, True), (0.4, False)])
-def test_a_rebuilt_base_has_to_be_as_good(tmp_path, monkeypatch, capsys, accuracy, good):
-    out, trained = str(tmp_path / "out"), []
-
-    def solve_all(folder, test):
-        return {"accuracy": accuracy if folder == out else 0.8, "ci95": [0.7, 0.9]}
-
-    monkeypatch.setattr(rebuild_base, "train", trained.append)
-    monkeypatch.setattr(rebuild_base, "load_run", lambda folder, device: str(folder))
-    monkeypatch.setattr(rebuild_base, "solve_all", solve_all)
-    monkeypatch.setattr(tasks, "load", lambda *_: [])
-    if good:
-        rebuild_base.main(["--out", out])
-    else:
-        with pytest.raises(SystemExit) as caught:
-            rebuild_base.main(["--out", out])
-        assert caught.value.code == 1 and "not as good" in capsys.readouterr().out
-    assert trained == [{"method": "cot_sft", "preset": "base", "out": out}]

@@ -27,7 +27,6 @@ from ..batch import Row, encode
 from ..config import UserError
 from ..machine import pick_dtype
 from ..methods import METHODS, Method, Stage, build
-from ..methods.grpo import GRPO
 from ..optim import train_only
 from ..run import initial_model, resolve
 
@@ -101,26 +100,8 @@ def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
     method = build(config, tok, model)
     examples = tasks.load(config.data, "train", limit=min(SAMPLE, config.train_size), seed=config.seed)
     rows, _ = encode([e for e in examples if e.steps], tok, model.config.context)
-    if isinstance(method, GRPO) and not config.init:
-        pretend_trained(method, rows)
-    else:
-        method.adopt(beside, settings)
+    method.adopt(beside, settings)
     return method.to(device), rows
-
-
-def pretend_trained(method: Method, rows: list[Row]) -> None:
-    """What RL starts from is not trained yet: its chains would not end, no answer would be right, and without
-    advantages a step would look cheaper than it will be. So chains get their future length, and all groups
-    advantages."""
-    median = sorted(len(r.chain) for r in rows)[len(rows) // 2]
-    method.config.max_chain = -(-median // method.ratio)
-    with_advantages = method.with_advantages
-
-    def everywhere(batch, rewards):
-        alternating = torch.arange(rewards.numel(), device=rewards.device).view_as(rewards) % 2.0
-        return with_advantages({**batch, "whole": torch.ones_like(batch["whole"])}, alternating)
-
-    method.with_advantages = everywhere
 
 
 def stage_steps(method: Method, rows: list[Row], steps: int) -> dict[str, int]:

@@ -124,11 +124,10 @@ class Comparison:
     def is_trained(self, entry: Entry, seed: int) -> bool:
         return (self.folder(entry, seed) / "model.safetensors").exists()
 
-    def missing(self, entry: Entry, seed: int) -> list[tuple[Variant, str]]:
-        """What is not in rows.jsonl yet: variants and data sets."""
+    def missing(self, entry: Entry, variant: Variant, seed: int) -> list[str]:
+        """The data sets of a row that are not in rows.jsonl yet."""
         have = {(l["row"], l["seed"], l["data"]) for l in read_lines(self.rows)}
-        wanted = [(variant, name) for variant in entry.variants for name in SETS]
-        return [(v, name) for v, name in wanted if (entry.name + v.suffix, seed, name) not in have]
+        return [name for name in SETS if (entry.name + variant.suffix, seed, name) not in have]
 
     # -------------------------------------------------------------- the plan
 
@@ -165,9 +164,11 @@ class Comparison:
     def plan(self, entry: Entry, seed: int) -> Plan:
         if not entry.train:
             return Plan({}, {})
+        if entry.after and not self.is_trained(start := entry_named(entry.after), seed):
+            # What a step of RL costs depends on its start. Until that is trained: as long as the start takes.
+            return Plan({}, {}, entry.share * self.total, self.plan(start, seed).seconds)
         given = self.settings(entry, seed)
-        ready = not entry.after or self.is_trained(entry_named(entry.after), seed)
-        method, rows = budget.untrained(given if ready else {**given, "init": ""}, pick_device(self.device))
+        method, rows = budget.untrained(given, pick_device(self.device))
         cost = budget.measure(method, rows)
         steps = budget.affordable(method, rows, cost, entry.share * self.total)
         if entry.trial:  # what comes before the main stage is not shortened
@@ -182,8 +183,9 @@ class Comparison:
             if entry.name not in plans:  # seeds cost the same
                 plans[entry.name] = self.plan(entry, seed)
             plan = plans[entry.name]
-            stages = ", ".join(f"{name} {n}" for name, n in plan.stages.items()) or "no training"
-            lr = f"  lr {resolve(plan.settings).lr:g}" if entry.train else ""
+            stages = ", ".join(f"{name} {n}" for name, n in plan.stages.items())
+            stages = stages or (f"after {entry.after}" if entry.after else "no training")
+            lr = f"  lr {resolve(plan.settings).lr:g}" if plan.settings else ""
             best = " (best of its trials)" if self.best_lr(entry) else ""
             cost = f"{plan.flops:.3e} FLOPs  {plan.seconds / 60:5.1f} min"
             print(f"{entry.name:24s} seed {seed}  {cost}  {stages}{lr}{best}", flush=True)
@@ -244,10 +246,9 @@ class Comparison:
     def add_rows(self, entry: Entry, seed: int) -> None:
         """Train the entry if need be, evaluate it, and add its lines, one by one."""
         folder, device = self.train(entry, seed), pick_device(self.device)
-        facts, missing = self.facts(entry, seed) | budget.machine(device), self.missing(entry, seed)
+        facts = self.facts(entry, seed) | budget.machine(device)
         for variant in entry.variants:
-            names = [name for v, name in missing if v is variant]
-            if names:
+            if names := self.missing(entry, variant, seed):
                 method = load_run(folder, device, variant.soft)
                 if variant.speed:
                     method.config.speed = variant.speed
@@ -340,8 +341,8 @@ def main(argv: list[str]) -> None:
     else:
         for seed in args.seeds:  # seed by seed, so that one whole table comes first
             for entry in chosen:
-                again = not entry.train and seed != args.seeds[0]  # the base is one model, whatever the seed
-                if not again and comparison.missing(entry, seed):
+                once = entry.train or seed == args.seeds[0]  # the base is one model, whatever the seed
+                if once and any(comparison.missing(entry, variant, seed) for variant in entry.variants):
                     todo.append((entry, seed))
     if todo or args.plan:
         comparison.print_plan(todo)

@@ -13,7 +13,7 @@ from ..evaluate import fitting, solve_batches, wilson
 from ..methods import METHODS
 from ..tasks.answers import Example, is_correct
 from ..tokenizer import Tokenizer
-from .measures import chain_weights, concentration, ecr, one_path, parallelism, partners, to_hex
+from .measures import chain_weights, ecr, mean_entropy, one_path, parallelism, partners, to_hex
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 300)
 PROBS_BYTES = 500e6  # most that a batch's distributions over the vocabulary may take
@@ -54,7 +54,7 @@ def evaluate(
 ) -> dict:
     """Everything that eval.py reports of one data set, as JSON would hold it; null where a measure does not
     apply: to a method that does not think, ECR without chains, N_eff without several chains a question.
-    Explicit CoT is its own reference, so that its ECR is 1; it has no mixtures. For hidden-state latents the
+    Explicit CoT is its own reference, so that its ECR is 1. For hidden-state latents the
     measures read the distribution of the language head, which is not what is fed.
 
     Each key of N_eff exists twice: `*_distinct` counts only the tokens that differ between a question's
@@ -96,23 +96,21 @@ def evaluate(
         pooled = (values[key] * steps[:, None]).nansum(0) / steps.sum()
         return {str(k): v for k, v in zip(ks, pooled.tolist())}
 
-    accuracy, length = values["correct"].mean().item(), mean("len")
     result = {
         "method": method.config.method,
         "data": name,
         "n": n,
         "skipped": len(examples) - n,
-        "accuracy": accuracy,
+        "accuracy": mean("correct"),
         "ci95": list(wilson(int(values["correct"].sum()), n)),
-        "mean_len": length,
-        "acc_per_len": accuracy / length if length else None,
+        "mean_len": mean("len"),
         "seconds": seconds,
         "questions_per_second": n / max(seconds, 1e-9),
         "ecr": per_k("ecr"),
         "ecr_control": per_k("ecr_control"),
         "n_multi": int((~values["n_eff"].isnan()).sum()) if "n_eff" in values else 0,
     }
-    for key in ("closed", *(k + suffix for suffix in SUFFIXES for k in N_EFF), "n_chains", "entropy", "top1"):
+    for key in ("closed", *(k + suffix for suffix in SUFFIXES for k in N_EFF), "n_chains", "entropy"):
         result[key] = mean(key)
     if per_question:
         result["questions"] = questions(values, ks)
@@ -172,9 +170,8 @@ def judge_latents(method, out: Decoded, examples, others: list[ChainIds], ks, fr
     fed = probs
     if soft := getattr(method, "soft", None):  # Soft Thinking mixes at a temperature of its own
         fed = (probs.clamp(min=1e-30).log() / soft.soft_temperature).softmax(-1)
-    found = concentration(fed, steps, method.mixture_size)
-    if method.explicit:  # one token is fed: there is no mixture
-        del found["top1"]
+    found = {"entropy": mean_entropy(fed, steps)}
+    if method.explicit:
         chain, chain_len = out.chain.cpu(), steps
     else:
         reference = [tok.encode(e.chain) for e in examples]
@@ -247,14 +244,14 @@ def report(results: list[dict]) -> str:
     rows, ecrs, chains, ks = [], [], [], ("1", "10", "50", "100", "300")
     for r in results:
         row = [label(r), str(r["n"]), percent(r["accuracy"]), "-".join(map(percent, r["ci95"]))]
-        row += [show(r["mean_len"], 1), percent(r["acc_per_len"]), percent(r["closed"])]
-        rows.append([*row, show(r["entropy"]), show(r["top1"]), show(r["questions_per_second"], 0)])
+        row += [show(r["mean_len"], 1), percent(r["closed"]), show(r["entropy"])]
+        rows.append([*row, show(r["questions_per_second"], 0)])
         for key, what in (("ecr", ""), ("ecr_control", ", frequent tokens")):
             ecrs.append([label(r) + what, *(show((r[key] or {}).get(k)) for k in ks)])
         for suffix, what in SUFFIXES.items():
             numbers = [show(r[key + suffix]) for key in N_EFF]
             chains.append([label(r) + what, str(r["n_multi"]), show(r["n_chains"], 1), *numbers])
-    head = ["data", "n", "acc %", "95 %", "#L", "acc/#L", "closed %", "entropy", "top-1", "q/s"]
+    head = ["data", "n", "acc %", "95 %", "#L", "closed %", "entropy", "q/s"]
     tables = [table(head, rows)]
     if any(r["ecr"] for r in results):
         tables.append(table(["ECR", *("@" + k for k in ks)], ecrs))

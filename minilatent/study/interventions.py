@@ -130,16 +130,18 @@ def intervene(
                     found[name][:, chosen[i]] = torch.tensor(flags).double()
     results = {}
     for name, flags in found.items():
-        judged = ~flags[0].isnan()
-        n, right = int(judged.sum()), int(flags[0].nansum())
+        judged, right = ~flags[0].isnan(), flags[0] == 1
+        n = int(judged.sum())
         accuracy, unchanged, follows = flags[:, judged].mean(1).tolist() if n else (None, None, None)
-        result = {"n": n, "accuracy": accuracy, "ci95": list(wilson(right, n)), "unchanged": unchanged}
+        interval = list(wilson(int(right.sum()), n))
+        results[name] = {"n": n, "accuracy": accuracy, "ci95": interval, "unchanged": unchanged}
         if name == "swap":
-            result["follows_donor"] = follows
+            results[name]["follows_donor"] = follows
         if per_question:
-            bits = {"judged": to_hex(judged.tolist()), "correct": to_hex((flags[0] == 1).tolist())}
-            result["questions"] = bits
-        results[name] = result
+            results[name]["questions"] = {
+                "judged": to_hex(judged.tolist()),
+                "correct": to_hex(right.tolist()),
+            }
     return results
 
 

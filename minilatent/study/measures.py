@@ -103,23 +103,19 @@ def one_path(shape: torch.Size, steps: Tensor, chain: Tensor, chain_len: Tensor,
     return held / held.sum(-1, keepdim=True).clamp(min=1)
 
 
-def concentration(probs: Tensor, steps: Tensor, k: int) -> dict[str, Tensor]:
-    """How mixed the latents are, means over a question's steps, (B,) each: the entropy of the distribution
-    (B, N, V), and the largest weight in the mixture of its k likeliest tokens (what Latent-SFT feeds)."""
-    best = probs.topk(min(k, probs.shape[-1]), dim=-1).values  # (B, N, k)
-    largest = best[..., 0] / best.sum(-1).clamp(min=1e-30)  # rows behind `steps` are all 0
-    per_step = {"entropy": entropy(probs), "top1": largest}
+def mean_entropy(probs: Tensor, steps: Tensor) -> Tensor:
+    """The entropy of the steps' distributions (B, N, V), averaged over the steps of each question, (B,)."""
     real = torch.arange(probs.shape[1]) < steps[:, None]  # (B, N)
-    return {name: (value * real).sum(1) / steps.clamp(min=1) for name, value in per_step.items()}
+    return (entropy(probs) * real).sum(1) / steps.clamp(min=1)
 
 
 def partners(size: Tensor, allowed: Tensor) -> Tensor:
     """Another question for each of n questions: an allowed one, allowed[i, j] (n, n), of the nearest size
     (n,); of several the next in order. Returns (n,) indices, -1 where none is allowed."""
     n = len(size)
-    if n == 0:
-        return torch.zeros(0, dtype=torch.long)
     index = torch.arange(n)
+    if n == 0:
+        return index
     distance = (index - index[:, None]) % n  # (n, n) in order; 0 is the question itself
     cost = (size[:, None] - size).abs() * n + distance
     impossible = torch.iinfo(torch.long).max

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import UserError
-from ..evaluate import room
+from ..evaluate import fitting
 from ..latent import entropy
+from ..tasks.answers import Example
 from ..tokenizer import Tokenizer
 from .interventions import closed_prefix
 
@@ -24,10 +25,9 @@ class Trace:
     chain: list[int]  # (N,) each step's likeliest token
     probs: Tensor  # (N + 1, V); (0, V) for a method that does not think
     explicit: bool
-    nearest: Tensor | None = (
-        None  # with a latent head: (N, V) cosines of each latent with the embedding table
-    )
-    sigma: Tensor | None = None  # with a latent head: (N,) its σ, averaged over the width
+    # With a latent head: (N, V) cosines of each latent with the embedding table, and (N,) the mean of its σ
+    nearest: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 @torch.no_grad()
@@ -35,12 +35,7 @@ def trace(method, question: str) -> Trace:
     """Raises UserError for a question that is empty or does not fit in the context."""
     if not question.strip():
         raise UserError("the question is empty")
-    if (length := len(method.prompt(question))) > room(method):
-        limits, context = method.decoding(), method.model.config.context
-        raise UserError(
-            f"the question has {length} tokens: with {limits['max_chain']} for the chain and "
-            f"{limits['max_answer']} for the answer it does not fit in the context of {context}"
-        )
+    fitting(method, [Example(question, (), "")])
     method.eval()
     out = method.solve([question])
     answer = out.answers[0]
@@ -78,9 +73,8 @@ def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
     return "\n".join([*lines, f"answer    {visible(t.answer.strip()) or '(none)'}"])
 
 
-def latent_lines(t: Trace, tok: Tokenizer, top: int, width: int = 5) -> list[str]:
-    """For each step the entropy (nats) as a bar, then the likeliest tokens with their probabilities, `width`
-    a line."""
+def latent_lines(t: Trace, tok: Tokenizer, top: int) -> list[str]:
+    """For each step the entropy (nats) as a bar, then the likeliest tokens with their probabilities."""
     H = entropy(t.probs)
     full = max(1.0, H.max().item())
     values, ids = t.probs.topk(top, dim=-1)
@@ -90,11 +84,9 @@ def latent_lines(t: Trace, tok: Tokenizer, top: int, width: int = 5) -> list[str
         for i, p in zip(best, probs):
             number = "1.0" if p >= 0.995 else f"{p:.2f}".removeprefix("0")
             cells.append(f"{clip(tok.name(i), 8):8} {number}")
-        rows = ["  ".join(cells[at : at + width]) for at in range(0, top, width)]
         if n == len(t.probs):
             lines.append("    --------------- " + ("collapse" if t.closed else "no collapse: cut off"))
-        lines.append(f"{n:4d}  {h:5.2f} {'█' * round(6 * h / full):6}  {rows[0]}".rstrip())
-        lines += [" " * 21 + row for row in rows[1:]]
+        lines.append(f"{n:4d}  {h:5.2f} {'█' * round(6 * h / full):6}  {'  '.join(cells)}".rstrip())
     return lines
 
 
