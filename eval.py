@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from minilatent import tasks
-from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, run_script
+from minilatent.config import Config, Parser, UserError, add_fields, run_script
 from minilatent.files import write_json
 from minilatent.machine import pick_device
 from minilatent.methods import CoLaR
@@ -35,7 +35,6 @@ def parse(argv: list[str]) -> dict:
     add("--latents", action="store_true", help="norms, cosines and effective rank of the latents")
     add("--speed", nargs="+", metavar="c", help="compression factors, numbers or auto (colar) [the run's]")
     add("--figure", metavar="FILE", help="figure of ECR@K and N_eff with their controls (.png, .pdf, .svg)")
-    add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", *COMMON))
     add_fields(parser, CoLaR.Settings, only=COLAR)
     given = vars(parser.parse_args(argv))
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
     given = parse(argv)
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
-    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
     change_settings(method, {name: given[name] for name in (*COMMON, *COLAR) if name in given})
     config, batch = method.config, given.get("batch", 0)
     for speed in given.get("speed", []):
@@ -72,8 +71,6 @@ def main(argv: list[str]) -> None:
             result = evaluate(method, examples, Path(name).name, frequent=frequent, batch=batch, brief=brief)
             if speed:
                 result["speed"] = speed if speed == "auto" else int(speed)
-            if given.get("soft_thinking"):
-                result["method"] = "soft_thinking"
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
             if "latents" in given:

@@ -107,28 +107,6 @@ GROUPS = {
 }
 
 
-@dataclass
-class SoftThinking:
-    """How eval.py and sample.py can decode a CoT-SFT model without any training (arXiv 2505.15778)."""
-
-    soft_thinking: bool = opt(False, "feed back mixtures of the likeliest tokens instead of words (cot_sft)")
-    soft_k: int = opt(10, "tokens in such a mixture", least=1)
-    soft_temperature: float = opt(0.6, "temperature of the mixture's probabilities", least=1e-3)
-
-    @classmethod
-    def of(cls, given: dict) -> "SoftThinking | None":
-        """From what the user gave; None if it was not asked for. UserError if an option makes no sense."""
-        mine = {f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}
-        if mine.get("soft_thinking"):
-            soft = cls(**mine)
-            Config.check(soft)
-            return soft
-        mine.pop("soft_thinking", None)
-        if mine:
-            raise UserError(f"--{min(mine)} needs --soft_thinking")
-        return None
-
-
 # ------------------------------------------------------------------ presets
 
 # The common part; each method file has the method's own part. A preset of a pretrained model extends "gpu":

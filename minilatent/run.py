@@ -14,17 +14,7 @@ from . import checkpoint, parallel, tasks
 from .backbones import lora
 from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
-from .config import (
-    PRESETS,
-    Config,
-    Parser,
-    SoftThinking,
-    UserError,
-    add_fields,
-    nearest,
-    option_names,
-    preset,
-)
+from .config import PRESETS, Config, Parser, UserError, add_fields, nearest, option_names, preset
 from .evaluate import check_room, fitting, wilson
 from .machine import pick_device, pick_dtype
 from .methods import METHODS, Method, Stage, build
@@ -169,9 +159,9 @@ def load_weights(name: str) -> tuple[Transformer, Tokenizer, dict, dict[str, Ten
     return model, tok, settings, beside
 
 
-def load_run(folder: str | Path, device: torch.device, soft: SoftThinking | None = None) -> Method:
-    """The method of a run folder with its trained weights, ready to solve; a CoT-SFT model by Soft
-    Thinking if wanted. UserError if it is not a run folder that this version can read."""
+def load_run(folder: str | Path, device: torch.device) -> Method:
+    """The method of a run folder with its trained weights, ready to solve. UserError if it is not a run
+    folder that this version can read."""
     name = checkpoint.read_run(folder)["config"]["method"]
     if name not in METHODS:
         raise UserError(f"{folder} holds a run of '{name}', which this version does not know")
@@ -181,10 +171,6 @@ def load_run(folder: str | Path, device: torch.device, soft: SoftThinking | None
     method = build(config, tok, model)
     tensors = {f"model.{n}": t for n, t in model.state_dict().items()} | beside
     checkpoint.load_into(method, tensors, Path(folder) / "model.safetensors")
-    if soft:
-        if not hasattr(method, "soft"):
-            raise UserError(f"--soft_thinking belongs to cot_sft: {folder} holds a run of {name}")
-        method.soft = soft
     return method.to(device).eval()
 
 

@@ -261,7 +261,7 @@ class Comparison:
         for variant in entry.variants:
             names = [name for v, name in missing if v is variant]
             if names:
-                method = load_run(folder, device, variant.soft)
+                method = load_run(folder, device)
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)

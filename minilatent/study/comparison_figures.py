@@ -11,7 +11,7 @@ from .verdicts import Estimate, Line, better, estimate, numbers, problem_steps
 
 AVERAGE = "accuracy (%), mean of four test sets"
 STYLES = {entry.name: entry.style for entry in ENTRIES}
-STYLES |= {row: (variant.colour or entry.style[0], entry.style[1]) for row, (entry, variant) in ROWS.items()}
+STYLES |= {row: entry.style for row, (entry, _) in ROWS.items()}
 ABLATED = {
     "latent": ("latent_sft_2", "latent_sft_4", "latent_sft_8_step", "latent_rl"),
     "colar": ("colar_2", "colar_5", "colar_rl"),

@@ -191,10 +191,7 @@ def judge_latents(
     without several chains. others: the chains of another question for each of the questions, or None."""
     tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs  # (B,), (B, N, V)
-    fed = probs
-    if soft := getattr(method, "soft", None):  # Soft Thinking mixes at a temperature of its own
-        fed = (probs.clamp(min=1e-30).log() / soft.soft_temperature).softmax(-1)
-    found = concentration(fed, steps, method.mixture_size)
+    found = concentration(probs, steps, method.mixture_size)
     if method.explicit:  # one token is fed: there is no mixture
         found = {"entropy": found["entropy"]}
         chain, chain_len = out.chain.cpu(), steps
