@@ -17,7 +17,7 @@ from minilatent.study.figures import figure_kind, results_figure, save_figure
 from minilatent.study.interventions import INTERVENTIONS, check_interventions, intervene, report_interventions
 from minilatent.study.latents import describe_latents, report_latents
 
-COMMON = ("chain_style", "max_chain", "max_answer", "revision")  # settings that can be changed for a run
+COMMON = ("chain_style", "max_chain", "max_answer")  # settings that can be changed for a run
 COLAR = ("latent_temperature", "sample_end")  # further ones of some methods
 
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the run was trained on {config.data}, which has no test split: give --data")
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     check_interventions(method, names)
-    options = {"limit": given.get("limit"), "chain_style": config.chain_style, "revision": config.revision}
+    options = {"limit": given.get("limit"), "chain_style": config.chain_style}
     tests = {name: tasks.load(name, "test", **options) for name in given.get("data", [config.data])}
     brief, results = "brief" in given, []
     frequent = None if brief else training_tokens(method)

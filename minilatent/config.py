@@ -37,11 +37,9 @@ class Config:
     resume: bool = opt(False, "continue the run in --out")
 
     data: str = opt("mini", "mini, mini_prosqa, gsm8k, gsm8k_aug, math, or a file")
-    val_data: str = opt("", "file to validate on (default: the validation split of --data)")
     train_size: int = opt(60_000, "training examples, at most")
     val_size: int = opt(256, "validation examples, at most")
     test_size: int = opt(1000, "test examples for the final model, at most")
-    revision: str = opt("", "commit or tag of a data set on the hub")
     chain_style: str = opt(
         "equations", "chains as <<16-3=13>> or as sentences", choices=("equations", "text")
     )

@@ -179,20 +179,10 @@ def load_run(folder: str | Path, device: torch.device) -> Method:
 
 def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], list[Example], str]:
     """Training rows, validation examples, and a line that says what was left out."""
-    options = {"chain_style": config.chain_style, "revision": config.revision}
-    examples = tasks.load(
-        config.data,
-        "train",
-        limit=config.train_size,
-        seed=config.seed,
-        chain_order=config.chain_order,
-        **options,
-    )
-    # A file is validated on as a whole, of a data set by name only its validation split.
-    split = "test" if config.val_data and config.val_data not in tasks.NAMES else "val"
-    val = tasks.load(config.val_data or config.data, split, limit=config.val_size, **options)
-    if config.val_data:
-        examples = tasks.exclude(examples, val)
+    data, style = config.data, config.chain_style
+    drawn = {"seed": config.seed, "chain_order": config.chain_order}
+    examples = tasks.load(data, "train", limit=config.train_size, chain_style=style, **drawn)
+    val = tasks.load(data, "val", limit=config.val_size, chain_style=style)
     method = METHODS[config.method]
     chained = [e for e in examples if e.steps] if method.needs_chain else examples
     ratio = config.ratio if method.extra_latents else 0
@@ -375,7 +365,7 @@ def train(given: dict) -> None:
 def report_test(method: Method) -> None:
     """Judge the final model on the data set's test split, once."""
     config = method.config
-    test = fitting(method, tasks.load(config.data, "test", limit=config.test_size, revision=config.revision))
+    test = fitting(method, tasks.load(config.data, "test", limit=config.test_size))
     mine = parallel.shard(test)
     result = parallel.average(method.accuracy(mine), len(mine))
     low, high = wilson(round(result["accuracy"] * len(test)), len(test))

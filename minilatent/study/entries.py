@@ -118,7 +118,7 @@ ENTRIES = [
 ]
 ROWS = {entry.name + v.suffix: (entry, v) for entry in ENTRIES for v in entry.variants}
 PARENTS = {row: variant.parent for row, (_, variant) in ROWS.items()}
-# Adaptive segments did not help: the option is gone, the lines of rows.jsonl stay.
+# Soft Thinking and adaptive segments are no options any more; their lines of rows.jsonl stay.
 PARENTS |= {"latent_sft_2_adaptive": "latent_sft_2", "latent_sft_4_adaptive": "latent_sft_4"}
-PARENTS |= {"latent_sft_8_step": "", "latent_sft_8_adaptive": "latent_sft_8_step"}
+PARENTS |= {"cot_sft_soft": "", "latent_sft_8_step": "", "latent_sft_8_adaptive": "latent_sft_8_step"}
 LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]

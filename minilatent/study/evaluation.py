@@ -41,7 +41,7 @@ def frequent_tokens(tok: Tokenizer, examples: list[Example]) -> Tensor:
 def training_tokens(method, sample: int = 2000) -> Tensor | None:
     """`frequent_tokens` of the run's training data; None, with a message, if the data is not available."""
     c = method.config
-    options = {"chain_style": c.chain_style, "chain_order": c.chain_order, "revision": c.revision}
+    options = {"chain_style": c.chain_style, "chain_order": c.chain_order}
     try:
         examples = tasks.load(c.data, "train", limit=sample, seed=c.seed, **options)
     except UserError as error:
