@@ -133,15 +133,6 @@ def test_the_log_says_how_many_chains_have_one_latent_or_were_cut_off(tok, rows)
     assert logged["cut_off"] > 0.5
 
 
-@pytest.mark.parametrize("length, said", [(1.0, "one latent"), (7.9, "--max_chain"), (4.0, "")])
-def test_chains_of_one_length_are_reported(tok, capsys, monkeypatch, length, said):
-    method = make_rl(tok, max_chain=8)
-    monkeypatch.setattr(method, "accuracy", lambda _: {"accuracy": 0.25, "mean_len": length})
-    assert method.accuracy_and_length([]) == {"accuracy": 0.25, "mean_len": length}
-    out = capsys.readouterr().out
-    assert f"{said}: accuracy 0.250" in out if said else not out
-
-
 # ------------------------------------------------------------------ the objective
 
 

@@ -82,7 +82,7 @@ def test_rl_that_only_gets_worse_leaves_the_model_as_it_was(
     def judge(self, val):
         return {"accuracy": scores.pop(0), "mean_len": 3.0}
 
-    monkeypatch.setattr(METHODS["latent_rl"], "accuracy_and_length", judge)
+    monkeypatch.setattr(METHODS["latent_rl"], "accuracy", judge)
     args = ["latent_rl", "--init", uninterrupted, "--group", 3]
     scores[:] = [0.9, 0.5, 0.4]
     train(tmp_path / "run", *args)

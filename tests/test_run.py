@@ -185,35 +185,12 @@ def test_dtype_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch):
     assert machine.pick_dtype("auto", torch.device("mps")) == "float32"
 
 
-def test_device_auto_is_cuda_or_for_a_large_model_apples_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for cuda, mps, parameters, device in (
-        (True, True, 10**9, "cuda"),
-        (False, True, 10**9, "mps"),
-        (False, True, 10**6, "cpu"),
-        (False, False, 10**9, "cpu"),
-    ):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
-        assert machine.pick_device("auto", parameters).type == device
-
-
 def test_a_device_that_is_not_there_is_named_with_what_to_do(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert machine.pick_device("cuda:0") == torch.device("cuda:0")
-    for name, said in (
-        ("cuda:7", "--device cuda:7: there are 1 CUDA devices"),
-        ("mps", "--device mps: this machine has no Apple GPU; try --device cpu"),
-        ("gpu", "--device gpu: no such device"),
-        ("meta", "--device meta: cpu, cuda, cuda:N or mps"),
-    ):
-        with pytest.raises(UserError, match=said):
-            machine.pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no CUDA on this machine or in this PyTorch; try --device cpu"):
-        machine.pick_device("cuda")
+    assert machine.pick_device("auto").type == "cpu"
+    for name in ("gpu", "mps:7", "cuda:99"):
+        with pytest.raises(UserError, match=f"--device {name}: this machine has none; try --device cpu"):
+            machine.pick_device(name)
 
 
 # --- mini-base from nothing ---------------------------------------------------------------------------------

@@ -21,9 +21,6 @@ class CoTSFT(Method):
     def collate(self, rows: list[Row], rng=None) -> Batch:
         return causal_batch([r.prompt for r in rows], [r.chain + r.tail for r in rows], self.tok.pad)
 
-    def loss(self, batch: Batch, noise=None):
-        return self.next_token_loss(batch), {}
-
     # ------------------------------------------------------------------ inference
 
     def thinker(self):
