@@ -53,7 +53,7 @@ class Settings(Config):
     auto: float = opt(0.0, "share of the steps whose prompt says auto instead of the factor")
     pooling: str = opt("sqrt", "a block becomes its sum / √c, or its mean", choices=("sqrt", "mean"))
     head_width: int = opt(0, "width of the latent head (0: the model's)")
-    latent_loss: str = opt("soft_mse", "mse: a deterministic head", choices=("soft_mse", "nll", "mse"))
+    latent_loss: str = opt("soft_mse", "head's loss; mse has no σ", choices=("soft_mse", "nll", "mse"))
     entropy_weight: float = opt(0.0, "α of soft_mse")
     sigma_floor: float = opt(0.0, "lower bound of the latent head's σ, in units of the embeddings' std")
     latent_weight: float = opt(1.0, "weight of the latent head's loss")

@@ -55,7 +55,7 @@ class Settings(Config):
     ratio: int = opt(2, "compression ratio r: chain tokens per latent")
     segmentation: str = opt("fixed", "a latent for --ratio tokens, or for a step", choices=("fixed", "step"))
     k: int = opt(10, "vocabulary entries kept in a superposition")
-    labels: str = opt("encoder", "of stage 1, or uniform mixtures without it", choices=("encoder", "uniform"))
+    labels: str = opt("encoder", "stage 1's latents or uniform mixtures", choices=("encoder", "uniform"))
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
     pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens in stage 1")
