@@ -38,9 +38,11 @@ _NUMBER = re.compile(
     r"(?<![\w)\]}])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w)\]}.])-?\.\d+", re.ASCII
 )
 # What makes a number a part of an expression, where it stands right before or behind it: an operator, a
-# bracket, a command of LaTeX, a letter ("4x", "1e3"; two are a unit: "5kg").
-_BEFORE = re.compile(r"(?:[-+*/^_<([{]|\\[A-Za-z]+)\s*$")
-_BEHIND = re.compile(r"[\^_!(){}\]]|\s*\\[A-Za-z]|[A-Za-z](?![A-Za-z])|\s*[-+*/]\s*(?:[\d.({\\]|[A-Za-z]\b)")
+# bracket, a command of LaTeX, a letter ("4x", "1e3"; two are a unit: "5kg"), the colon of a ratio.
+_BEFORE = re.compile(r"(?:[-+*/^_<([{√]|\d:|\\[A-Za-z]+)\s*$")
+_BEHIND = re.compile(
+    r"[\^_!(){}\]√²³]|:\d|\s*\\[A-Za-z]|[^\W\d](?![^\W\d])|\s*[-+*/]\s*(?:[\d.({\\]|[^\W\d]\b)"
+)
 _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
 _MAX_DIGITS = 100  # a longer number is noise
 
