@@ -39,6 +39,7 @@ _NUMBER = re.compile(
 )
 # What makes a number a part of an expression, where it stands right before or behind it: an operator, a
 # bracket, a command of LaTeX, a letter ("4x", "1e3"; two are a unit: "5kg"), the colon of a ratio.
+_ARITHMETIC = re.compile(r"(?:^|[\d)])\s*[-+*]\s*$|<<$")  # of numbers, as before the 2 of "3-2"
 _BEFORE = re.compile(r"(?:[-+*/^_<([{√]|\d:|\\[A-Za-z]+)\s*$")
 _BEHIND = re.compile(
     r"[\^_!(){}\]√²³]|:\d|\s*\\[A-Za-z]|[^\W\d](?![^\W\d])|\s*[-+*/]\s*(?:[\d.({\\]|[^\W\d]\b)"
@@ -54,8 +55,8 @@ def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | Non
     The last \boxed{x} counts, and x must be a number alone. Else the last "#### x", else the last "answer is
     x" (or "answer: x"), else the last number of the text; a mark with no number behind it (the text was cut
     off) does not count. Percent signs, currencies and units are dropped: "50%" is "50". A number that is part
-    of an expression is no answer: neither is 2 of "1/2", nor 4 of "4\sqrt{2}". Never raises, whatever the
-    text.
+    of an expression is no answer: neither is 2 of "1/2", nor 4 of "4\sqrt{2}". (Without a mark arithmetic is
+    a chain that was cut off: the last number of "3-2" is 2.) Never raises, whatever the text.
     """
     if not isinstance(text, str):
         return None
@@ -71,7 +72,7 @@ def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | Non
             if first := _NUMBER.search(sentence):
                 return _value(first)
     numbers = [*_NUMBER.finditer(text)]
-    return _value(numbers[-1]) if numbers else None
+    return _value(numbers[-1], marked=False) if numbers else None
 
 
 def normalise(value: str | int | float | None) -> str | None:
@@ -132,10 +133,12 @@ def _plain(text: str) -> str:
     return re.sub(r"\\boxed\s*\{?|\\[,!;]|\*\*|\\?[$%]|[€£]", "", text)
 
 
-def _value(number: re.Match) -> str | None:
+def _value(number: re.Match, marked: bool = True) -> str | None:
     """The number in its one form; None if it is part of an expression, or absurdly long."""
     text, start, end = number.string, number.start(), number.end()
     before, behind = text[max(0, start - 50) : start], text[end : end + 50]
+    if not marked and _ARITHMETIC.search(before):
+        before = ""
     if _BEFORE.search(before) or _BEHIND.match(behind) or len(number[0]) > _MAX_DIGITS:
         return None
     whole, _, fraction = number[0].lstrip("-").replace(",", "").partition(".")
