@@ -31,13 +31,10 @@ FREE = {"resume", "out", "device", "threads", "method"}  # what --resume may be 
 
 def settings_class(method: str) -> type[Config]:
     """UserError if there is no such method."""
+    if not method:
+        raise UserError(f"--method is required: {', '.join(METHODS)}")
     if method not in METHODS:
-        known = ", ".join(METHODS)
-        raise UserError(
-            f"unknown method '{method}'{nearest(method, METHODS)}"
-            if method
-            else f"--method is required: {known}"
-        )
+        raise UserError(f"unknown method '{method}'{nearest(method, METHODS)}")
     return METHODS[method].Settings
 
 
@@ -118,7 +115,7 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
         return (*new_model(config), {}, {})
     if not config.init and not config.data.startswith("mini"):
         raise UserError(
-            f"--data {config.data} needs --init: a run folder, a Hugging Face folder, a hub name, or none"
+            f"--data {config.data} needs --init: a run or Hugging Face folder, a hub name, or none"
         )
     return load_weights(config.init or str(BASE))
 
@@ -256,9 +253,7 @@ def train(given: dict) -> None:
     kept = {"rows": fingerprint(rows)}  # in config.json
     folder = Path(config.out or f"out/{config.method}")
     if config.resume and checkpoint.read_run(folder).get("rows", kept["rows"]) != kept["rows"]:
-        raise UserError(
-            f"--data {config.data} is not what it was when the run in {folder} began: start a new --out"
-        )
+        raise UserError(f"--data {config.data} is not what it was when the run in {folder} began")
     if config.lora_rank:  # it saves adapters only: the model that they belong to
         init = config.init or str(BASE)
         init = str(Path(init).resolve()) if Path(init).is_dir() else init
