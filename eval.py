@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from minilatent import tasks
-from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, run_script
+from minilatent.config import Config, Parser, UserError, add_fields, run_script
 from minilatent.files import write_json
 from minilatent.machine import pick_device
 from minilatent.methods import CoLaR
@@ -15,7 +15,7 @@ from minilatent.run import load_run
 from minilatent.study.evaluation import change_settings, evaluate, label, report, training_tokens
 from minilatent.study.interventions import INTERVENTIONS, check_interventions, intervene, report_interventions
 
-COMMON = ("chain_style", "max_chain", "max_answer", "revision")  # settings that can be changed for a run
+COMMON = ("chain_style", "max_chain", "max_answer")  # settings that can be changed for a run
 COLAR = ("latent_temperature", "sample_end")  # further ones of some methods
 
 
@@ -31,7 +31,6 @@ def parse(argv: list[str]) -> dict:
     known = ", ".join(INTERVENTIONS)
     add("--intervene", nargs="*", metavar="NAME", help=f"replacements of the latents: {known} [noise swap]")
     add("--speed", nargs="+", metavar="c", help="compression factors, numbers or auto (colar) [the run's]")
-    add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", *COMMON))
     add_fields(parser, CoLaR.Settings, only=COLAR)
     given = vars(parser.parse_args(argv))
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     given = parse(argv)
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
-    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
     change_settings(method, {name: given[name] for name in (*COMMON, *COLAR) if name in given})
     config, batch = method.config, given.get("batch", 0)
     for speed in given.get("speed", []):
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the run was trained on {config.data}, which has no test split: give --data")
     names = given.get("intervene", []) or (["noise", "swap"] if "intervene" in given else [])
     check_interventions(method, names)
-    options = {"limit": given.get("limit"), "chain_style": config.chain_style, "revision": config.revision}
+    options = {"limit": given.get("limit"), "chain_style": config.chain_style}
     tests = {name: tasks.load(name, "test", **options) for name in given.get("data", [config.data])}
     brief, results = "brief" in given, []
     frequent = None if brief else training_tokens(method)
@@ -66,8 +65,6 @@ def main(argv: list[str]) -> None:
             result = evaluate(method, examples, Path(name).name, frequent=frequent, batch=batch, brief=brief)
             if speed:
                 result["speed"] = speed if speed == "auto" else int(speed)
-            if given.get("soft_thinking"):
-                result["method"] = "soft_thinking"
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
             results.append(result)

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from minilatent.config import Config, Parser, SoftThinking, UserError, add_fields, run_script
+from minilatent.config import Config, Parser, UserError, add_fields, run_script
 from minilatent.machine import pick_device
 from minilatent.methods import CoLaR
 from minilatent.run import load_run
@@ -30,7 +30,6 @@ def main(argv: list[str]) -> None:
         metavar="FILE",
         help="figure of the chain: ranks, probabilities, entropy (.png, .pdf, .svg)",
     )
-    add_fields(parser, SoftThinking)
     add_fields(parser, Config, only=("device", "threads", "max_chain"))
     add_fields(parser, CoLaR.Settings, only=COLAR)
     given = vars(parser.parse_args(argv))
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> None:
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
 
-    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")), SoftThinking.of(given))
+    method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
     change_settings(method, {name: given[name] for name in ("max_chain", *COLAR) if name in given})
     top, vocabulary = given.get("top", 5), method.model.config.vocab_size
     if not 1 <= top <= vocabulary:

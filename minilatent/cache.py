@@ -69,7 +69,7 @@ def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache)
         chosen = order[first : first + PREFILL_ROWS]
         n, last = lengths[chosen], first + len(chosen)
         part = prefix[chosen, : int(n.max())]
-        read = model(embeds=part, cache=cache.part(first, last), new=n)
+        read = model(embeds=part, cache=cache.part(first, last))
         hidden[first:last] = read[torch.arange(len(chosen), device=prefix.device), n - 1]
     cache.lengths = lengths[order]
     return hidden, order

@@ -50,36 +50,26 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     foreign."""
     try:
         with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}
+            header = json.loads((f.metadata() or {})["minilatent"])
+        if checksum(tensors, header["meta"]) == header["checksum"]:
+            return tensors, json.loads(header["meta"])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
-    if "minilatent" not in header:
-        raise UserError(f"{path} was not written by minilatent: it has no checksum")
-    try:
-        header = json.loads(header["minilatent"])
-        if checksum(tensors, header["meta"]) == header["checksum"]:
-            return tensors, json.loads(header["meta"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        pass  # the header itself is damaged
+        raise UserError(f"{path} was not written by minilatent, or its header is damaged") from None
     raise UserError(f"{path} is damaged: its checksum does not match its contents")
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Every tensor must find its place and every place its tensor; UserError names the first that does
-    not."""
-    own = module.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        if name not in tensors:
-            raise UserError(f"{path} lacks the tensor '{name}'")
-        if name not in own:
-            raise UserError(f"{path} has a tensor '{name}' that this model does not have")
-        if own[name].shape != tensors[name].shape:
-            found, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
-            raise UserError(f"{path}: '{name}' has shape {found}, this model needs {wanted}")
-    module.load_state_dict(tensors)
+    """Every tensor must find its place and every place its tensor; UserError names those that do not."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit this model: {reason}") from None
 
 
 def frozen(module: torch.nn.Module) -> set[str]:
@@ -111,10 +101,7 @@ def write_config(folder: Path, config: Config, model: ModelConfig, **more) -> No
 
 def is_run(folder: str | Path) -> bool:
     """Whether this is a run folder of ours, and not a Hugging Face folder or a name on the hub."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        return False
-    data = read_json(path)
+    data = read_json(Path(folder) / "config.json", {})
     return isinstance(data, dict) and "minilatent" in data
 
 
@@ -123,31 +110,21 @@ def read_run(folder: str | Path) -> dict:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.json")
-    data = read_json(path)
-    if not isinstance(data, dict) or "minilatent" not in data:
+    if not is_run(folder):
         raise UserError(f"{path} is not of a minilatent run")
-    if not isinstance(data.get("config"), dict) or "method" not in data["config"]:
-        raise UserError(f"{path} is damaged: it holds no settings")
-    return data
+    return read_json(path)
 
 
 def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
     """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
     folder = Path(folder)
-    try:
-        config = ModelConfig(**read_run(folder)["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is damaged: {error}") from None
-    tok = Tokenizer.load(folder)
-    if max(tok.markers.values()) >= config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has more tokens than the model's {config.vocab_size}")
     path = folder / "model.safetensors"
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(ModelConfig(**read_run(folder)["model"]))
     model = model.to_empty(device="cpu")
     weights, beside = split_off(load_tensors(path)[0])
     load_into(model, weights, path)
-    return model, tok, beside
+    return model, Tokenizer.load(folder), beside
 
 
 def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -13,6 +13,7 @@ import os
 import sys
 import typing
 from dataclasses import dataclass, field
+from functools import partial
 
 
 class UserError(Exception):
@@ -37,19 +38,12 @@ class Config:
     resume: bool = opt(False, "continue the run in --out")
 
     data: str = opt("mini", "mini, mini_prosqa, gsm8k, gsm8k_aug, math, or a file")
-    val_data: str = opt("", "file to validate on (default: the validation split of --data)")
     train_size: int = opt(60_000, "training examples, at most")
     val_size: int = opt(256, "validation examples, at most")
     test_size: int = opt(1000, "test examples for the final model, at most")
-    revision: str = opt("", "commit or tag of a data set on the hub")
-    chain_style: str = opt(
-        "equations", "chains as <<16-3=13>> or as sentences", choices=("equations", "text")
-    )
-    chain_order: str = opt(
-        "text", "steps in the text's order or a random valid one", choices=("text", "random")
-    )
+    chain_style: str = opt("equations", "chains of <<16-3=13>> or sentences", choices=("equations", "text"))
+    chain_order: str = opt("text", "steps in the text's order or any valid one", choices=("text", "random"))
     max_tokens: int = opt(0, "longest training example, longer ones are skipped (default: the context)")
-    chat: bool = opt(True, "ask a chat model in its own format (ChatML, Llama 3)")
 
     n_layer: int = opt(5, "layers")
     n_head: int = opt(4, "attention heads")
@@ -73,11 +67,10 @@ class Config:
     save_every: int = opt(200, "steps between checkpoints")
     log_every: int = opt(20, "steps between lines of metrics.jsonl")
 
-    device: str = opt("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: str = opt("auto", "cpu, cuda, cuda:N or mps; auto: cuda if there is any, else cpu")
     dtype: str = opt("auto", "forward pass's precision", choices=("auto", "float32", "bfloat16", "float16"))
     threads: int = opt(0, "CPU threads (0: PyTorch's choice)")
     grad_checkpoint: bool = opt(False, "recompute activations: less memory, a third slower")
-    compile: bool = opt(False, "torch.compile the model")
 
     max_chain: int = opt(64, "longest chain: latents, or tokens of an explicit chain")
     max_answer: int = opt(16, "longest answer in tokens")
@@ -105,28 +98,6 @@ GROUPS = {
     "device": "machine",
     "max_chain": "decoding",
 }
-
-
-@dataclass
-class SoftThinking:
-    """How eval.py and sample.py can decode a CoT-SFT model without any training (arXiv 2505.15778)."""
-
-    soft_thinking: bool = opt(False, "feed back mixtures of the likeliest tokens instead of words (cot_sft)")
-    soft_k: int = opt(10, "tokens in such a mixture", least=1)
-    soft_temperature: float = opt(0.6, "temperature of the mixture's probabilities", least=1e-3)
-
-    @classmethod
-    def of(cls, given: dict) -> "SoftThinking | None":
-        """From what the user gave; None if it was not asked for. UserError if an option makes no sense."""
-        mine = {f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}
-        if mine.get("soft_thinking"):
-            soft = cls(**mine)
-            Config.check(soft)
-            return soft
-        mine.pop("soft_thinking", None)
-        if mine:
-            raise UserError(f"--{min(mine)} needs --soft_thinking")
-        return None
 
 
 # ------------------------------------------------------------------ presets
@@ -200,13 +171,10 @@ def nearest(word: str, known, otherwise: str = "") -> str:
 class Parser(argparse.ArgumentParser):
     """argparse that reports a wrong call in one line and names the nearest key it knows."""
 
-    belongs: dict[str, str] = {}  # option -> the method that has it, of options that this parser lacks
-
     def __init__(self, **kwargs):
-        def formatter(prog):
-            return argparse.HelpFormatter(prog, max_help_position=26, width=110)
-
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+        shape = partial(argparse.HelpFormatter, max_help_position=26, width=110)
+        super().__init__(allow_abbrev=False, formatter_class=shape, **kwargs)
+        self.belongs: dict[str, list[str]] = {}  # options that only other methods have -> these methods
 
     def error(self, message: str):
         raise UserError(message)
@@ -215,23 +183,11 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             key = unknown[0].split("=")[0]
-            if key in self.belongs:
-                raise UserError(f"{key} belongs to {self.belongs[key]}")
-            known = [
-                name for action in self._actions for name in action.option_strings if name.startswith("--")
-            ]
+            if methods := self.belongs.get(key.replace("--no-", "--")):
+                raise UserError(f"{key} belongs to {' and '.join(methods)}")
+            known = [name for action in self._actions for name in action.option_strings]
             raise UserError(f"unknown argument '{unknown[0]}'{nearest(key, known, ': see --help')}")
         return parsed
-
-
-def option_names(cls: type, without: type | None = None) -> list[str]:
-    """`--key` of every field of a dataclass, and `--no-key` of a bool; of `without`'s fields none."""
-    left_out = {f.name for f in dataclasses.fields(without)} if without else set()
-    names = []
-    for f in dataclasses.fields(cls):
-        if f.name not in left_out:
-            names += [f"--{f.name}", f"--no-{f.name}"] if isinstance(f.default, bool) else [f"--{f.name}"]
-    return names
 
 
 def add_fields(

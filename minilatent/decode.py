@@ -34,7 +34,7 @@ def explicit_thinker(model: Transformer) -> Thinker:
 
 
 def superposition_thinker(model: Transformer, k: int, never: list[int], temperature: float = 1.0) -> Thinker:
-    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT; Soft Thinking of a CoT model)."""
+    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT)."""
     return lambda logits, hidden: superpose(logits / temperature, model.embed.weight, k, never)[0]
 
 

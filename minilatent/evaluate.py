@@ -71,22 +71,11 @@ def room(method) -> int:
     return method.model.config.context - limits["max_chain"] - limits["max_answer"] - 1
 
 
-def check_room(method) -> None:
-    """UserError if chain and answer may be so long that no question fits."""
-    if room(method) < 1:
-        limits, context = method.decoding(), method.model.config.context
-        lengths = f"--max_chain {limits['max_chain']} and --max_answer {limits['max_answer']}"
-        raise UserError(f"{lengths} leave no room for a question in the context of {context}")
-
-
 def fitting(method, examples: list[Example]) -> list[Example]:
     """The examples whose prompt fits. UserError if none does."""
-    check_room(method)
     fits = [e for e in examples if len(method.prompt(e.question)) <= room(method)]
     if not fits:
-        context = method.model.config.context
-        raise UserError(
-            f"all {len(examples)} questions are longer than {room(method)} tokens: with chain and answer "
-            f"they do not fit in the context of {context}"
-        )
+        limits, context = method.decoding(), method.model.config.context
+        lengths = f"--max_chain {limits['max_chain']} and --max_answer {limits['max_answer']}"
+        raise UserError(f"{lengths} leave no room for any of {len(examples)} questions in {context} tokens")
     return fits

@@ -45,12 +45,6 @@ class ModelConfig:
     norm_eps: float = 1e-5
     attention: str = "sdpa"  # sdpa | naive (the same, written out)
 
-    def __post_init__(self):
-        known = {"position": "rope learned", "norm": "rmsnorm layernorm", "mlp": "swiglu gelu"}
-        for name, values in {**known, "attention": "sdpa naive"}.items():
-            if getattr(self, name) not in values.split():
-                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {values}")
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D), mask (B or 1, 1, T, S) True = may attend, None = causal."""
@@ -80,9 +74,9 @@ ATTENTION = {"sdpa": attention, "naive": naive_attention}
 def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
     """θ^(-2i/D), the angle a position for each pair of a head's dimensions, (D/2,).
 
-    `rope_scaling` stretches the context: {"rope_type": "linear"} slows every pair by `factor`. Llama 3's
-    leaves alone the pairs that turn at least high_freq_factor times within the original context, slows by
-    `factor` those that turn less than low_freq_factor times, and blends in between.
+    `rope_scaling`, Llama 3's, stretches the context: it leaves alone the pairs that turn at least
+    high_freq_factor times within the original context, slows by `factor` those that turn less than
+    low_freq_factor times, and blends in between.
     """
     even = torch.arange(0, config.head_dim, 2, device=device).float()  # 2i
     frequency = config.rope_theta ** (-even / config.head_dim)  # (D/2,)
@@ -90,8 +84,6 @@ def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
     if scaling is None:
         return frequency
     slow = frequency / scaling["factor"]
-    if scaling["rope_type"] == "linear":
-        return slow
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     return torch.lerp(slow, frequency, ((turns - low) / (high - low)).clamp(0, 1))
@@ -212,7 +204,6 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache=None,  # cache.KVCache or unroll.GrowingCache
-        new: Tensor | None = None,
         states: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (B, T, C).
@@ -222,7 +213,6 @@ class Transformer(nn.Module):
         mask       (T, S) or (B, T, S), True = may attend, at least one in every row; None = causal
         positions  (T,) or (B, T); default 0..T-1, after the cached ones when there is a cache
         cache      keys and values of earlier positions; the T new ones are appended
-        new        (B,) how many of the T positions stay in the cache; the rest is padding on the right
         states     a list that gets every block's output, (B, T, C) each, the first block's first
         """
         x = self.embed(ids) if embeds is None else embeds  # (B, T, C)
@@ -259,7 +249,7 @@ class Transformer(nn.Module):
             if states is not None:
                 states.append(x)
         if cache is not None:
-            cache.lengths = cache.lengths + (T if new is None else new)
+            cache.lengths = cache.lengths + T
         return self.norm(x)
 
     @property

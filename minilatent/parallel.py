@@ -10,7 +10,6 @@ What is random for the whole batch (CoLaR's factor) is equal in all processes; w
 """
 
 import os
-import signal
 import sys
 from collections.abc import Iterable
 
@@ -47,33 +46,13 @@ def start(device: str) -> str:
     return f"cuda:{local}" if gpu else "cpu"
 
 
-def on_terminate() -> None:
-    """With several processes: end with one line when torchrun stops this one, because another has ended."""
-
-    def stop(*_):
-        raise UserError(
-            "stopped from outside, most likely because another process of this run has ended; the last "
-            "checkpoint is good, --resume goes on from there"
-        )
-
-    if world() > 1:
-        signal.signal(signal.SIGTERM, stop)
-
-
 def total(tensor: Tensor) -> Tensor:
-    """The sum over all processes, on each of them. UserError if one of them is gone."""
+    """The sum over all processes, on each of them."""
     if world() == 1:
         return tensor
     here = tensor.device
     tensor = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu()
-    try:
-        dist.all_reduce(tensor)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0][:100]
-        raise UserError(
-            f"another process of this run has ended ({reason}); the last checkpoint is good, "
-            "--resume goes on from there"
-        ) from None
+    dist.all_reduce(tensor)
     return tensor.to(here)
 
 

@@ -1,7 +1,7 @@
 """Text <-> ids. Five markers are single tokens in every tokenizer: <think>, </think>, <latent>, <pad>, <eos>.
 
 Text never becomes a marker: a question that has "</think>" written in it is spelled in ordinary tokens.
-mini and GPT-2's encoding run on tiktoken, a Hugging Face folder's tokenizer on the `tokenizers` library.
+mini's runs on tiktoken, that of a Hugging Face folder on the `tokenizers` library.
 """
 
 import base64
@@ -31,8 +31,6 @@ class Tiktoken:
     def __init__(self, pattern: str, ranks: list[bytes]):
         """pattern: the regex that cuts a text into pieces, across which nothing is merged. ranks: byte
         strings in the order of their merges, the 256 bytes among them; a token's id is its rank."""
-        if not set(ranks).issuperset(bytes([i]) for i in range(256)) or len(set(ranks)) != len(ranks):
-            raise ValueError("a byte is missing or a token is there twice")
         self.pattern, self.ranks, self.size = pattern, ranks, len(ranks)
         ids = {token: i for i, token in enumerate(ranks)}
         self.encoding = tiktoken.Encoding("ours", pat_str=pattern, mergeable_ranks=ids, special_tokens={})
@@ -101,8 +99,6 @@ class Tokenizer:
                 backend = hf_tokenizer.HuggingFace(data["tokenizer"])
             else:
                 backend = Tiktoken(data["pattern"], [base64.b64decode(token) for token in data["ranks"]])
-                if data.get("ids", [*range(backend.size)]) != [*range(backend.size)]:
-                    raise ValueError("its ids are not its ranks, as in version 1")
             optional = {key: data[key] for key in ("special", "bos", "chat") if key in data}
             return cls(backend, data["markers"], data["size"], **optional)
         except (ValueError, KeyError, TypeError) as error:
@@ -110,31 +106,9 @@ class Tokenizer:
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face folder, tokenizer.json; for GPT-2's weights alone, tiktoken's
-        encoding. UserError if it is missing or damaged.
-
-        The model's own <think>, </think>, <pad> and end of sequence serve as our markers if it has them.
-        """
-        folder = Path(folder)
-        has_files = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-        if not has_files and read_json(folder / "config.json", {}).get("model_type") == "gpt2":
-            return gpt2_tokenizer()
-        return cls(**hf_tokenizer.read(folder, MARKERS))
-
-
-def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's, which tiktoken has from the network or from its cache."""
-    try:
-        gpt2 = tiktoken.get_encoding("gpt2")
-    except Exception as error:  # no network: requests' and urllib3's errors, of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"tiktoken cannot get GPT-2's tokenizer ({reason[:200]}); put tokenizer.json into the "
-            "model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
-        ) from None
-    ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
-    end = gpt2.eot_token
-    return Tokenizer(Tiktoken(gpt2._pat_str, ranks), {"<eos>": end}, gpt2.n_vocab, {"<|endoftext|>": end})
+        """The tokenizer of a Hugging Face folder, tokenizer.json. UserError if it is missing or damaged. The
+        model's own <think>, </think>, <pad> and end of sequence serve as our markers if it has them."""
+        return cls(**hf_tokenizer.read(Path(folder), MARKERS))
 
 
 def mini_tokenizer() -> Tokenizer:

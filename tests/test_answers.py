@@ -2,7 +2,6 @@
 
 import sys
 import time
-from fractions import Fraction
 
 import pytest
 
@@ -30,7 +29,6 @@ from minilatent.tasks.answers import Example, extract_answer, is_correct, normal
         ("£1,000", "1000"),
         ("€5", "5"),
         (r"\$18", "18"),
-        ("US$5", "5"),
         ("Rs.500", "500"),
         ("18 dollars", "18"),
         ("5kg", "5"),
@@ -42,23 +40,7 @@ from minilatent.tasks.answers import Example, extract_answer, is_correct, normal
         ("-$5", "-5"),
         ("$-5", "-5"),
         ("= -3", "-3"),
-        ("(-3)", "-3"),
         ("-.5", "-0.5"),
-        ("1/2", "0.5"),
-        ("-1/2", "-0.5"),
-        ("6/3", "2"),
-        ("1/3", "1/3"),
-        ("2/6", "1/3"),
-        ("2 1/2", "2.5"),
-        ("-2 1/2", "-2.5"),
-        (r"\frac{1}{2}", "0.5"),
-        (r"\dfrac{3}{4}", "0.75"),
-        (r"\frac12", "0.5"),
-        (r"-\frac{1}{2}", "-0.5"),
-        (r"\frac{-1}{2}", "-0.5"),
-        (r"2\frac{1}{2}", "2.5"),
-        ("1e3", "1000"),
-        ("1.5E-2", "0.015"),
     ],
 )
 def test_a_number_is_read_in_every_way_it_is_written(text, expected):
@@ -77,12 +59,13 @@ def test_a_number_is_read_in_every_way_it_is_written(text, expected):
         ("(1+2)-2", "2"),
         ("5%-10%", "10"),
         ("10-15 apples", "15"),
-        ("x-2", "2"),
         ("5 - 2", "2"),
+        ("<<3+4=7>> <<7*18", "18"),
+        (" <<18", "18"),
+        ("x-2", None),
         ("3 and -2", "-2"),
         ("she has 5 ... 6", "6"),
         ("it went on...7", "7"),
-        ("25 m^2", "25"),
         ("25 m2", "25"),
         ("<<16-3=13>>13", "13"),
         ("<<16-18=-2>>", "-2"),
@@ -102,10 +85,7 @@ def test_the_last_number_is_told_apart_from_its_neighbours(text, expected):
         (r"\boxed{3} or rather \boxed{4} of 9", "4"),
         ("#### 3\nQuestion: 7?\n#### 4\n5", "4"),
         ("The answer is 3. No, the answer is 4. 5", "4"),
-        (r"\boxed{\frac{1}{2}} 7", "0.5"),
-        (r"\boxed{\text{about }\mathbf{12}} 7", "12"),
         (r"\boxed{x = 5} 7", "5"),
-        (r"\boxed{\boxed{3}} 7", "3"),
         (r"{ \boxed{8} 7", "8"),
         (r"\boxed {8} 7", "8"),
         ("The answer is 9*2 = 18 dollars a day. 7", "18"),
@@ -134,15 +114,11 @@ def test_marks_come_before_bare_numbers_and_the_last_mark_counts(text, expected)
         ("#### 1,080", "1080", True),
         ("18.00", "18", True),
         ("18", "18.0", True),
-        ("1/2", "0.5", True),
-        (r"\boxed{\dfrac{2}{4}}", "1/2", True),
         ("−3", "-3", True),
-        ("2/6", "1/3", True),
         ("145", 145.0, True),
         ("18", "81", False),
         ("-18", "18", False),
         ("180", "18", False),
-        ("0.333", "1/3", False),
         ("18.001", "18", False),
         ("10000000000000000000001", "10000000000000000000000", False),  # the same float, not the same number
         ("0.1", "0.10000000000000001", False),
@@ -150,7 +126,6 @@ def test_marks_come_before_bare_numbers_and_the_last_mark_counts(text, expected)
         ("", "18", False),
         ("eighteen", "18", False),
         ("eighteen", "eighteen", True),  # a word is compared as a word
-        ("1/0", "1/0", False),
         ("nan", float("nan"), False),
         (None, None, False),
     ],
@@ -193,9 +168,59 @@ def test_no_text_makes_the_extractor_raise_or_hang(text):
     assert time.process_time() - start < 5
 
 
-def test_an_absurd_number_is_passed_over_for_the_one_before_it():
-    assert extract_answer("5 and 1e99999") == "5"
-    assert extract_answer("5 and 1/0") == "5"
+PARTS = [
+    r"4\sqrt{2}",
+    r"\sqrt{4}",
+    r"\sqrt 4",
+    r"\frac{4}{3}",
+    r"\frac34",
+    r"4\pi",
+    r"4 \pi",
+    "4x",
+    "4^2",
+    "4!",
+    "4(x+1)",
+    "4/3",
+    "3/4",
+    "4 / 3",
+    "x+4",
+    "x - 4",
+    "4 - x",
+    "4 + 5i",
+    "4*5",
+    "2 1/4",
+    "4e3",
+    "(4, 5)",
+    "x^4",
+    "x_4",
+    r"4\cdot 5",
+    "4√2",
+    "√4",
+    "4π",
+    "4²",
+    "3:4",
+    "4:30",
+    r"3 \times 4",
+]
+
+
+@pytest.mark.parametrize("text", PARTS)
+def test_a_part_of_an_expression_never_passes_for_the_whole(text):
+    arounds = [r"\boxed{{{}}}", "#### {}", "The answer is {}", "The answer is ${}$."]
+    for around in arounds if text == "4*5" else ["{}", "it is ${}$", *arounds]:
+        for part in ("3", "4", "5", "-4"):
+            assert not is_correct(around.format(text), part), around
+
+
+@pytest.mark.parametrize("text", [r"\boxed{4 x}", r"\boxed{x > 4}", r"\boxed{4, 6}", r"\boxed{4 or 6}"])
+def test_a_box_holds_a_number_alone(text):
+    assert extract_answer(text) is None
+
+
+def test_nothing_is_taken_in_the_place_of_what_is_no_number():
+    assert extract_answer("5 and 1e99999") is None
+    assert extract_answer("5 and 1/0") is None
+    assert extract_answer("5 and " + "1" * 200) is None
 
 
 @pytest.mark.parametrize(
@@ -227,14 +252,6 @@ def test_an_absurd_number_is_passed_over_for_the_one_before_it():
 )
 def test_normalise_gives_one_text_to_a_number_and_none_to_anything_else(value, expected):
     assert normalise(value) == expected
-
-
-@pytest.mark.parametrize("top", [0, 1, -7, 10, 12345, -100])
-@pytest.mark.parametrize("bottom", [1, 2, 3, 7, 8, 1000, 2**40])
-def test_the_text_of_a_number_is_the_number(top, bottom):
-    text = normalise(f"{top}/{bottom}")
-    assert Fraction(text) == Fraction(top, bottom)
-    assert normalise(text) == text
 
 
 def test_an_example_is_a_value_and_joins_its_steps():
@@ -269,8 +286,17 @@ def test_answers_in_latex_are_judged_by_their_value(answer, right, wrong):
     )
 
 
+def test_an_answer_in_latex_is_the_whole_expression_too():
+    pytest.importorskip("math_verify")
+    assert not any(is_correct(text, "$4$") for text in [r"\boxed{4\sqrt{2}}", r"4\sqrt{2}", "$4x$", "4 or 5"])
+    assert all(
+        is_correct(text, "$4$") for text in [r"\boxed{\frac{8}{2}}", "$4$", "4", r"\boxed{4\text{ cm}}"]
+    )
+
+
 def test_without_the_library_an_answer_in_latex_says_what_to_install_and_numbers_do_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(UserError, match=r"pip install 'math-verify\[antlr4_13_2\]'"):
-        is_correct("$5$", r"$5\pi$")
-    assert is_correct("$5", "5") and is_correct("5", "$5") and not is_correct("", r"$5\pi$")
+    for prediction in ("$5$", ""):
+        with pytest.raises(UserError, match="pip install math-verify"):
+            is_correct(prediction, r"$5\pi$")
+    assert is_correct("$5", "5")

@@ -175,7 +175,6 @@ WRONG = {
     "--method latent_sft --labels uniform --latent hidden": "--labels uniform is about mixtures",
     "--method latent_sft --gumbel --latent hidden": "--gumbel is about mixtures",
     "--method colar --speed fast": "--speed fast",
-    "--method coconut --num_latents 5 --latents_a_step 2": "--num_latents 5",
 }
 
 
@@ -257,7 +256,7 @@ def test_an_earlier_run_is_not_touched_or_moved_aside_whole(call, refused, tmp_p
 
         patch.setattr(type(out), "rename", busy)
         said = refused(*SHORT, "--out", out)
-    assert "cannot be moved aside: Device or resource busy; choose another --out" in said
+    assert "Device or resource busy; choose another" in said
     assert files(out) == before
     code, text, _ = call(*SHORT, "--out", out)  # of the same method: moved aside
     assert code == 0 and "run.1" in text and files(tmp_path / "run.1") == before

@@ -163,8 +163,9 @@ def test_it_thinks_at_inference_as_it_was_trained_to_in_every_stage(tok, rows, s
                 x = torch.cat([x, fed[None]])
 
 
-def test_a_number_of_latents_that_is_no_whole_number_of_steps_is_refused(tok):
-    with pytest.raises(UserError, match="multiple"):
-        make(tok, num_latents=5)
+def test_a_number_of_latents_that_is_no_whole_number_of_steps_adds_fewer_in_the_last_one(tok):
+    method = make(tok, num_latents=5, latents_a_step=2)
+    assert [method.latents(s) for s in range(method.final_stage + 1)] == [0, 2, 4, 5, 5]
+    assert method.final_stage == 4
     with pytest.raises(UserError, match="--latents_a_step 0 is out of range: 1 or more"):
         make(tok, latents_a_step=0)

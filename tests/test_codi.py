@@ -36,7 +36,7 @@ def naive(method, rows) -> tuple[torch.Tensor, ...]:
     teacher, student, held = [], [], []
     for row in rows:
         steps, prompt = tok.decode(row.chain).split(" "), row.prompt
-        chain = tok.encode(" ".join(steps if method.config.last_step else steps[:-1]))
+        chain = tok.encode(" ".join(steps[:-1]))
         states: list = []
         logits = model.logits(model(torch.tensor([prompt + chain + row.tail]), states=states))
         teacher += nll(logits, len(prompt) - 1, chain + row.tail)
@@ -61,7 +61,7 @@ def naive(method, rows) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"family": "gpt2"}, {"distill_weight": 20.0}, {"last_step": True}, {"num_latents": 1}],
+    [{}, {"family": "gpt2"}, {"distill_weight": 20.0}, {"num_latents": 1}],
     ids=lambda c: "-".join(c) or "plain",
 )
 def test_a_batch_is_every_question_by_itself_without_a_cache_gradients_included(tok, rows, changes):
@@ -130,7 +130,6 @@ def test_the_layouts_and_labels_of_a_small_row(tok):
     assert batch["teacher_labels"][0].tolist() == [IGNORE] * 2 + [10, 11, e, 20, eos, IGNORE, IGNORE]
     assert batch["teacher_labels"][1].tolist() == [IGNORE] * 3 + [10, 11, e, 20, 21, eos]
     assert batch["end"].tolist() == [5, 6]
-    assert make(tok, last_step=True).teacher_chain(row) == row.chain
     only_step = small_row(tok, [1], [10, 11], [20], (2,))
     assert make(tok).teacher_chain(only_step) == []  # it says the answer
 

@@ -16,16 +16,15 @@ from minilatent.batch import encode
 from minilatent.methods import METHODS
 from minilatent.study import comparison, entries, verdicts
 from minilatent.study.comparison import Comparison, entry_named, trials_of, tuned_as
-from minilatent.study.entries import ENTRIES, ROWS, Entry, Variant
+from minilatent.study.entries import ENTRIES, ROWS, Entry
 from minilatent.study.measures import from_hex
 
 RUN = {**TINY, "log_every": 1, "save_every": 2}
 RUN.pop("seed")
 COLAR = {**RUN, "method": "colar", "c_max": 2}
 AFTER = {key: value for key, value in RUN.items() if key != "init"}  # that of another entry
-SOFT = Variant("_soft", "Soft Thinking", soft=config.SoftThinking(soft_thinking=True))
 SMALL_ENTRIES = [
-    Entry("cot_sft", "CoT-SFT", {**RUN, "method": "cot_sft"}, variants=[Variant(), SOFT]),
+    Entry("cot_sft", "CoT-SFT", {**RUN, "method": "cot_sft"}),
     Entry("colar", "CoLaR", COLAR, variants=entries.speeds("CoLaR-{}")),
     Entry("half", "before RL", {**COLAR, "latent_loss": "nll"}, main=False, share=0.5),
     Entry(
@@ -98,7 +97,7 @@ def test_an_entry_is_evaluated_in_each_way_that_it_names_with_all_interventions_
     evaluate, intervene = comparison.evaluate, comparison.intervene
 
     def judge(method, examples, name, **more):
-        ways.append((name, getattr(method.config, "speed", ""), bool(getattr(method, "soft", None))))
+        ways.append((name, getattr(method.config, "speed", "")))
         return evaluate(method, examples, name, **more)
 
     def replace(method, examples, names, **more):
@@ -108,8 +107,7 @@ def test_an_entry_is_evaluated_in_each_way_that_it_names_with_all_interventions_
     monkeypatch.setattr(comparison, "evaluate", judge)
     monkeypatch.setattr(comparison, "intervene", replace)
     assert call("--rows", "cot_sft", "colar")[0] == 0
-    kinds = [("", False), ("", True), ("5", False), ("2", False)]
-    assert ways == [(name, *kind) for kind in kinds for name in verdicts.SETS]
+    assert ways == [(name, speed) for speed in ("", "5", "2") for name in verdicts.SETS]
     everything = {"noise", "swap", "zeros", "mean", "shuffle", "truncate"}
     assert len(replaced) == len(ways)
     for method, name, names in replaced:
@@ -134,7 +132,7 @@ def test_an_interrupted_run_is_resumed_not_begun_again(call, tmp_path, monkeypat
     monkeypatch.setattr(run.Trainer, "fit", fit)
     assert call("--rows", "cot_sft")[0] == 0
     assert "resume" not in given[0] and given[1]["resume"] and given[0]["steps"] == 6
-    assert len(read(tmp_path / "results/rows.jsonl")) == 2 * len(verdicts.SETS)
+    assert len(read(tmp_path / "results/rows.jsonl")) == len(verdicts.SETS)
 
 
 def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path):

@@ -262,29 +262,14 @@ def half_a_config(folder):
     (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8")[:100])
 
 
-def unknown_part(folder, change=("attention", "sdpb")):
+def few_tokens(folder):
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings["model"] |= dict([change])
+    settings["model"]["vocab_size"] = 9
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def few_tokens(folder):
-    unknown_part(folder, ("vocab_size", 9))
-
-
 @pytest.mark.parametrize(
-    "harm",
-    [
-        no_folder,
-        no_model,
-        no_tokenizer,
-        truncated,
-        flipped,
-        foreign_config,
-        half_a_config,
-        unknown_part,
-        few_tokens,
-    ],
+    "harm", [no_folder, no_model, no_tokenizer, truncated, flipped, foreign_config, half_a_config, few_tokens]
 )
 def test_a_bad_checkpoint_is_one_clear_line(tok, tmp_path, harm):
     folder = save(chatty(tok, "latent_sft"), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Two processes on equal slices train as one does; when one dies, the other says so."""
+"""Two processes on equal slices train as one does; when one dies, the run ends and can go on."""
 
 import json
 import os
@@ -118,12 +118,8 @@ def test_rl_takes_all_steps_with_rollouts_of_both_processes(trained):
     assert [e["step"] for e in steps] == [1, 2, 3, 4, 5] and all(1 <= e["len"] <= 6 for e in steps)
 
 
-def test_when_one_process_dies_the_run_ends_in_words_and_its_checkpoint_goes_on(trained):
+def test_when_one_process_dies_the_run_ends_and_its_checkpoint_goes_on(trained):
     _, out = trained["one_dies"]
-    said = (out.parent / "stderr").read_text(encoding="utf-8")
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "--resume goes on from there" in errors[0], said
-    assert "another process of this run has ended" in errors[0]
     assert not (out / "model.safetensors").exists()
     _, meta = checkpoint.load_tensors(out / "state" / "resume.safetensors")
     assert meta["step"] == 3

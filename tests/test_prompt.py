@@ -114,18 +114,16 @@ def test_the_exported_template_asks_alike(chat_tok, tmp_path):
     assert ids == encode_prompt(plain, chat_tok)
 
 
-def test_the_format_can_be_turned_off_and_the_run_remembers(tmp_path, chat_tok, monkeypatch):
+def test_a_run_remembers_the_format(tmp_path, chat_tok, monkeypatch):
     model = tiny_model(chat_tok.vocab_size, context=200)
     monkeypatch.setattr(run, "initial_model", lambda config: (model, chat_tok, {}, {}))
     lines = [{"question": f"{i}+1?", "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"} for i in range(20)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    format = chat_tok.chat
     args = f"--method cot_sft --data {tmp_path}/data.jsonl --max_steps 1 --batch_size 2 --max_chain 2"
-    for more, expected in (([], format), (["--no-chat"], "")):
-        out = str(tmp_path / "run")
-        run.train(run.parse_args([*args.split(), "--device", "cpu", *more, "--out", out]))
-        assert run.load_run(out, torch.device("cpu")).tok.chat == expected
-    assert run.resolve({"method": "cot_sft"}).chat and set(CHATS) == {"", "chatml", "llama3"}
+    out = str(tmp_path / "run")
+    run.train(run.parse_args([*args.split(), "--device", "cpu", "--out", out]))
+    assert run.load_run(out, torch.device("cpu")).tok.chat == chat_tok.chat
+    assert set(CHATS) == {"", "chatml", "llama3"}
 
 
 def test_smollm2_is_asked_in_its_own_format():

@@ -172,10 +172,10 @@ def test_a_file_too_small_to_divide_is_an_error_not_an_empty_split(tmp_path):
         ('["a"]', "object"),
         ("3", "object"),
         ("null", "object"),
-        ({"answer": "#### 1", "id": 7}, "'question' (it has 'answer', 'id')"),
-        ({"question": "q?", "id": 7}, "'answer' (it has 'question', 'id')"),
-        ({"input": "q?", "code": ""}, "'target' (it has 'input', 'code')"),
-        ({}, "'question' (it has none)"),
+        ({"answer": "#### 1", "id": 7}, "'question', a text (it has 'answer', 'id')"),
+        ({"question": "q?", "id": 7}, "'answer'"),
+        ({"input": "q?", "code": ""}, "'target'"),
+        ({}, "'question', a text (it has none)"),
         ({"question": "q?", "answer": None}, "'answer'"),
         ({"question": " ", "answer": 1}, "'question'"),
         ({"question": 5, "answer": 1}, "'question'"),
@@ -186,7 +186,6 @@ def test_a_file_too_small_to_divide_is_an_error_not_an_empty_split(tmp_path):
         ({"question": "q?", "answer": True}, "no answer"),
         ('{"question": "q?", "answer": NaN}', "no answer"),
         ({"input": "q?", "target": [5]}, "no answer"),
-        ({"question": "q?", "answer": 5, "steps": 7}, "'steps'"),
         ("q?||<<2+3=5>>", "no answer"),
         ("||<<2+3=5>> #### 5", "'question'"),
     ],
@@ -200,10 +199,10 @@ def test_a_bad_line_is_named_with_its_file_its_number_and_what_is_wrong(tmp_path
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe{\x00", GSM8K["question"].encode("utf-16"), b"PAR1\x80\x00", b"\x1f\x8b\x08"]
 )
-def test_a_file_that_is_not_utf8_is_named_with_the_line(tmp_path, content):
+def test_a_file_that_is_not_utf8_is_named(tmp_path, content):
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(GSM8K).encode() + b"\n" + content)
-    assert error(path).startswith(f"{path}, line 2: not UTF-8")
+    assert error(path).startswith(f"{path}: not UTF-8")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
@@ -216,7 +215,7 @@ def test_a_missing_file_a_folder_and_an_unknown_name_are_told_apart(tmp_path):
     assert (
         error(tmp_path / "none.jsonl") == f"cannot read {tmp_path / 'none.jsonl'}: No such file or directory"
     )
-    assert "is a folder" in error(tmp_path)
+    assert error(tmp_path).startswith(f"cannot read {tmp_path}: ")
     assert "did you mean gsm8k?" in error("gsm8")
     assert "did you mean mini_svamp?" in error("mini_swamp")
 
@@ -247,8 +246,8 @@ def hub(monkeypatch):
     """A stand-in for `datasets`: repositories as {split: rows}, and the calls that were made."""
     calls, splits = [], {}
 
-    def load_dataset(repo, config=None, split=None, revision=None, data_files=None):
-        calls.append((data_files or repo, config, split, revision))
+    def load_dataset(repo, config=None, split=None, data_files=None):
+        calls.append((data_files or repo, config, split))
         if not splits:
             raise ConnectionError("no route to host\nand a long traceback")
         return splits[split]
@@ -264,11 +263,9 @@ def rows(n, start=0):
 
 def test_gsm8k_holds_its_validation_out_of_train_and_never_out_of_test(hub):
     hub.splits.update(train=rows(600), test=rows(50, 1000))
-    train, val = load("gsm8k", "train"), load("gsm8k", "val", revision="abc")
+    train, val = load("gsm8k", "train"), load("gsm8k", "val")
     assert (len(train), len(val)) == (540, 60) and exclude(train, val) == train
-    assert {call[:3] for call in hub.calls} == {("openai/gsm8k", "main", "train")} and hub.calls[-1][
-        3
-    ] == "abc"
+    assert set(hub.calls) == {("openai/gsm8k", "main", "train")}
     assert [e.question for e in load("gsm8k", "test")] == [row["question"] for row in hub.splits["test"]]
 
 
@@ -285,26 +282,11 @@ def test_gsm8k_aug_has_its_own_validation_split_and_train_leaves_it_out(hub, cap
     assert "1 rows skipped" in capsys.readouterr().err  # a bad row of the hub is counted, not fatal
 
 
-@pytest.mark.parametrize(
-    "name, file",
-    [
-        ("gsm8k", "train.jsonl"),
-        ("gsm8k_aug", "train.txt"),
-        ("gsm_hard", "gsmhardv2.jsonl"),
-        ("svamp", "svamp.jsonl"),
-        ("multiarith", "mawpsmultiarith.jsonl"),
-        ("math", "math.jsonl"),
-        ("math500", "math500.jsonl"),
-        ("aime24", "aime24.jsonl"),
-    ],
-)
-def test_without_a_network_the_error_says_what_to_download_and_how_to_do_without(
-    hub, monkeypatch, name, file
-):
+@pytest.mark.parametrize("name", SOURCES)
+def test_without_a_network_the_error_says_how_to_do_without(hub, monkeypatch, name):
     for reason in ("no route to host", "datasets"):
         message = error(name, "train" if "train" in SOURCES[name].splits else "test")
-        assert reason in message and f"--data path/to/{file}" in message and "--data mini" in message
-        assert "https://" in message or f"to_json('{file}')" in message
+        assert reason in message and f"--data path/to/{name}.jsonl" in message and "--data mini" in message
         monkeypatch.setitem(sys.modules, "datasets", None)  # second time: the library is not installed
 
 
@@ -324,7 +306,8 @@ MATH = {
 }
 
 
-def test_maths_rows_come_with_sentences_for_a_chain_and_latex_for_an_answer(hub, tmp_path):
+def test_maths_rows_come_with_sentences_for_a_chain_and_latex_for_an_answer(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", types.SimpleNamespace())
     hub.splits.update(train=[MATH | {"problem": f"{i}?"} for i in range(20)], test=[MATH])
     (example,) = load("math", "test", chain_style="text")
     assert example.steps == tuple(MATH["solution"].split("\n")) and example.answer == "$\\frac{\\sqrt{3}}{2}$"
@@ -334,38 +317,19 @@ def test_maths_rows_come_with_sentences_for_a_chain_and_latex_for_an_answer(hub,
     )
     assert load("math", "test")[0].steps == ()  # eval.py of a run on equations takes it all the same
     assert load(write(tmp_path / "x.jsonl", MATH), "test", chain_style="text") == [example]
-    for bad in (
-        {"problem": "x"},
-        {"problem": "", "answer": 3},
-        {"problem": "x", "solution": "no box"},
-        {"problem": 3, "answer": 3},
-    ):
-        assert "line 1: lacks a 'problem'" in error(write(tmp_path / "bad.jsonl", bad), "test")
+    for bad in ({"problem": "x"}, {"problem": "x", "solution": "no box"}):
+        assert "line 1: lacks an 'answer'" in error(write(tmp_path / "bad.jsonl", bad), "test")
+    for bad in ({"problem": "", "answer": 3}, {"problem": 3, "answer": 3}):
+        assert "line 1: lacks 'problem'" in error(write(tmp_path / "bad.jsonl", bad), "test")
 
 
-@pytest.mark.parametrize(
-    "answer, stored",
-    [
-        ("33", "33"),
-        (204, "204"),
-        ("033", "33"),
-        ("1,024", "1024"),
-        ("10,\\!080", "10080"),
-        ("-\\frac{1}{2}", "-0.5"),
-        ("1/3", "1/3"),
-        ("$7$", "7"),
-        ("5\\pi", "$5\\pi$"),
-        ("2x", "$2x$"),
-        ("[1,2)", "$[1,2)$"),
-        ("\\{1,2\\}", "$\\{1,2\\}$"),
-        ("1,2", "$1,2$"),
-        ("\\text{Evelyn}", "$\\text{Evelyn}$"),
-        ("90^\\circ", "$90^\\circ$"),
-        ("\\frac{3}{x}", "$\\frac{3}{x}$"),
-    ],
-)
-def test_an_answer_of_math_is_a_number_only_if_it_is_nothing_else(tmp_path, answer, stored):
-    assert load(write(tmp_path / "x.jsonl", {"problem": "?", "answer": answer}), "test")[0].answer == stored
+@pytest.mark.parametrize("answer", ["33", 204, "$7$", "-\\frac{1}{2}", "5\\pi", "[1,2)", "\\text{Evelyn}"])
+def test_an_answer_of_math_is_kept_in_dollars_for_the_library_to_judge(tmp_path, monkeypatch, answer):
+    monkeypatch.setitem(sys.modules, "math_verify", types.SimpleNamespace())
+    path = write(tmp_path / "x.jsonl", {"problem": "?", "answer": answer})
+    assert load(path, "test")[0].answer == f"${str(answer).strip('$')}$"
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    assert "pip install math-verify" in error(path, "test")
 
 
 # --- the real files, where they are -------------------------------------------------------------------------

@@ -47,39 +47,33 @@ def test_a_row_that_is_kept_fits_with_the_latents_between_its_segments(tok, rati
 
 
 def test_examples_that_are_too_long_or_have_no_chain_are_skipped_and_counted(tok, tmp_path):
-    path, val = tmp_path / "own.jsonl", tmp_path / "val.jsonl"
-    lines = sums(path, 20, words=lambda i: 200 * (i < 3))
-    lines[5] = '{"question": "And without a chain?", "answer": "7"}\n'
-    path.write_text("".join(lines), encoding="utf-8")
-    sums(val, 6, words=lambda i: 200 * (i < 2) + 1)
+    path = tmp_path / "own.jsonl"
 
     def load(method="latent_sft", **more):
-        given = {"method": method, "data": str(path), "val_data": str(val), **more}
-        return run.load_data(resolve(given), tok, 160)
+        return run.load_data(resolve({"method": method, "data": str(path), **more}), tok, 160)
 
-    n_train = len(tasks.load(path, "train"))  # its own validation split is held out all the same
+    sums(path, 40)
+    train, val = (tasks.load(path, split) for split in ("train", "val"))
+    at = {e.question: n for n, e in enumerate(tasks.load(path, "test"))}
+    long = [at[e.question] for e in (*train[:3], val[0])]
+    lines = sums(path, 40, words=lambda i: 200 * (i in long))
     rows, examples, left_out = load()
-    assert len(rows) == n_train - 4 and len(examples) == 4
-    assert left_out == "left out: 1 without a chain, 3 longer than 160 tokens, 2 of the validation examples"
-    assert len(load("no_cot")[0]) == n_train - 3  # it needs no chain
-    sums(val, 6, words=lambda i: 1)
+    assert len(rows) + len(examples) < 40
+    lines.append('{"question": "And without a chain?", "answer": "7"}\n')
+    path.write_text("".join(lines), encoding="utf-8")
+    assert len(load("no_cot")[0]) == len(load()[0]) + 1  # it needs no chain
+    assert "1 without a chain" in load()[2] and "longer than 160 tokens" in load()[2]
     assert load(data="mini", train_size=8)[2] == ""
-    sums(val, 6, words=lambda i: 201)
-    with pytest.raises(UserError, match="all 6 validation examples are longer than 160 tokens"):
-        load()
-    sums(path, 20, words=lambda i: 200)
+    sums(path, 40, words=lambda i: 200)
     with pytest.raises(UserError, match="no example has a chain and fits in 160 tokens"):
         load()
 
 
 def test_validation_questions_are_not_trained_on(tok, tmp_path):
-    path, val = tmp_path / "own.jsonl", tmp_path / "val.jsonl"
-    lines = sums(path, 20)
-    val.write_text("".join(lines[:4]), encoding="utf-8")
-    config = resolve({"method": "cot_sft", "data": str(path), "val_data": str(val)})
-    asked = {row.text for row in run.load_data(config, tok, 160)[0]}
-    whole = {e.question for e in tasks.load(path, "train")}
-    assert asked == whole - {f"What is {i} + 1?" for i in range(4)} and len(asked) < len(whole)
+    path = tmp_path / "own.jsonl"
+    sums(path, 20)
+    rows, val, _ = run.load_data(resolve({"method": "cot_sft", "data": str(path)}), tok, 160)
+    assert len(rows) + len(val) == 20 and not {row.text for row in rows} & {e.question for e in val}
 
 
 def test_latent_sft_leaves_room_for_the_latents_that_its_encoder_reads(tok, tmp_path):
@@ -103,31 +97,6 @@ def test_a_test_question_that_is_too_long_does_not_undo_a_finished_run(tmp_path,
     monkeypatch.setattr(tasks, "load", load)
     train(tmp_path / "run", "cot_sft", "--steps", 1)
     assert "n 8)" in capsys.readouterr().out and (tmp_path / "run" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "given, asked",
-    [
-        ({"val_data": "mini_prosqa"}, [("mini", "train"), ("mini_prosqa", "val")]),
-        ({"val_data": "FILE"}, [("mini", "train"), ("FILE", "test")]),
-        ({"data": "FILE"}, [("FILE", "train"), ("FILE", "val")]),
-    ],
-)
-def test_a_data_set_is_validated_on_by_its_validation_split_and_a_file_as_a_whole(
-    tok, tmp_path, monkeypatch, given, asked
-):
-    sums(tmp_path / "own.jsonl", 20)
-    name = lambda data: str(data).replace("FILE", str(tmp_path / "own.jsonl"))
-    real, found = tasks.load, []
-
-    def load(data, split, **options):
-        found.append((data, split))
-        return real(data, split, **options)
-
-    monkeypatch.setattr(tasks, "load", load)
-    given = {key: name(value) for key, value in given.items()}
-    run.load_data(resolve({"method": "cot_sft", "train_size": 8, "val_size": 4, **given}), tok, 512)
-    assert found == [(name(data), split) for data, split in asked]
 
 
 # --- what a run goes on with --------------------------------------------------------------------------------
@@ -215,32 +184,9 @@ def test_dtype_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch):
     assert machine.pick_dtype("auto", torch.device("mps")) == "float32"
 
 
-def test_device_auto_is_cuda_or_for_a_large_model_apples_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for cuda, mps, parameters, device in (
-        (True, True, 10**9, "cuda"),
-        (False, True, 10**9, "mps"),
-        (False, True, 10**6, "cpu"),
-        (False, False, 10**9, "cpu"),
-    ):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
-        assert machine.pick_device("auto", parameters).type == device
-
-
 def test_a_device_that_is_not_there_is_named_with_what_to_do(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert machine.pick_device("cuda:0") == torch.device("cuda:0")
-    for name, said in (
-        ("cuda:7", "--device cuda:7: there are 1 CUDA devices"),
-        ("mps", "--device mps: this machine has no Apple GPU; try --device cpu"),
-        ("gpu", "--device gpu: no such device"),
-        ("meta", "--device meta: cpu, cuda, cuda:N or mps"),
-    ):
-        with pytest.raises(UserError, match=said):
-            machine.pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no CUDA on this machine or in this PyTorch; try --device cpu"):
-        machine.pick_device("cuda")
+    assert machine.pick_device("auto").type == "cpu"
+    for name in ("gpu", "mps:7", "cuda:99"):
+        with pytest.raises(UserError, match=f"--device {name}: this machine has none; try --device cpu"):
+            machine.pick_device(name)

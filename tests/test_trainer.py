@@ -16,9 +16,7 @@ from minilatent.batch import encode
 from minilatent.config import UserError
 from minilatent.methods import METHODS
 from minilatent.methods.cot_sft import CoTSFT
-from minilatent.model import Transformer
 from minilatent.optim import Muon, learning_rate, make_optimizers, orthogonalise, train_only
-from minilatent.run import padding
 from minilatent.tasks import words
 from minilatent.trainer import Trainer, batches
 
@@ -45,11 +43,11 @@ def test_an_epoch_holds_every_index_once_and_is_another_every_time(n, size):
 def test_less_than_a_tenth_of_a_mini_epoch_is_padding(tok):
     rows, _ = encode(words.load("mini", "train", 2000), tok, 512)
     lengths = [len(r.prompt + r.chain + r.tail) for r in rows]
-    epoch = batches(lengths, 32, "0")
     unsorted = [list(range(i, min(i + 32, 2000))) for i in range(0, 2000, 32)]
-    padded = sum(max(lengths[i] for i in b) * len(b) for b in epoch)
-    assert padding(lengths, epoch) == pytest.approx(1 - sum(lengths) / padded)
-    assert 0 <= padding(lengths, epoch) < 0.10 < padding(lengths, unsorted)
+    shares = []  # of padding
+    for order in (batches(lengths, 32, "0"), unsorted):
+        shares.append(1 - sum(lengths) / sum(max(lengths[i] for i in b) * len(b) for b in order))
+    assert 0 <= shares[0] < 0.10 < shares[1]
 
 
 # --- optimizers and their learning rate ---------------------------------------------------------------------
@@ -223,7 +221,7 @@ def test_the_bar_shows_loss_and_speed(tmp_path, monkeypatch):
         assert float(values["loss"]) > 1 and int(values["tok/s"]) > 10
 
 
-def test_the_summary_names_parameters_tokens_stages_and_minutes(tmp_path, capsys):
+def test_the_summary_names_parameters_tokens_and_stages(tmp_path, capsys):
     train(tmp_path / "run", "latent_sft", "--max_chain", 4, "--max_steps", 1)
     first, cut_off, *stages = capsys.readouterr().out.splitlines()[:6]
     method = run.load_run(tmp_path / "run", torch.device("cpu"))
@@ -232,38 +230,9 @@ def test_the_summary_names_parameters_tokens_stages_and_minutes(tmp_path, capsys
     assert "longer than --max_chain" in cut_off  # 4 latents of 2 tokens: one step
     names = ["stage1-encoder", "stage1-decoder", "stage1-both", "stage2"]
     assert [line.split()[0] for line in stages] == names
-    assert all("1 steps, about" in line and " min " in line for line in stages)
+    assert all(line.split()[1:3] == ["1", "steps"] for line in stages)
     # --max_steps stops every stage.
     assert {(e["index"], e["step"]) for e in metrics(tmp_path / "run")} == {(i, 1) for i in range(4)}
-
-
-def test_the_time_that_is_predicted_counts_the_optimizers_step_and_changes_nothing(tok, monkeypatch):
-    """Muon's step can take longer than the passes."""
-    rows = encode(words.load("mini", "train", 8), tok, 512)[0]
-    method = new_method("cot_sft", tok, tiny_model(tok.vocab_size), dtype="float32")
-    before = {name: p.clone() for name, p in method.state_dict().items()}
-    per_token, steps = run.speed(method, rows, {"adamw", "muon"})
-    assert per_token > 0 and set(steps) == {"adamw", "muon"} and min(steps.values()) > 0
-    assert all(torch.equal(p, before[name]) for name, p in method.state_dict().items())
-    assert all(p.grad is None for p in method.parameters())
-    monkeypatch.setattr(run, "speed", lambda *_: (0.0, {"adamw": 60.0}))
-    (line,) = run.summary(method, method.stages(rows), rows, [], "").splitlines()[1:]
-    assert f"{method.config.steps} steps, about {method.config.steps:.1f} min" in line
-
-
-def test_a_run_with_compile_compiles_its_model(tmp_path, monkeypatch):
-    """Traced, not made faster: the backend that writes code needs a compiler, and time."""
-    asked = []
-    monkeypatch.setattr(Transformer, "compile", lambda self, **options: asked.append(options))
-    train(tmp_path / "run", "cot_sft", "--steps", 1, "--compile")
-    assert asked == [{"dynamic": True}]
-    plain, compiled = tiny_model(n_layer=1), tiny_model(n_layer=1)
-    torch.nn.Module.compile(compiled, dynamic=True, backend="eager", fullgraph=True)
-    ids = torch.arange(12).view(2, 6)
-    for model in (plain, compiled):
-        model.logits(model(ids)).logsumexp(-1).sum().backward()
-    for a, b in zip(plain.parameters(), compiled.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------
@@ -311,7 +280,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_disk_that_is_full_when_the_log_is_written_is_one_line(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_when_the_log_is_written_stops_the_run(tmp_path, monkeypatch):
     """Steps are logged more often than saved: the log meets the full disk first."""
     real = run.prepare_folder
 
@@ -320,9 +289,8 @@ def test_a_disk_that_is_full_when_the_log_is_written_is_one_line(tmp_path, monke
         (folder / "metrics.jsonl").symlink_to("/dev/full")
 
     monkeypatch.setattr(run, "prepare_folder", prepared)
-    with pytest.raises(UserError, match="metrics.jsonl: No space left") as caught:
+    with pytest.raises(OSError, match="No space left"):  # run_script prints it
         train(tmp_path / "run", "cot_sft")
-    assert "\n" not in str(caught.value)
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -334,7 +302,7 @@ DAMAGES = {
     "config.json is truncated": lambda run: (run / "config.json").write_text("{", encoding="utf-8"),
     "not of a minilatent run": lambda run: (run / "config.json").write_text("{}", encoding="utf-8"),
     "no config.json": lambda run: (run / "config.json").unlink(),
-    "shape": lambda run: change(run / "config.json", '"hidden": 32', '"hidden": 40'),
+    "size mismatch": lambda run: change(run / "config.json", '"hidden": 32', '"hidden": 40'),
     "run of 'magic', which": lambda run: change(run / "config.json", '"latent_sft"', '"magic"'),
     "minilatent_tokenizer.json": lambda run: (run / "minilatent_tokenizer.json").unlink(),
 }

@@ -21,7 +21,6 @@ import torch
 from lesson import BASE, BLUE, GREY, ORANGE, plt, show
 
 from minilatent import tasks
-from minilatent.config import SoftThinking
 from minilatent.decode import superposition_thinker
 from minilatent.evaluate import solve_all, solve_batches
 from minilatent.latent import entropy, superpose
@@ -79,13 +78,15 @@ assert table.grad is None and scores.grad.abs().sum() > 0
 # ## Soft Thinking: a model of words, fed with mixtures
 #
 # Soft Thinking (arXiv 2505.15778) needs no training: take a model that reasons in words and feed back
-# superpositions, at temperature T. `eval.py --soft_thinking` does this. On mini-base:
+# superpositions, at temperature T. On mini-base:
 
 # %%
 test = tasks.load("mini", "test", limit=200)
 words = load_run(BASE, torch.device("cpu"))
 plain = solve_all(words, test)
-soft = solve_all(load_run(BASE, torch.device("cpu"), SoftThinking(True)), test)
+mixing = load_run(BASE, torch.device("cpu"))
+mixing.thinker = lambda: superposition_thinker(mixing.model, 10, mixing.tok.never, temperature=0.6)
+soft = solve_all(mixing, test)
 for name, r in (("words", plain), ("mixtures", soft)):
     print(f"{name:8s} {r['accuracy']:.1%} correct, #L {r['mean_len']:.1f}")
 same = sum(a == b for a, b in zip(plain["answers"], soft["answers"])) / len(test)

@@ -38,8 +38,8 @@ class HuggingFace:
 
 
 def read(folder: Path, markers: tuple[str, ...]) -> dict:
-    """The arguments of `Tokenizer` for a folder. UserError if a file is missing or damaged, if the tokenizer
-    is not BPE, or if it makes ids that the model does not have."""
+    """The arguments of `Tokenizer` for a folder. UserError if a file is missing or damaged, or if the
+    tokenizer is not BPE."""
     try:
         config = read_json(folder / "config.json", {})
         settings = read_json(folder / "tokenizer_config.json", {})
@@ -55,9 +55,6 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         backend = HuggingFace(data)
         vocab = backend.library.get_vocab()
         special = {t["content"]: vocab[t["content"]] for t in data["added_tokens"] if t["special"]}
-        largest, rows = max(i for t, i in vocab.items() if t not in special), config.get("vocab_size")
-        if rows and largest >= rows:
-            raise UserError(f"{folder}: the tokenizer makes ids up to {largest}, the model knows {rows}")
         own = {marker: special[marker] for marker in markers if marker in special}
         for end in own_ends(folder, config, settings, special):
             if end in special.values() and end not in own.values():
@@ -66,7 +63,7 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         return {
             "backend": backend,
             "markers": own,
-            "size": max(backend.size, rows or 0),
+            "size": max(backend.size, config.get("vocab_size") or 0),
             "special": special,
             "bos": own_start(backend, settings, special),
             "chat": chat_format(folder, settings, special),

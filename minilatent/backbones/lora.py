@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Config, UserError
+from ..config import Config
 from ..model import Transformer
 
 
@@ -88,11 +88,8 @@ class MarkerRows(nn.Module):
 
 
 def add_lora(model: Transformer, config: Config, markers: list[int]) -> None:
-    """Freeze the model and put adapters into it, as --lora_rank, --lora_alpha and --lora_dropout say.
-    UserError if the dropout is not in 0..1."""
+    """Freeze the model and put adapters into it, as --lora_rank, --lora_alpha and --lora_dropout say."""
     rank, dropout = config.lora_rank, config.lora_dropout
-    if not 0 <= dropout < 1:
-        raise UserError(f"--lora_dropout {dropout} is not in 0..1")
     generator = torch.Generator().manual_seed(config.seed)
     alpha = config.lora_alpha or 2 * rank
     model.requires_grad_(False)

@@ -4,7 +4,6 @@ What config.json asks for is either what `model.py` computes or refused by name;
 must find its place and every place its tensor.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,6 @@ FIELDS = {
     "head_dim": ("", "head_dim"),
     "hidden": ("n_inner", "intermediate_size"),
     "context": ("n_positions", "max_position_embeddings"),
-    "bias": ("", "attention_bias"),
     "rope_theta": ("", "rope_theta"),
     "norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
     "tied": ("tie_word_embeddings", "tie_word_embeddings"),
@@ -66,10 +64,7 @@ MODULES = {
     "norm": ("ln_f", "norm"),
     "head": ("lm_head", "lm_head"),
 }
-ROPE_KEYS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # Llama 3's
 # Buffers that older versions of transformers saved.
 NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -80,7 +75,9 @@ ONLY = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False,),
-    "rope_type": ("default", "linear", "llama3"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_type": ("default", "llama3"),
     "partial_rotary_factor": (1,),
     "quantization_config": (),
 }
@@ -100,8 +97,6 @@ def resize(model: Transformer, vocab_size: int) -> None:
     first as likely as an average token (N(0, 0.02) would stand out among small pretrained embeddings), and no
     two are the same."""
     old = model.config.vocab_size
-    if vocab_size < old:
-        raise ValueError(f"cannot shrink the vocabulary from {old} to {vocab_size}")
     generator = torch.Generator().manual_seed(0)
     for layer in [model.embed] if model.config.tied else [model.embed, model.head]:
         noise = torch.randn(vocab_size - old, model.config.width, generator=generator).to(layer.weight)
@@ -111,20 +106,15 @@ def resize(model: Transformer, vocab_size: int) -> None:
 
 
 def find_folder(name: str) -> Path:
-    """A local folder, or the hub's model of that name, downloaded. UserError if neither exists, or if the
-    model is not implemented."""
+    """A local folder, or the hub's model of that name, downloaded. UserError if neither exists."""
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):  # a path
         raise UserError(f"{name} is no folder, nor the name of a model on the hub")
     try:
         from huggingface_hub import snapshot_download  # here, because a local folder needs no network
 
-        config = Path(snapshot_download(name, allow_patterns=["config.json"])) / "config.json"
-        model_config(config)  # may refuse it, before gigabytes are downloaded
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except UserError:
-        raise
     except Exception as error:  # no network, no such model, no access: errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -157,8 +147,6 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
             raise UserError(f"{path}: {key} = {given[key]!r} is not implemented{only}")
     if "sliding_attention" in (hf.get("layer_types") or []):
         raise UserError(f"{path}: sliding_attention layers are not implemented, only full_attention")
-    if hf.get("attention_bias", False) != hf.get("mlp_bias", False):
-        raise UserError(f"{path}: one of attention_bias and mlp_bias is not implemented, only both or none")
     try:
         fields = dict(DEFAULTS[family])
         for field, key in column(FIELDS, family).items():
@@ -168,40 +156,30 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
         for field, usual in (("n_kv_head", H), ("head_dim", C // H), ("hidden", 4 * C)):
             if fields.get(field) is None:
                 fields[field] = usual
-        fields["qkv_bias"] = fields["qkv_bias"] or fields["bias"]
-        if rope["rope_type"] != "default":
-            numbers = {key: float(rope[key]) for key in ROPE_KEYS[rope["rope_type"]]}
-            fields["rope_scaling"] = {"rope_type": rope["rope_type"], **numbers}
-        config = ModelConfig(**fields)
+        if rope["rope_type"] == "llama3":
+            numbers = {key: float(rope[key]) for key in ROPE_KEYS}
+            fields["rope_scaling"] = {"rope_type": "llama3", **numbers}
+        return ModelConfig(**fields), family
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    for field in dataclasses.fields(ModelConfig):
-        value = getattr(config, field.name)
-        if field.type is int and not (isinstance(value, int) and value > 0):
-            raise UserError(f"{path} is damaged: {field.name} would be {value!r}")
-    return config, family
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """The file, the name without the prefix of a model with a head, and the weights, one by one. A file is
-    opened anew for each: pages of a mapped file that were read stay in memory until it is closed."""
+    """The file, the name without the prefix of a model with a head, and the weights, one by one."""
     whole = folder / "model.safetensors"
     files = [whole] if whole.exists() else sorted(folder.glob("model-*.safetensors"))
     if not files:
         raise UserError(
-            f"{folder} has no model.safetensors; pickled weights (.bin) can run code and are never read: "
-            "convert them to safetensors (save_pretrained of transformers writes it)"
+            f"{folder} has no model.safetensors; pickled weights (.bin) are never read: convert them"
         )
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                names = list(file.keys())
-            for name in names:
-                short = re.sub(r"^(transformer|model)\.", "", name)
-                if not NOT_WEIGHTS.fullmatch(short):
-                    with safe_open(path, "pt") as file:
+                for name in file.keys():
+                    short = re.sub(r"^(transformer|model)\.", "", name)
+                    if not NOT_WEIGHTS.fullmatch(short):
                         yield path, short, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
@@ -233,9 +211,8 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
 
     weights: dict[str, Tensor] = {}
     for path, theirs, tensor in read_tensors(folder):
-        if theirs == "lm_head.weight" and config.tied:  # some files hold it all the same
-            weights["head.weight"] = tensor.to(dtype)
-            continue
+        if theirs == "lm_head.weight" and config.tied:
+            continue  # some files hold the embedding twice
         if theirs not in places:
             raise UserError(f"{path} has a tensor '{theirs}' without a place in the model, or twice")
         ours, transposed = places.pop(theirs), is_transposed(family, theirs)
@@ -250,8 +227,5 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
             weights[name] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if places:
         raise UserError(f"{folder} lacks the tensor '{next(iter(places))}'")
-    head = weights.pop("head.weight") if config.tied and "head.weight" in weights else None
-    if head is not None and not torch.equal(head, weights["embed.weight"]):
-        raise UserError(f"{folder}: head and embedding are tied, but lm_head.weight differs from it")
     model.load_state_dict(weights, assign=True)
     return model

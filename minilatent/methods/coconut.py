@@ -30,7 +30,7 @@ from itertools import count
 import torch
 
 from ..batch import IGNORE, Batch, Row, pad
-from ..config import Config, UserError, opt
+from ..config import Config, opt
 from ..decode import explicit_thinker
 from ..losses import cross_entropy
 from ..unroll import think_through
@@ -44,12 +44,6 @@ class Settings(Config):
     curriculum: float = opt(0.5, "share of the steps before the whole chain is gone")
     first_stage: int = opt(1, "first stage: 1 from a CoT-SFT model, 0 from any other", least=0)
 
-    def check(self) -> None:
-        super().check()
-        if self.num_latents % self.latents_a_step:
-            n, c = self.num_latents, self.latents_a_step
-            raise UserError(f"--num_latents {n} is not a multiple of --latents_a_step {c}")
-
 
 class Coconut(Method):
     Settings = Settings
@@ -57,7 +51,7 @@ class Coconut(Method):
 
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)
-        self.final_stage = config.num_latents // config.latents_a_step + 1  # S + 1: no words left
+        self.final_stage = -(-config.num_latents // config.latents_a_step) + 1  # S + 1: no words left
         self.current_stage = self.final_stage
 
     def stages(self, train: list[Row]) -> list[Stage]:
@@ -74,11 +68,9 @@ class Coconut(Method):
             self.current_stage = s
 
         n = self.latents(s)
-        about = f"{n} latents " + (
-            "and no words" if s == self.final_stage else f"in place of the first {s} steps"
-        )
+        rest = "and no words" if s == self.final_stage else f"in place of the first {s} steps"
         lengths = [len(r.prompt) + n + len(self.words(r, s)) + len(r.tail) for r in train]
-        return self.stage(f"coconut-{s}", about, train, lengths, steps=steps, before=start)
+        return self.stage(f"coconut-{s}", f"{n} latents {rest}", train, lengths, steps=steps, before=start)
 
     def latents(self, s: int) -> int:
         """The number of latents in stage s."""

@@ -15,7 +15,7 @@ arXiv 2502.21074.
 Both passes go through the same weights; D has no gradient to the teacher. </think> stands right before the
 answer in both, so what the teacher holds there has all that the answer needs: the student's latents have to
 bring it. The teacher's last step is left out: it says the answer, and the teacher would hold a copy of it
-instead of the reasoning (the paper's remark; --last_step keeps it). The gradient goes through all N latents,
+instead of the reasoning (the paper's remark). The gradient goes through all N latents,
 one pass after the other. At inference: N latents, then </think>.
 
     python train.py --method codi [--num_latents 6] [--distill_weight 1]
@@ -44,7 +44,6 @@ from .method import Method, Stage
 class Settings(Config):
     num_latents: int = opt(6, "latents, the same number for every question", least=0)
     distill_weight: float = opt(1.0, "weight of the distance between teacher's and student's hidden states")
-    last_step: bool = opt(False, "keep the chain's last step, which says the answer, in the teacher's pass")
 
 
 class CODI(Method):
@@ -77,8 +76,6 @@ class CODI(Method):
         return both + len(self.teacher_chain(row)) + self.config.num_latents
 
     def teacher_chain(self, row: Row) -> list[int]:
-        if self.config.last_step:
-            return row.chain
         return row.chain[: row.ends[-2]] if len(row.ends) > 1 else []
 
     def collate(self, rows: list[Row], rng=None) -> Batch:

@@ -53,15 +53,11 @@ class Settings(Config):
     auto: float = opt(0.0, "share of the steps whose prompt says auto instead of the factor")
     pooling: str = opt("sqrt", "a block becomes its sum / √c, or its mean", choices=("sqrt", "mean"))
     head_width: int = opt(0, "width of the latent head (0: the model's)")
-    latent_loss: str = opt(
-        "soft_mse", "loss of the latent head; mse: a deterministic head", choices=("soft_mse", "nll", "mse")
-    )
+    latent_loss: str = opt("soft_mse", "head's loss; mse has no σ", choices=("soft_mse", "nll", "mse"))
     entropy_weight: float = opt(0.0, "α of soft_mse")
     sigma_floor: float = opt(0.0, "lower bound of the latent head's σ, in units of the embeddings' std")
     latent_weight: float = opt(1.0, "weight of the latent head's loss")
-    compressed_labels: bool = opt(
-        True, "cross-entropy on a block's tokens (off: only on whether the chain goes on)"
-    )
+    compressed_labels: bool = opt(True, "learn a block's tokens (off: only whether the chain goes on)")
     latent_temperature: float = opt(0.0, "temperature of the latents at inference (0: the mean)")
     sample_end: bool = opt(False, "sample the end of the chain at inference instead of the likelier choice")
 
@@ -108,15 +104,10 @@ class CoLaR(Method):
     # ------------------------------------------------------------------ the supervised stage
 
     def stages(self, train: list[Row]) -> list[Stage]:
-        c_max = self.config.c_max
         lengths = [len(r.prompt) - 1 + len(r.chain) for r in train]
-        about = f"compressed chains, a factor from 1 to {c_max} each step"
-        stage = self.stage(
-            "colar", about, train, lengths, trained=self.trainable(), validate=self.every_speed
-        )
-        c, some = 1 + c_max // 2, train[:1000]
-        stage.tokens = sum(len(self.layout(r, c, c).ids) for r in some) / max(1, len(some))
-        return [stage]
+        about = f"compressed chains, a factor from 1 to {self.config.c_max} each step"
+        own = {"trained": self.trainable(), "validate": self.every_speed}
+        return [self.stage("colar", about, train, lengths, **own)]
 
     def trainable(self) -> list[str]:
         return [*self.all_but_embedding(), "latent_head"]

@@ -27,9 +27,7 @@ from .method import Stage
 
 @dataclass
 class Settings(GRPOSettings, CoLaR.Settings):
-    log_density: str = opt(
-        "mean", "a latent's log-density: its mean over the width, or the sum", choices=("mean", "sum")
-    )
+    log_density: str = opt("mean", "over the width, of a latent's log-density", choices=("mean", "sum"))
 
 
 class CoLaRRL(GRPO, CoLaR):

@@ -32,7 +32,7 @@ from ..config import Config, UserError, opt
 from ..decode import Decoded, Thinker, decode
 from ..losses import log_not, mean, mean_by
 from ..masks import LATENT, PREFIX, TAIL, Layout
-from ..tasks.answers import Example, is_correct
+from ..tasks.answers import is_correct
 from .method import Stage
 
 
@@ -90,21 +90,16 @@ class GRPO:
     # ------------------------------------------------------------------ the stage
 
     def rl_stage(self, train: list[Row]) -> Stage:
-        some = train[:1000]
-        tokens = sum(len(self.prompt(r.text)) + len(r.chain) / self.ratio for r in some) / max(1, len(some))
-        stage = self.stage(
+        return self.stage(
             self.config.method,
             f"{self.config.group} samples a question",
             train,
             [len(r.prompt) - 1 for r in train],
             rollout=self.rollout,
             trained=self.trainable(),
-            validate=self.accuracy_and_length,
             inner=self.config.inner,
             judge_start=True,
         )
-        stage.tokens = (self.config.group + 1) * tokens
-        return stage
 
     def trainable(self) -> list[str]:
         return self.all_but_embedding()
@@ -228,15 +223,6 @@ class GRPO:
         # latent_log_prob's (σ, entropy) are of the informative samples alone.
         logged |= {name.removeprefix("log_"): v for name, v in batch.items() if name.startswith("log_")}
         return -objective, {name: mean(values.float()).item() for name, values in logged.items()}
-
-    def accuracy_and_length(self, examples: list[Example]) -> dict[str, float]:
-        """Greedy accuracy and length, with a warning when all chains have one length."""
-        found = self.accuracy(examples)
-        if found["mean_len"] < 1.05:
-            print(f"the chains have shrunk to one latent: accuracy {found['accuracy']:.3f}")
-        elif found["mean_len"] > 0.95 * self.config.max_chain:
-            print(f"the chains have grown to --max_chain: accuracy {found['accuracy']:.3f}")
-        return found
 
 
 # ---------------------------------------------------------------------- the maths

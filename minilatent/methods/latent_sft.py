@@ -53,13 +53,9 @@ from .method import Method, Stage
 @dataclass
 class Settings(Config):
     ratio: int = opt(2, "compression ratio r: chain tokens per latent")
-    segmentation: str = opt(
-        "fixed", "a latent for every --ratio tokens, or for every step", choices=("fixed", "step")
-    )
+    segmentation: str = opt("fixed", "a latent for --ratio tokens, or for a step", choices=("fixed", "step"))
     k: int = opt(10, "vocabulary entries kept in a superposition")
-    labels: str = opt(
-        "encoder", "stage 1's latents, or uniform mixtures (no stage 1)", choices=("encoder", "uniform")
-    )
+    labels: str = opt("encoder", "stage 1's latents or uniform mixtures", choices=("encoder", "uniform"))
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
     pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens in stage 1")
@@ -119,10 +115,6 @@ class LatentSFT(Method):
         """Three phases, with AdamW whatever --optimizer says: stage 1 is short and starts from a trained
         model. Muon changes all directions of a matrix equally, which at first destroys what the model can
         do."""
-
-        def make_encoder():
-            self.encoder = copy.deepcopy(self.model)
-
         phases = (
             ("encoder", ["encoder"], "learns latents that a frozen decoder can continue from"),
             ("decoder", ["model"], "learns to read the encoder's latents"),
@@ -130,15 +122,16 @@ class LatentSFT(Method):
         )
         own = {"collate": self.collate1, "loss": self.loss1, "validate": self.compression_accuracy}
         own |= {"lr": self.config.stage1_lr or self.config.lr, "optimizer": "adamw"}
-        lengths, some = [len(self.decoder_layout(r).ids) for r in train], train[:1000]
+        lengths = [len(self.decoder_layout(r).ids) for r in train]
         stages = []
         for (phase, trained, about), steps in zip(phases, self.config.stage1_steps.split(",")):
-            stage = self.stage(f"stage1-{phase}", about, train, lengths, **own)
-            stage.trained, stage.steps = trained, int(steps)
-            stage.tokens += sum(len(self.encoder_layout(r).ids) for r in some) / len(some)  # both are read
-            stages.append(stage)
-        stages[0].before = make_encoder
+            own |= {"trained": trained, "steps": int(steps)}
+            stages.append(self.stage(f"stage1-{phase}", about, train, lengths, **own))
+        stages[0].before = self.make_encoder
         return stages
+
+    def make_encoder(self) -> None:
+        self.encoder = copy.deepcopy(self.model)
 
     def encoder_layout(self, row: Row) -> Layout:
         """Q <think> S_1 L S_2 L .. S_N L </think>"""

@@ -1,5 +1,5 @@
-"""Latent-SFT's ablation `--latent hidden`: a latent is a hidden state, and not projected on the
-vocabulary."""
+"""Latent-SFT's ablation `--latent hidden`: a latent is the last hidden state, standardised to the embeddings'
+scale, and not projected on the vocabulary."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from .latent_sft import LatentSFT
 
 
 class HiddenLatentSFT(LatentSFT):
-    """The ablation `--latent hidden`: a latent is the last hidden state, standardised to the embeddings'
-    scale, and not projected on the vocabulary. Where a mixture has a KL, it has a squared error."""
+    """Where a mixture has a KL, a hidden state has a squared error."""
 
     mixed = False
     stored = {"states": torch.half}  # of unit variance
@@ -28,9 +27,7 @@ class HiddenLatentSFT(LatentSFT):
         return self.squared_error(z, standardise(mix(probs, ids, W), W))
 
     def given_latents(self, batch, noise):
-        z = (
-            batch["label_states"] * self.model.embed.weight.detach().std()
-        )  # today's: stage 2 trains the table
+        z = batch["label_states"] * self.model.embed.weight.detach().std()  # stage 2 trains the table
         return z, z
 
     def divergence(self, h, label):

@@ -40,10 +40,6 @@ class Stage:
     inner: int = 1  # updates on each batch (RL: on each rollout)
     optimizer: str = ""  # if another than --optimizer
     judge_start: bool = False  # the state before the first step may be the best, too
-    tokens: float = 0.0  # read by all passes over one item, on average (default: the mean length)
-
-    def __post_init__(self):
-        self.tokens = self.tokens or sum(self.lengths) / max(1, len(self.lengths))
 
 
 class Method(nn.Module):
@@ -76,7 +72,7 @@ class Method(nn.Module):
         """A Stage with the usual parts, but for what `other` names."""
         parts = {
             "collate": getattr(self, "collate", None),
-            "loss": getattr(self, "loss", None),
+            "loss": self.loss,
             "trained": ["model"],
             "steps": self.config.steps,
             "lr": self.config.lr,
@@ -135,11 +131,11 @@ class Method(nn.Module):
         x = self.model.embed(ids)
         return x.masked_scatter((kind == LATENT)[:, :, None], z.to(x.dtype))
 
-    def next_token_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of a plain causal pass. ids, labels (B, T)"""
+    def loss(self, batch: Batch, noise: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of a plain causal pass, unless a method has its own. ids, labels (B, T)"""
         hidden = self.model(batch["ids"])  # (B, T, C)
         labelled = batch["labels"] != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled])
+        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled]), {}
 
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side. options: of decode()."""

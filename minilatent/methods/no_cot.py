@@ -23,9 +23,6 @@ class NoCoT(Method):
         given = [r.prompt + tail([], self.tok) for r in rows]  # no label asks for </think>
         return causal_batch(given, [r.answer for r in rows], self.tok.pad)
 
-    def loss(self, batch: Batch, noise=None):
-        return self.next_token_loss(batch), {}
-
     # ------------------------------------------------------------------ inference
 
     def prompt(self, question: str) -> list[int]:

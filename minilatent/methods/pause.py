@@ -40,9 +40,6 @@ class Pause(Method):
         given = [r.prompt + pauses + tail([], self.tok) for r in rows]
         return causal_batch(given, [r.answer for r in rows], self.tok.pad)
 
-    def loss(self, batch: Batch, noise=None):
-        return self.next_token_loss(batch), {}
-
     # ------------------------------------------------------------------ inference
 
     def thinker(self):

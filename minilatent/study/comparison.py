@@ -249,7 +249,7 @@ class Comparison:
         facts = self.facts(entry, seed) | budget.machine(device)
         for variant in entry.variants:
             if names := self.missing(entry, variant, seed):
-                method = load_run(folder, device, variant.soft)
+                method = load_run(folder, device)
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)

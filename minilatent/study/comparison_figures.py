@@ -9,7 +9,7 @@ from .figures import GREY, STYLE, plt, save_figure
 from .verdicts import Line, better, estimate, numbers, problem_steps
 
 # Colour and marker of each row
-STYLES = {row: (variant.colour or entry.style[0], entry.style[1]) for row, (entry, variant) in ROWS.items()}
+STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
 
 
 def titles(lines: list[Line]) -> dict[str, str]:

@@ -6,8 +6,6 @@ table. To add a method, add one line to ENTRIES.
 
 from dataclasses import dataclass, field
 
-from ..config import SoftThinking
-
 GREY = "#8a8f98"
 
 
@@ -20,8 +18,6 @@ class Variant:
     parent: str = ""  # the row that this is an ablation of, where there is a claim
     claim: str = ""  # what is said to hold if the parent is better
     speed: str = ""  # of CoLaR
-    soft: SoftThinking | None = None
-    colour: str = ""  # instead of the entry's
 
 
 @dataclass
@@ -69,7 +65,6 @@ def from_scratch(method: str, title: str) -> Entry:
     return Entry(f"{method}_scratch", f"{title}, from scratch", settings, instead_of=method)
 
 
-SOFT = Variant("_soft", "Soft Thinking", soft=SoftThinking(soft_thinking=True), colour="#c98a86")
 # The gradient of NLL grows as 1/σ²: with the weight of soft-MSE it would dominate, and without a floor it has
 # spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
@@ -83,7 +78,7 @@ LATENT_2ND = {"share": 0.5, "after": "latent_sft_half"}
 
 ENTRIES = [
     Entry("base", "CoT-SFT, the base", {}, WORDS),
-    Entry("cot_sft", "CoT-SFT", {"method": "cot_sft"}, WORDS, [Variant(), SOFT]),
+    Entry("cot_sft", "CoT-SFT", {"method": "cot_sft"}, WORDS),
     Entry("no_cot", "No-CoT", {"method": "no_cot"}, (GREY, "v")),
     from_scratch("no_cot", "No-CoT"),
     Entry("pause", "Pause tokens", {"method": "pause"}, ("#5f666f", "^")),

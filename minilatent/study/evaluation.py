@@ -41,7 +41,7 @@ def frequent_tokens(tok: Tokenizer, examples: list[Example]) -> Tensor:
 def training_tokens(method, sample: int = 2000) -> Tensor | None:
     """`frequent_tokens` of the run's training data; None, with a message, if the data is not available."""
     c = method.config
-    options = {"chain_style": c.chain_style, "chain_order": c.chain_order, "revision": c.revision}
+    options = {"chain_style": c.chain_style, "chain_order": c.chain_order}
     try:
         return frequent_tokens(method.tok, tasks.load(c.data, "train", limit=sample, seed=c.seed, **options))
     except UserError as error:
@@ -167,10 +167,7 @@ def judge_latents(method, out: Decoded, examples, others: list[ChainIds], ks, fr
     without several chains. others: for each question the chains of another one. frequent: see `evaluate`"""
     tok, ratio = method.tok, method.ratio
     steps, probs = out.lengths.cpu(), out.probs  # (B,), (B, N, V)
-    fed = probs
-    if soft := getattr(method, "soft", None):  # Soft Thinking mixes at a temperature of its own
-        fed = (probs.clamp(min=1e-30).log() / soft.soft_temperature).softmax(-1)
-    found = {"entropy": mean_entropy(fed, steps)}
+    found = {"entropy": mean_entropy(probs, steps)}
     if method.explicit:
         chain, chain_len = out.chain.cpu(), steps
     else:

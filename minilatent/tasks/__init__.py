@@ -24,7 +24,6 @@ def load(
     seed: int = 0,
     chain_style: str = "equations",
     chain_order: str = "text",
-    revision: str = "",
 ) -> list[Example]:
     """The first `limit` examples of one split, in the order of the data. UserError for any bad input.
 
@@ -34,7 +33,6 @@ def load(
     seed         generated data only: which problems are generated
     chain_style  "equations": the <<48/2=24>> marks; "text": the sentences, without marks
     chain_order  generated data only: the order of the steps; other data keep their own, "text"
-    revision     of a hub data set, for a run that can be repeated
 
     Examples without a chain (95 in GSM8K's train split) are kept, with steps == ().
     """
@@ -51,7 +49,7 @@ def load(
     if chain_order != "text":
         raise UserError(f"--chain_order {chain_order} needs mini: {data} has one order of steps only")
     if data in SOURCES:
-        examples = from_hub(data, split, chain_style, revision)
+        examples = from_hub(data, split, chain_style)
     elif Path(data).exists() or "/" in data or "." in data:
         examples = divide(with_chains(read(Path(data)), chain_style, data), split)
     else:

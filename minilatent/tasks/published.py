@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import UserError
-from .answers import Example, last_boxed, normalise
+from .answers import Example, last_boxed, math_verify, normalise
 
 
 class Source(NamedTuple):
@@ -27,22 +27,17 @@ class Source(NamedTuple):
     repo: str  # on the Hugging Face hub, or the address of a jsonl file
     splits: dict[str, str]  # our names -> theirs; without val, a part of train is held out
     config: str | None = None
-    file: str = ""  # address of the same data in a format that --data reads
 
 
-# Addresses with a commit in them are pinned; the hub's repositories are not, unless a `revision` is given.
-_RAW = "https://raw.githubusercontent.com"
-_GSM = f"{_RAW}/openai/grade-school-math/5d331b448c28db43ef0d513bb1224e1a4b10950a/grade_school_math/data/"
-_PAL = f"{_RAW}/reasoning-machines/pal/f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
-_AUG = (
-    "https://media.githubusercontent.com/media/da03/Internalize_CoT_Step_by_Step/"  # stored in Git LFS
-    "e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/"
+_PAL = (
+    "https://raw.githubusercontent.com/reasoning-machines/pal/"
+    "f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
 )
 _BOTH = {"train": "train", "test": "test"}
 _TEST = {"test": "train"}  # a single file is called train by `datasets`
 SOURCES = {
-    "gsm8k": Source("openai/gsm8k", _BOTH, "main", _GSM + "train.jsonl"),
-    "gsm8k_aug": Source("whynlp/gsm8k-aug", {**_BOTH, "val": "validation"}, None, _AUG + "train.txt"),
+    "gsm8k": Source("openai/gsm8k", _BOTH, "main"),
+    "gsm8k_aug": Source("whynlp/gsm8k-aug", {**_BOTH, "val": "validation"}),
     "gsm_hard": Source(_PAL + "gsmhardv2.jsonl", _TEST),
     "svamp": Source(_PAL + "svamp.jsonl", _TEST),
     "multiarith": Source(_PAL + "mawpsmultiarith.jsonl", _TEST),
@@ -52,6 +47,8 @@ SOURCES = {
 }
 _MARK = re.compile(r"<<[^<>]*>>")
 
+# The fields of question and answer; a row of MATH may have its answer in the solution.
+FIELDS = (("question", "answer"), ("input", "target"), ("problem", "answer"))
 # What every format is first read into: (question, text of the solution, answer).
 Record = tuple[str, str, str]
 
@@ -85,26 +82,20 @@ def divide(examples: list[Example], split: str) -> list[Example]:
 
 def read(path: Path) -> Iterator[Record]:
     """The records of a file, line by line. UserError names the file and the line."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: pass one data file, such as {path / 'train.jsonl'}")
-    empty = True
     try:
-        with open(path, "rb") as file:  # bytes, so that the line with a wrong encoding is known
-            for number, raw in enumerate(file, 1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    if line:
-                        empty = False
-                        yield _parse(line)
-                except UnicodeDecodeError as e:
-                    where = f"{e.reason}, byte {e.start + 1}"
-                    raise UserError(f"{path}, line {number}: not UTF-8 ({where})") from None
-                except UserError as e:
-                    raise UserError(f"{path}, line {number}: {e}") from None
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    if empty:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None
+    if not any(map(str.strip, lines)):
         raise UserError(f"{path} is empty")
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                yield _parse(line.strip())
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
 
 
 def _parse(line: str) -> Record:
@@ -114,9 +105,8 @@ def _parse(line: str) -> Record:
         return _record({"question": question, "answer": rest})
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        reason = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e)
-        raise UserError(f"not JSON ({reason}), nor `question||chain #### answer`: {line[:40]!r}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error}), nor `question||chain #### answer`: {line[:40]!r}") from None
     if not isinstance(row, dict):
         raise UserError(f"one JSON object a line is expected, not a {type(row).__name__}")
     return _record(row)
@@ -124,19 +114,14 @@ def _parse(line: str) -> Record:
 
 def _record(row: dict) -> Record:
     """The record of a row of a file or of the hub. Its answer is a number, or LaTeX in a row of MATH."""
-    if "problem" in row and "question" not in row:
-        return _math_record(row)
-    names = ("input", "target") if "input" in row and "question" not in row else ("question", "answer")
-    for name in names:
-        if row.get(name) is None:
-            raise UserError(f"lacks the field {name!r} (it has {', '.join(map(repr, row)) or 'none'})")
-    question, answer = (row[name] for name in names)
-    steps = row.get("steps") or []
+    names = next((names for names in FIELDS if names[0] in row), FIELDS[0])
+    question, answer = (row.get(name) for name in names)
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{names[0]!r} must be a text that is not empty")
-    if not isinstance(steps, (list, str)):
-        raise UserError(f"'steps' must be a list of texts, not a {type(steps).__name__}")
-    solution = steps if isinstance(steps, str) else "\n".join(map(str, steps))
+        raise UserError(f"lacks {names[0]!r}, a text (it has {', '.join(map(repr, row)) or 'none'})")
+    if names[0] == "problem":
+        return question.strip(), *_solution_and_latex(row)
+    steps = row.get("steps") or []
+    solution = "\n".join(map(str, steps)) if isinstance(steps, list) else str(steps)
     if isinstance(answer, str) and "####" in answer:
         text, _, answer = answer.rpartition("####")
         solution = solution or text
@@ -147,23 +132,23 @@ def _record(row: dict) -> Record:
     return question.strip(), solution, number
 
 
-def _math_record(row: dict) -> Record:
-    r"""The record of {problem, answer and/or solution}. The answer is the one given, or the solution's last
-    \boxed{}. If it is no plain number or fraction, it is kept as LaTeX in dollars, so that `is_correct` knows
-    it: "5\pi" is not 5."""
-    question, solution = row["problem"], row.get("solution") or ""
-    answer = row.get("answer") if row.get("answer") is not None else last_boxed(str(solution))
-    answer = "" if answer is None else str(answer).strip().strip("$").strip()
-    if not isinstance(question, str) or not question.strip() or not isinstance(solution, str) or not answer:
-        raise UserError("lacks a 'problem', or an 'answer' or 'solution' with an answer in \\boxed{}")
-    plain = re.fullmatch(r"-?[\d,]*\.?\d+|-?\d+/\d+|-?\\[dt]?frac\{-?\d+\}\{\d+\}", answer.replace(r"\!", ""))
-    return question.strip(), solution, (plain and normalise(answer)) or f"${answer}$"
+def _solution_and_latex(row: dict) -> tuple[str, str]:
+    r"""Of a row of MATH or AIME the solution, and in dollars the answer: the one given, or what the last
+    \boxed{} of the solution holds."""
+    solution, answer = str(row.get("solution") or ""), row.get("answer")
+    answer = str(last_boxed(solution) or "" if answer is None else answer).strip().strip("$").strip()
+    if not answer:
+        raise UserError("lacks an 'answer', or a 'solution' with an answer in \\boxed{}")
+    return solution, f"${answer}$"
 
 
 def with_chains(records: Iterable[Record], style: str, source: str) -> list[Example]:
-    """Examples with their solutions cut into steps. UserError if no solution has steps in this style."""
+    """Examples with their solutions cut into steps. UserError if no solution has steps in this style, or if
+    the library that judges answers in LaTeX is needed and not there."""
     examples, solved = [], False
     for question, solution, answer in records:
+        if answer.startswith("$"):
+            math_verify()
         if style == "equations":
             steps = _MARK.findall(solution)
         else:
@@ -180,20 +165,19 @@ def with_chains(records: Iterable[Record], style: str, source: str) -> list[Exam
 # ------------------------------------------------------------------ the hub
 
 
-def from_hub(name: str, split: str, style: str, revision: str) -> list[Example]:
+def from_hub(name: str, split: str, style: str) -> list[Example]:
     """A split of a named data set. Without one for validation, a part of train is held out, never of test."""
     source = SOURCES[name]
     theirs = source.splits.get(split) or (split == "val" and source.splits.get("train"))
     if not theirs:
         raise UserError(f"{name} is a test set, it has no {split} split: python eval.py --data {name}")
-    examples = with_chains(download(name, theirs, revision), style, source.repo)
+    examples = with_chains(download(name, theirs), style, source.repo)
     if split == "train" and "val" in source.splits:
-        val = download(name, source.splits["val"], revision)
-        return exclude(examples, with_chains(val, style, source.repo))
+        return exclude(examples, with_chains(download(name, source.splits["val"]), style, source.repo))
     return examples if split in source.splits and split != "train" else divide(examples, split)
 
 
-def download(name: str, split: str, revision: str) -> list[Record]:
+def download(name: str, split: str) -> list[Record]:
     """The records of a split (the source's name). UserError says what to do without a network."""
     source = SOURCES[name]
     is_file = source.repo.startswith("https://")
@@ -203,18 +187,12 @@ def download(name: str, split: str, revision: str) -> list[Record]:
         if is_file:
             rows = load_dataset("json", data_files=source.repo, split=split)
         else:
-            rows = load_dataset(source.repo, source.config, split=split, revision=revision or None)
-    except Exception as e:  # no network, no such revision, a full disk: the way out is the same
-        reason = (str(e) or type(e).__name__).splitlines()[0]
-        file = source.repo if is_file else source.file
-        advice = f"download {file}"
-        if not file:
-            call = f"datasets.load_dataset({source.repo!r}, split={split!r}).to_json('{name}.jsonl')"
-            advice = f"run {call} on a machine that has one"
-        path = f"path/to/{Path(file or name + '.jsonl').name}"
+            rows = load_dataset(source.repo, source.config, split=split)
+    except Exception as error:  # no network, no library, a full disk: the way out is the same
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot get {name} from {source.repo} ({reason}); without a network, {advice} and pass "
-            f"--data {path}, or use --data mini, which needs no download"
+            f"cannot get {name} from {source.repo} ({reason}); without a network, save it elsewhere with "
+            f"datasets' to_json and pass --data path/to/{name}.jsonl, or use --data mini, which needs none"
         ) from None
     records, bad = [], 0
     for row in rows:
