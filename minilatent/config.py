@@ -51,7 +51,7 @@ class Config:
     max_tokens: int = opt(0, "longest training example, longer ones are skipped (default: the context)")
     chat: bool = opt(True, "ask a chat model in its own format (ChatML, Llama 3)")
 
-    n_layer: int = opt(5, "layers")
+    n_layer: int = opt(4, "layers")
     n_head: int = opt(4, "attention heads")
     width: int = opt(128, "width of the residual stream")
     hidden: int = opt(352, "width of the MLP")

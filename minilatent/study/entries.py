@@ -116,8 +116,6 @@ ENTRIES = [
     latent_sft(2, "_k1", ", k = 1", k=1),
     latent_sft(2, "_k5", ", k = 5", k=5),
     latent_sft(2, "_k50", ", k = 50", k=50),
-    # On mini a step is 7 tokens and a space: a latent a step is Latent-SFT(8).
-    latent_sft(8, "_step", ", a latent a step", segmentation="step"),
     Entry("latent_sft_half", "Latent-SFT(2) before RL", WHOLE, MIXED, HALF, main=False, share=0.5),
     Entry("latent_rl", "Latent-RL", {**WHOLE, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]
@@ -125,5 +123,4 @@ ROWS = {entry.name + v.suffix: (entry, v) for entry in ENTRIES for v in entry.va
 PARENTS = {row: variant.parent for row, (_, variant) in ROWS.items()}
 # Adaptive segments did not help: the option is gone, the lines of rows.jsonl stay.
 PARENTS |= {"latent_sft_2_adaptive": "latent_sft_2", "latent_sft_4_adaptive": "latent_sft_4"}
-PARENTS |= {"latent_sft_8_step": "", "latent_sft_8_adaptive": "latent_sft_8_step"}
 LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]
