@@ -25,6 +25,7 @@ class Row:
     tail: list[int]  # </think> answer <eos>
     ends: list[int] = field(default_factory=list)  # number of chain tokens up to the end of each step
     text: str = ""  # the question, for a method whose prompt says more than it
+    chains: tuple[tuple[str, ...], ...] = ()  # the steps of all valid chains, where these are known
 
     @property
     def answer(self) -> list[int]:
@@ -59,11 +60,11 @@ def encode(
     both)."""
     rows, skipped = [], 0
     for example in examples:
-        chain = tok.encode(example.chain)
-        ends = [len(tok.encode(" ".join(example.steps[:i]))) for i in range(1, len(example.steps))]
+        chain = tok.encode_chain(example.chain)
+        ends = [len(tok.encode_chain(" ".join(example.steps[:i]))) for i in range(1, len(example.steps))]
         answer = [*tok.encode(example.answer), tok.eos]
         prompt = encode_prompt(example.question, tok)
-        row = Row(prompt, chain, tail(answer, tok), [*ends, len(chain)], text=example.question)
+        row = Row(prompt, chain, tail(answer, tok), [*ends, len(chain)], example.question, example.chains)
         latents = -(-len(chain) // ratio) if ratio else 0
         if len(row.prompt) + len(row.chain) + len(row.tail) + latents <= longest:
             rows.append(row)

@@ -45,7 +45,7 @@ class Config:
     chain_order: str = opt("text", "steps in the text's order or any valid one", choices=("text", "random"))
     max_tokens: int = opt(0, "longest training example, longer ones are skipped (default: the context)")
 
-    n_layer: int = opt(5, "layers")
+    n_layer: int = opt(4, "layers")
     n_head: int = opt(4, "attention heads")
     width: int = opt(128, "width of the residual stream")
     hidden: int = opt(352, "width of the MLP")
@@ -108,11 +108,12 @@ GROUPS = {
 # since a number may be several.
 PRESETS: dict[str, dict] = {
     "mini": {"optimizer": "muon"},
-    "base": {  # mini-base, from nothing: see tools/rebuild_base.py
+    "base": {  # mini-base: python train.py --method cot_sft --preset base --dtype float32 --threads 1
         "init": "none",
-        "train_size": 300_000,
+        "train_size": 220_000,
+        "val_size": 500,
         "optimizer": "muon",
-        "steps": 4000,
+        "steps": 3500,
         "lr": 4e-3,
         "eval_every": 500,
         "save_every": 500,

@@ -103,8 +103,9 @@ def new_model(config: Config | Namespace) -> tuple[Transformer, Tokenizer]:
     tok, heads = mini_tokenizer(), config.n_head
     shape = {"n_layer": config.n_layer, "n_head": heads, "n_kv_head": heads, "width": config.width}
     shape |= {"head_dim": config.width // heads, "hidden": config.hidden}
+    shape |= {"qk_norm": True}  # small models learn faster with it
     model = Transformer(ModelConfig(tok.vocab_size, **shape))
-    model.init_weights(torch.Generator().manual_seed(config.seed))
+    model.init_weights(torch.Generator().manual_seed(config.seed), zero=True)
     return model, tok
 
 

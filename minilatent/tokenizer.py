@@ -18,11 +18,13 @@ from .files import read_json, replace_file
 
 MARKERS = ("<think>", "</think>", "<latent>", "<pad>", "<eos>")
 FILE = "minilatent_tokenizer.json"
+OPTIONAL = ("special", "bos", "chat", "opening")  # what files of earlier versions may lack
 
 # Words carry the spaces around them, so that a number is the same bare token in a question and in a chain:
 # "Ava has 12 apples." -> "Ava ", "has ", "12", " apples", "."
-# "<<12*3=36>>"        -> "<<", "12", "*", "3", "=", "36", ">>"
-MINI_PATTERN = r"<<|>>|[0-9]{1,2}| ?[A-Za-z]+ ?|[.,?] ?|\s|[^\sA-Za-z0-9]"
+# A step is six tokens, and the chain's first "<<" is left to <think>:
+# "<<12*3=36>> <<36%8=4>>" -> "12", "*", "3", "=", "36", ">> <<", "36", "%", "8", "=", "4", ">>"
+MINI_PATTERN = r">> <<|<<|>>|[0-9]{1,2}| ?[A-Za-z]+ ?|[.,?] ?|\s|[^\sA-Za-z0-9]"
 
 
 class Tiktoken:
@@ -48,13 +50,14 @@ class Tiktoken:
 class Tokenizer:
     """A backend, `Tiktoken` or `HuggingFace`, for text, and the markers."""
 
-    def __init__(self, backend, markers=None, size=None, special=None, bos=None, chat=""):
+    def __init__(self, backend, markers=None, size=None, special=None, bos=None, chat="", opening=""):
         """
         markers  those that the model has already, {name: id}; the others get ids behind its own
         size     number of the model's own ids, the rows of its embedding (default: the backend's tokens)
         special  the model's special tokens, {name: id}
         bos      id that every text begins with, or None; `batch.encode_prompt` adds it, `encode` does not
         chat     the format that questions are put in, a key of `chat.CHATS`
+        opening  what every chain begins with; <think> stands for it, so that no token is spent on it
         """
         self.backend = backend
         self.base_size = backend.size if size is None else size
@@ -62,13 +65,16 @@ class Tokenizer:
         self.markers = (markers or {}) | {name: self.base_size + i for i, name in enumerate(missing)}
         self.vocab_size = max(self.base_size, *(i + 1 for i in self.markers.values()))
         self.think, self.end_think, self.latent, self.pad, self.eos = (self.markers[m] for m in MARKERS)
-        self.special, self.bos, self.chat = special or {}, bos, chat
+        self.special, self.bos, self.chat, self.opening = special or {}, bos, chat, opening
         self.names = {i: name for name, i in [*self.special.items(), *self.markers.items()]}
         self.never = sorted({self.latent, self.pad})  # can enter no superposition, are never decoded
 
     def encode(self, text: str) -> list[int]:
         markers = set(self.markers.values())  # one may be the model's token for unknown characters
         return [i for i in self.backend.encode(text) if i not in markers]
+
+    def encode_chain(self, text: str) -> list[int]:
+        return self.encode(text.removeprefix(self.opening))
 
     def decode(self, ids) -> str:
         """Markers and special tokens are left out."""
@@ -84,7 +90,7 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         data = self.backend.to_json() | {"markers": self.markers, "size": self.base_size}
-        data |= {"special": self.special, "bos": self.bos, "chat": self.chat}
+        data |= {name: getattr(self, name) for name in OPTIONAL}
         replace_file(Path(folder) / FILE, lambda path: path.write_text(json.dumps(data), encoding="utf-8"))
 
     @classmethod
@@ -99,24 +105,46 @@ class Tokenizer:
                 backend = hf_tokenizer.HuggingFace(data["tokenizer"])
             else:
                 backend = Tiktoken(data["pattern"], [base64.b64decode(token) for token in data["ranks"]])
-            optional = {key: data[key] for key in ("special", "bos", "chat") if key in data}
+            optional = {key: data[key] for key in OPTIONAL if key in data}
             return cls(backend, data["markers"], data["size"], **optional)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or not ours: {error}") from None
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face folder, tokenizer.json. UserError if it is missing or damaged. The
-        model's own <think>, </think>, <pad> and end of sequence serve as our markers if it has them."""
-        return cls(**hf_tokenizer.read(Path(folder), MARKERS))
+        """The tokenizer of a Hugging Face folder, tokenizer.json; for GPT-2's weights alone, tiktoken's
+        encoding. UserError if it is missing or damaged. The model's own <think>, </think>, <pad> and end of
+        sequence serve as our markers if it has them."""
+        folder = Path(folder)
+        has_files = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        if not has_files and read_json(folder / "config.json", {}).get("model_type") == "gpt2":
+            return gpt2_tokenizer()
+        return cls(**hf_tokenizer.read(folder, MARKERS))
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's, which tiktoken has from the network or from its cache."""
+    try:
+        gpt2 = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # no network: requests' and urllib3's errors, of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"tiktoken cannot get GPT-2's tokenizer ({reason[:200]}); put tokenizer.json into the "
+            "model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
+        ) from None
+    ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
+    end = gpt2.eot_token
+    return Tokenizer(Tiktoken(gpt2._pat_str, ranks), {"<eos>": end}, gpt2.n_vocab, {"<|endoftext|>": end})
 
 
 def mini_tokenizer() -> Tokenizer:
     """mini's own: the 256 bytes (so that any text round-trips), the numbers 0..99, and every word of the
     grammar with the spaces around it. Longer numbers are read two digits at a time."""
     pieces = {str(i) for i in range(100)}
-    for name in tasks.words.TEST_SETS:
+    for name in tasks.GENERATED:
         for e in tasks.load(name, "train", limit=2000):
             pieces.update(re.findall(MINI_PATTERN, e.question + e.chain))
     tokens = sorted((p for p in pieces if len(p) > 1), key=lambda p: (not p.isdigit(), len(p), p))
-    return Tokenizer(Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in tokens]))
+    return Tokenizer(
+        Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in tokens]), opening="<<"
+    )

@@ -23,6 +23,7 @@ from .machine import trim_memory
 from .methods.method import Method, Stage
 from .optim import learning_rate, make_optimizers, train_only
 
+TIMED = 20  # steps, from which the time of the others is predicted
 TRIM_EVERY = 20  # steps; trimming memory takes a quarter of a step's time
 
 
@@ -91,7 +92,7 @@ class Trainer:
         quiet = True if parallel.rank() else None  # None: shown on a terminal only
         bar = tqdm(total=steps, initial=start, desc=stage.name, disable=quiet, dynamic_ncols=True)
         method.train()
-        clock = time.perf_counter()
+        began = clock = time.perf_counter()
         for step in range(start, steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
@@ -104,6 +105,9 @@ class Trainer:
             self.seconds, clock = self.seconds + now - clock, now
             done, last = step + 1, step + 1 == steps
             bar.update()
+            if done - start == TIMED and not parallel.rank():  # of all that a step needs, the optimizer's too
+                minutes = (now - began) / TIMED * (steps - done) / 60
+                print(f"{stage.name}: {steps - done} steps to go, about {minutes:.1f} min")
             rate = f"{self.tokens / self.seconds:.0f}"
             bar.set_postfix({"loss": f"{logged['loss']:.3f}", "tok/s": rate}, refresh=False)
             if done % TRIM_EVERY == 0 or done % every == 0:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from conftest import PNG, Killed, kill_when, metrics, same_run, script, tiny_model, train
 
-from minilatent import checkpoint, run
+from minilatent import checkpoint, run, tasks
 from minilatent.batch import encode
 from minilatent.config import UserError
 from minilatent.methods import METHODS
-from minilatent.tasks import words
 from minilatent.trainer import Trainer
 
 OWN = {  # three stages of icot and coconut
@@ -32,7 +31,7 @@ def train_one(out, name, *more):
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(words.load("mini", "train", 6), tok, 512)[0]
+    return encode(tasks.load("mini", "train", limit=6), tok, 512)[0]
 
 
 @pytest.fixture(scope="module")

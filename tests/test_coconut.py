@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, small_row, tiny_model
 
+from minilatent import tasks
 from minilatent.batch import IGNORE, encode
 from minilatent.config import UserError
 from minilatent.methods import METHODS, coconut
 from minilatent.run import resolve
-from minilatent.tasks import words
 
 EXACT = dict(rtol=0, atol=1e-10)
 STAGES = (0, 1, 2, 3, 4)  # with 6 latents, 2 a step: 4 is the last
@@ -17,7 +17,7 @@ STAGES = (0, 1, 2, 3, 4)  # with 6 latents, 2 a step: 4 is the last
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    found = encode(words.load("mini", "train", 9), tok, 512)[0]
+    found = encode(tasks.load("mini", "train", limit=9), tok, 512)[0]
     assert len({len(r.prompt) for r in found}) > 3
     assert {len(r.ends) for r in found} == {2, 3, 4}  # stage 3 has problems with fewer steps
     return found
@@ -145,7 +145,7 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
 def test_it_thinks_at_inference_as_it_was_trained_to_in_every_stage(tok, rows, stage):
     """As many hidden states as the stage has, then words until </think> or, in the last stage, </think> at
     once."""
-    method, examples = make(tok, stage).eval(), words.load("mini", "train", 9)
+    method, examples = make(tok, stage).eval(), tasks.load("mini", "train", limit=9)
     method.model.head.weight.data[tok.end_think] *= 1.5  # so that some chains end
     out = method.solve([e.question for e in examples])
     n, table = min(2 * stage, 6), method.model.embed.weight

@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, small_row, tiny_model
 
+from minilatent import tasks
 from minilatent.batch import IGNORE, encode
 from minilatent.methods import METHODS, codi
 from minilatent.methods.codi import layer_distance
 from minilatent.run import resolve
-from minilatent.tasks import words
 
 EXACT = dict(rtol=0, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(words.load("mini", "train", 6), tok, 512)[0]
+    return encode(tasks.load("mini", "train", limit=6), tok, 512)[0]
 
 
 def make(tok, family="mini", **changes):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 
+from minilatent import tasks
 from minilatent.batch import Row, encode, segments
 from minilatent.config import UserError
 from minilatent.latent import compress
@@ -15,7 +16,6 @@ from minilatent.masks import LATENT
 from minilatent.methods import METHODS
 from minilatent.methods.colar import LatentHead, gaussian_nll, soft_mse
 from minilatent.run import resolve
-from minilatent.tasks import words
 from minilatent.trainer import Trainer
 
 SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "speed": "3"}
@@ -23,7 +23,7 @@ SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "spe
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    found = encode(words.load("mini", "train", 9), tok, 512)[0]
+    found = encode(tasks.load("mini", "train", limit=9), tok, 512)[0]
     assert len({len(r.chain) for r in found}) > 1
     return found
 

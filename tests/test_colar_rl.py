@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_model
 from test_colar import make
 
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.config import UserError
 from minilatent.losses import log_not, mean_by
@@ -17,7 +18,6 @@ from minilatent.methods import METHODS, grpo
 from minilatent.methods.grpo import advantages, clipped_surrogate
 from minilatent.optim import train_only
 from minilatent.run import resolve
-from minilatent.tasks import words
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 PARTS = ("latents", "decisions", "answer")
@@ -25,7 +25,7 @@ PARTS = ("latents", "decisions", "answer")
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(words.load("mini", "train", 9), tok, 512)[0]
+    return encode(tasks.load("mini", "train", limit=9), tok, 512)[0]
 
 
 def make_rl(tok, **changes):

@@ -249,7 +249,6 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "k1": {"k": 1},
         "k5": {"k": 5},
         "k50": {"k": 50},
-        "step": {"segmentation": "step"},
         "det": {"latent_loss": "mse"},
         "no_labels": {"compressed_labels": False},
         "mean": {"pooling": "mean"},

@@ -133,7 +133,7 @@ def test_mini_bases_tokenizer_has_every_word_as_one_token_and_steps_end_where_ro
 
 
 def test_step_ends_of_equations_stand_behind_their_last_token(tok):
-    examples = words.load("mini", "train", 50)
+    examples = tasks.load("mini", "train", limit=50)
     for e, row in zip(examples, encode(examples, tok, 512)[0]):
         for i, end in enumerate(row.ends, 1):
             assert tok.decode(row.chain[:end]) == " ".join(e.steps[:i])

@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from conftest import small_row, tiny_model
 
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.config import UserError
 from minilatent.methods import METHODS, icot
 from minilatent.methods.icot import remove_tokens
 from minilatent.run import resolve
-from minilatent.tasks import words
 
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(words.load("mini", "train", 7), tok, 512)[0]
+    return encode(tasks.load("mini", "train", limit=7), tok, 512)[0]
 
 
 def make(tok, removed=None, **changes):
@@ -131,7 +131,7 @@ def test_a_few_long_chains_make_no_stages_of_their_own(tok, rows):
 
 
 def test_at_inference_it_answers_at_once_and_before_the_last_stage_it_says_what_is_left(tok):
-    questions = [e.question for e in words.load("mini", "test", 8)]
+    questions = [e.question for e in tasks.load("mini", "test", limit=8)]
     out = make(tok).eval().solve(questions)
     assert out.lengths.tolist() == [0] * 8 and out.latents is None
     out = make(tok, 8).eval().solve(questions)

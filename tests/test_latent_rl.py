@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
+from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.config import UserError
 from minilatent.latent import clamped_gumbel
@@ -16,7 +17,6 @@ from minilatent.methods.grpo import advantages
 from minilatent.methods.latent_rl import gumbel_log_density
 from minilatent.optim import train_only
 from minilatent.run import resolve
-from minilatent.tasks import words
 
 SMALL = {"eval_batch": 4, "max_chain": 6, "max_answer": 3, "batch_size": 4, "group": 3, "k": 4}
 REWARDS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -25,7 +25,7 @@ PARTS = ("latents", "decisions", "answer")
 
 @pytest.fixture(scope="module")
 def rows(tok):
-    return encode(words.load("mini", "train", 9), tok, 512)[0]
+    return encode(tasks.load("mini", "train", limit=9), tok, 512)[0]
 
 
 def make(tok, **changes):
@@ -247,7 +247,7 @@ def test_all_is_trained_but_the_embeddings(tok):
 
 
 def test_it_starts_from_a_latent_sft_run_of_the_same_superpositions(tok):
-    method, fits = make(tok), {"latent": "superposition", "k": 4, "ratio": 2, "segmentation": "fixed"}
+    method, fits = make(tok), {"latent": "superposition", "k": 4, "ratio": 2}
     for name in ("latent_sft", "latent_rl"):
         method.adopt({}, {**fits, "method": name})
     fits["method"] = "latent_sft"
@@ -257,7 +257,6 @@ def test_it_starts_from_a_latent_sft_run_of_the_same_superpositions(tok):
         ({**fits, "latent": "hidden"}, "--latent hidden"),
         ({**fits, "k": 10}, "--k 10"),
         ({**fits, "ratio": 4}, "--ratio 4"),
-        ({**fits, "segmentation": "step"}, "--segmentation step"),
     ):
         with pytest.raises(UserError, match=said):
             method.adopt({}, settings)

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from conftest import small_row, tiny_model
 
+from minilatent import tasks
 from minilatent.batch import IGNORE, encode
 from minilatent.config import UserError
 from minilatent.methods import METHODS
 from minilatent.run import resolve
-from minilatent.tasks import words
 
 
 def make(tok, **changes):
@@ -19,7 +19,11 @@ def make(tok, **changes):
 
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_the_loss_is_that_of_every_answer_by_itself_after_n_pauses(tok, n):
-    rows, method, nll = encode(words.load("mini", "train", 7), tok, 512)[0], make(tok, num_latents=n), []
+    rows, method, nll = (
+        encode(tasks.load("mini", "train", limit=7), tok, 512)[0],
+        make(tok, num_latents=n),
+        [],
+    )
     for row in rows:
         prompt = [*row.prompt, *[tok.latent] * n, tok.end_think]
         logits = method.model.logits(method.model(torch.tensor([prompt + row.answer])))[0]
@@ -41,7 +45,7 @@ def test_no_label_asks_for_a_pause_and_the_one_embedding_of_all_pauses_learns(to
 
 @pytest.mark.parametrize("n", [0, 3])
 def test_at_inference_each_question_gets_its_n_pauses_and_the_answer_that_training_would_give(tok, n):
-    method, examples = make(tok, num_latents=n).eval(), words.load("mini", "test", 6)
+    method, examples = make(tok, num_latents=n).eval(), tasks.load("mini", "test", limit=6)
     out = method.solve([e.question for e in examples])
     assert out.lengths.tolist() == [n] * 6 and out.closed.all() and out.latents.shape == (6, n, 16)
     assert (out.latents == method.model.embed.weight[tok.latent]).all()

@@ -17,7 +17,6 @@ from minilatent.config import UserError
 from minilatent.methods import METHODS
 from minilatent.methods.cot_sft import CoTSFT
 from minilatent.optim import Muon, learning_rate, make_optimizers, orthogonalise, train_only
-from minilatent.tasks import words
 from minilatent.trainer import Trainer, batches
 
 pytestmark = pytest.mark.usefixtures("one_tokenizer")
@@ -41,7 +40,7 @@ def test_an_epoch_holds_every_index_once_and_is_another_every_time(n, size):
 
 
 def test_less_than_a_tenth_of_a_mini_epoch_is_padding(tok):
-    rows, _ = encode(words.load("mini", "train", 2000), tok, 512)
+    rows, _ = encode(tasks.load("mini", "train", limit=2000), tok, 512)
     lengths = [len(r.prompt + r.chain + r.tail) for r in rows]
     unsorted = [list(range(i, min(i + 32, 2000))) for i in range(0, 2000, 32)]
     shares = []  # of padding
@@ -143,8 +142,8 @@ def spied(tok, folder, **changes):
     method = Spied(config, tok, tiny_model(tok.vocab_size, n_layer=1, context=512))
     method.seen = []
     (folder / "state").mkdir(parents=True)
-    rows = encode(words.load("mini", "train", 10), tok, 512)[0]
-    Trainer(method, folder).fit(method.stages(rows), words.load("mini", "val", 2))
+    rows = encode(tasks.load("mini", "train", limit=10), tok, 512)[0]
+    Trainer(method, folder).fit(method.stages(rows), tasks.load("mini", "val", limit=2))
     return method, rows
 
 

@@ -6,26 +6,22 @@ from collections import Counter
 
 import pytest
 
+from minilatent import tasks
 from minilatent.tasks import words
 from minilatent.tokenizer import MINI_PATTERN
 
 TEST_SETS = words.TEST_SETS
-OPERATIONS = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-}
+OPERATIONS = words.APPLY
 
 
 @pytest.fixture(scope="module")
 def train():
-    return words.load("mini", "train", 8000)
+    return tasks.load("mini", "train", limit=8000)
 
 
 @pytest.fixture(scope="module")
 def tests():
-    return {name: words.load(name, "test", 120) for name in TEST_SETS}
+    return {name: tasks.load(name, "test", limit=120) for name in TEST_SETS}
 
 
 def sentences(question: str) -> list[str]:
@@ -36,13 +32,8 @@ def sentences(question: str) -> list[str]:
 
 
 def pattern(template: str) -> re.Pattern:
-    person, things = "|".join(words.PRONOUN), "|".join(words.OBJECTS)
-    parts = {
-        "P": rf"(?P<P>{person}|She|He)",
-        "Q": rf"(?P<Q>{person})",
-        "c": r"(?P<c>\d+)",
-        "o": rf"(?P<o>{things})",
-    }
+    person, things = "|".join(words.PEOPLE), "|".join(words.OBJECTS)
+    parts = {"P": rf"(?P<P>{person})", "Q": rf"(?P<Q>{person})", "c": r"(?P<c>\d+)", "o": rf"(?P<o>{things})"}
     pieces = re.split(r"\{(\w)\}", template)
     seen, out = set(), re.escape(pieces[0])
     for name, rest in zip(pieces[1::2], pieces[2::2]):
@@ -51,10 +42,7 @@ def pattern(template: str) -> re.Pattern:
     return re.compile(out)
 
 
-KINDS = [("event", op, templates) for op, templates in words.EVENTS.items()]
-KINDS += [("relation", op, templates) for op, templates in words.RELATIONS.items()]
-for kind in ("START", "MERGE", "ASK", "TOGETHER", "DIFFERENCE", "IRRELEVANT"):
-    KINDS.append((kind.lower(), "", getattr(words, kind)))
+KINDS = [(*kind.partition(" ")[::2], templates) for kind, templates in words.TEMPLATES.items()]
 SENTENCES = [(kind, op, pattern(t)) for kind, op, templates in KINDS for t in templates]
 
 
@@ -71,21 +59,16 @@ def read(question: str) -> list[tuple[str, str, dict]]:
 
 def solve(question: str) -> tuple[list[str], list[set[int]], int]:
     """The steps as a reader writes them down, which earlier steps each needs, and the answer."""
-    held, steps, needs, subject = {}, [], [], None  # held: name -> (value, step that made it)
+    held, steps, needs = {}, [], []  # held: name -> (value, step that made it)
 
     def compute(a, op, b):
         result = OPERATIONS[op](a[0], b[0])
-        assert result == int(result)
-        steps.append(f"<<{a[0]}{op}{b[0]}={int(result)}>>")
+        steps.append(f"<<{a[0]}{op}{b[0]}={result}>>")
         needs.append({made for _, made in (a, b) if made is not None})
-        return int(result), len(steps) - 1
+        return result, len(steps) - 1
 
     for kind, op, found in read(question):
         P, Q, c = found.get("P"), found.get("Q"), (int(found.get("c") or 0), None)
-        if P in ("She", "He"):
-            assert subject and words.PRONOUN[subject] == P, f"{P} after {subject}: {question}"
-            P = subject
-        subject = P
         if kind == "start":
             assert P not in held
             held[P] = c
@@ -93,9 +76,9 @@ def solve(question: str) -> tuple[list[str], list[set[int]], int]:
             held[P] = compute(held[P], op, c)
         elif kind == "relation":
             assert Q not in held
-            held[Q], subject = compute(held[P], op, c), Q
+            held[Q] = compute(held[P], op, c)
         elif kind == "merge":
-            held[Q], subject = compute(held[Q], "+", held.pop(P)), None
+            held[Q] = compute(held[Q], "+", held.pop(P))
         elif kind == "together":
             return steps, needs, compute(held[P], "+", held[Q])[0]
         elif kind == "difference":
@@ -107,11 +90,12 @@ def solve(question: str) -> tuple[list[str], list[set[int]], int]:
 
 @pytest.mark.parametrize("name", TEST_SETS)
 def test_a_second_reader_finds_the_same_steps_orders_and_answer_in_the_text(tests, name):
-    """Pronouns, each sentence's operation, who holds what by now, whom the question is about: all are in the
-    text."""
+    """Each sentence's operation, who holds what by now, whom the question is about: all are in the text."""
     for e in tests[name]:
         steps, needs, answer = solve(e.question)
         assert (tuple(steps), str(answer)) == (e.steps, e.answer), e.question
+        if len(steps) > 6:
+            continue  # of mini_long: too many permutations
         orders = []
         for order in itertools.permutations(range(len(steps))):
             if all(needs[i] <= set(order[:at]) for at, i in enumerate(order)):
@@ -128,7 +112,7 @@ def test_every_step_is_right_and_uses_only_numbers_that_are_known_by_then(tests,
         for chain in e.chains:
             so_far = set(known)
             for step in chain:
-                a, op, b, c = re.fullmatch(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", step).groups()
+                a, op, b, c = re.fullmatch(r"<<(\d+)([-+*%])(\d+)=(\d+)>>", step).groups()
                 a, b, c = int(a), int(b), int(c)
                 assert OPERATIONS[op](a, b) == c, step
                 assert {a, b} <= so_far, (step, e.question)
@@ -138,9 +122,16 @@ def test_every_step_is_right_and_uses_only_numbers_that_are_known_by_then(tests,
 
 
 def test_every_step_has_as_many_tokens_as_every_other(tests):
-    """Segments of 2 and 4 line up with steps only then: 7 tokens and the space between two steps."""
+    """Segments of 2, 3 and 6 line up with steps only then. The first `<<` is left to <think>."""
     for e in itertools.chain(*tests.values()):
-        assert len(re.findall(MINI_PATTERN, e.chain)) == 8 * len(e.steps) - 1
+        assert len(re.findall(MINI_PATTERN, e.chain.removeprefix("<<"))) == 6 * len(e.steps)
+
+
+def test_no_number_is_told_twice(tests):
+    """Else it would be ambiguous which one a step has looked up."""
+    for e in itertools.chain(*tests.values()):
+        numbers = re.findall(r"\d+", e.question)
+        assert len(numbers) == len(set(numbers)), e.question
 
 
 def test_all_numbers_are_from_1_to_99_and_training_shows_each(train, tests):
@@ -154,32 +145,35 @@ def test_all_numbers_are_from_1_to_99_and_training_shows_each(train, tests):
 
 
 def test_the_same_arguments_give_the_same_problems_and_others_give_others():
-    a = words.load("mini", "train", 50, seed=3)
-    assert a == words.load("mini", "train", 50, seed=3) and a == words.load("mini", "train", 80, seed=3)[:50]
+    a = tasks.load("mini", "train", limit=50, seed=3)
+    assert (
+        a == tasks.load("mini", "train", limit=50, seed=3)
+        and a == tasks.load("mini", "train", limit=80, seed=3)[:50]
+    )
     questions = {e.question for e in a}
-    assert not questions & {e.question for e in words.load("mini", "train", 50, seed=4)}
-    assert not questions & {e.question for e in words.load("mini", "val", 50, seed=3)}
+    assert not questions & {e.question for e in tasks.load("mini", "train", limit=50, seed=4)}
+    assert not questions & {e.question for e in tasks.load("mini", "val", limit=50, seed=3)}
 
 
 def test_the_problems_are_those_that_the_committed_results_were_made_with():
     """A change of a template, or of the order of random draws, changes every number in results/ without any
     other sign."""
-    first = words.load("mini", "test", 1)[0]
+    first = tasks.load("mini", "test", limit=1)[0]
     assert first.question == (
-        "There are 14 eggs in the bag of Finn. He buys 4 more eggs. Finn works until there are 4 times as "
-        "many eggs. Finn buys 6 more eggs. He makes 3 equal parts and keeps one. What is the number of eggs "
-        "that Finn has?"
+        "Dan starts with 46 pears. Dan packs by 9 and Ben gets the rest. Ben swaps each for 4. Soon Ben has "
+        "3 times as many. Soon Ben has 5 times as many. How many pears has Ben now?"
     )
-    assert first.steps == ("<<14+4=18>>", "<<18*4=72>>", "<<72+6=78>>", "<<78/3=26>>")
-    assert first.answer == "26"
+    assert first.steps == ("<<46%9=1>>", "<<1*4=4>>", "<<4*3=12>>", "<<12*5=60>>")
+    assert first.answer == "60"
 
 
 def test_no_problem_is_in_two_splits_whatever_the_seed_even_with_other_names_and_objects(train, tests):
     normal = lambda examples: {words.normalise(e.question) for e in examples}
     seen = {
-        "train": normal(train) | normal(words.load("mini", "train", 2000, seed=1)),
-        "val": normal(words.load("mini", "val", 150) + words.load("mini", "val", 150, seed=1)),
-        "test": normal(itertools.chain(*tests.values())) | normal(words.load("mini", "test", 100, seed=1)),
+        "train": normal(train) | normal(tasks.load("mini", "train", limit=2000, seed=1)),
+        "val": normal(tasks.load("mini", "val", limit=150) + tasks.load("mini", "val", limit=150, seed=1)),
+        "test": normal(itertools.chain(*tests.values()))
+        | normal(tasks.load("mini", "test", limit=100, seed=1)),
     }
     assert all(len(s) > 250 for s in seen.values())
     for a, b in itertools.combinations(seen, 2):
@@ -187,10 +181,10 @@ def test_no_problem_is_in_two_splits_whatever_the_seed_even_with_other_names_and
 
 
 def test_normalising_forgets_names_and_objects_and_nothing_else():
-    a = words.normalise("Ava has 3 eggs. Ben has 2 more eggs than Ava. He loses 1 of them.")
-    renamed = "Max has 3 kilos of rice. Mia has 2 more kilos of rice than Max. She loses 1 of them."
-    who_is_who = "Ava has 3 eggs. Ava has 2 more eggs than Ben. He loses 1 of them."
-    number = "Ava has 3 eggs. Ben has 4 more eggs than Ava. He loses 1 of them."
+    a = words.normalise("Ava has 3 eggs. Ben has 2 more than Ava has. Ben loses 1 eggs.")
+    renamed = "Max has 3 rings. Mia has 2 more than Max has. Mia loses 1 rings."
+    who_is_who = "Ava has 3 eggs. Ava has 2 more than Ben has. Ben loses 1 eggs."
+    number = "Ava has 3 eggs. Ben has 4 more than Ava has. Ben loses 1 eggs."
     assert a == words.normalise(renamed)
     assert a != words.normalise(who_is_who) and a != words.normalise(number)
 
@@ -207,16 +201,40 @@ def test_there_are_more_than_a_million_problems(train):
 # --- what kinds of problems ---------------------------------------------------------------------------------
 
 
-def test_a_fifth_of_the_problems_is_no_single_chain_and_all_lengths_occur(train):
-    sample = train[:3000]
-    lengths = Counter(len(e.steps) for e in sample)
-    assert set(lengths) == {2, 3, 4} and min(lengths.values()) > 0.2 * len(sample)
-    assert sum(len(e.chains) > 1 for e in sample) > 0.2 * len(sample)  # two tracks merge
-    assert {op for e in sample for op in re.findall("[-+*/]", e.chain)} == set("+-*/")
+def test_half_of_the_problems_are_no_single_chain_and_all_lengths_occur(train):
+    lengths = Counter(len(e.steps) for e in train)
+    assert set(lengths) == {1, 2, 3, 4, 5, 6} and min(lengths.values()) > 0.07 * len(train)
+    assert sum(len(e.chains) > 1 for e in train) > 0.33 * len(train)  # tracks merge, in any order
+    assert {op for e in train for op in re.findall(r"[-+*%]", e.chain)} == set("+-*%")
+
+
+def test_remainders_come_before_the_last_step(train):
+    """One wrong unit before a remainder, and the answer is another: no estimate survives it."""
+    early = {n: [] for n in range(1, 7)}
+    for e in train:
+        early[len(e.steps)].append(sum("%" in step for step in e.steps[:-1]))
+    assert {n: min(found) for n, found in early.items()} == {1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 6: 2}
+
+
+def test_guessing_does_not_pay(train):
+    """(results/guesses.py asks better guessers.)"""
+    val = tasks.load("mini", "val", limit=500)
+    best = Counter(e.answer for e in train).most_common(1)[0][0]
+    assert sum(e.answer == best for e in val) < 0.07 * len(val)
+
+
+def test_a_chain_in_words_says_the_same_as_the_equations():
+    equations = tasks.load("mini", "train", limit=30)
+    sentences = tasks.load("mini", "train", limit=30, chain_style="text")
+    for e, s in zip(equations, sentences):
+        assert (e.question, e.answer) == (s.question, s.answer) and len(e.chains) == len(s.chains)
+        for step, sentence in zip(e.steps, s.steps):
+            a, _, b, c = re.fullmatch(r"<<(\d+)(\D)(\d+)=(\d+)>>", step).groups()
+            assert re.findall(r"\d+", sentence) == [a, b, c]
 
 
 def test_random_order_samples_from_all_valid_orders():
-    sampled = words.load("mini", "train", 600, chain_order="random")
+    sampled = tasks.load("mini", "train", limit=600, chain_order="random")
     assert all(e.steps in e.chains for e in sampled)
     several = [e for e in sampled if len(e.chains) > 1]
     assert 0.3 < sum(e.steps != e.chains[0] for e in several) / len(several) < 0.8
@@ -260,16 +278,8 @@ def test_hard_problems_take_their_numbers_from_the_rare_tail(tests):
     assert sum(n > 40 for n in starts(tests["mini"])) < 0.2 * len(tests["mini"])
 
 
-def test_svamp_problems_hold_a_quantity_that_does_not_matter_and_long_ones_5_or_6_steps(tests):
+def test_svamp_problems_hold_a_quantity_that_does_not_matter_and_long_ones_7_or_8_steps(tests):
     irrelevant = lambda e: sum(kind == "irrelevant" for kind, _, _ in read(e.question))
     assert all(irrelevant(e) == 1 for e in tests["mini_svamp"])
-    assert {len(e.steps) for e in tests["mini_long"]} == {5, 6}
+    assert {len(e.steps) for e in tests["mini_long"]} == {7, 8}
     assert 0.03 < sum(map(irrelevant, tests["mini"])) / len(tests["mini"]) < 0.2
-
-
-def test_a_word_that_means_the_things_does_not_follow_a_sentence_about_other_things(tests):
-    """`of them`, `13 more`, `equal parts`: after `Ivan also has 4 flowers.` these are flowers."""
-    for e in tests["mini_svamp"] + tests["mini"]:
-        for one, other in itertools.pairwise(sentences(e.question)):
-            if " also has " in one:
-                assert any(o in other for o in words.OBJECTS), e.question

@@ -50,7 +50,6 @@ from .method import Method, Stage
 @dataclass
 class Settings(GRPOSettings):
     ratio: int = opt(2, "compression ratio r of the run it starts from")
-    segmentation: str = opt("fixed", "segmentation of the run it starts from", choices=("fixed", "step"))
     k: int = opt(10, "vocabulary entries kept in a superposition, as in the run it starts from")
     gumbel_scale: float = opt(1.0, "s, scale of the noise")
     one_sided: bool = opt(True, "shift the noise that samples a latent to 0 and above")
@@ -78,7 +77,7 @@ class LatentRL(GRPO, Method):
             )
         if settings.get("latent") == "hidden":
             raise UserError("latent_rl samples superpositions: its --init was trained with --latent hidden")
-        for key in ("k", "ratio", "segmentation"):
+        for key in ("k", "ratio"):
             if settings[key] != getattr(config, key):
                 raise UserError(
                     f"--init {config.init} was trained with --{key} {settings[key]}: give latent_rl the same"
@@ -145,11 +144,7 @@ class LatentRL(GRPO, Method):
 
     @property
     def ratio(self) -> int:
-        return 1 if self.config.segmentation == "step" else self.config.ratio
-
-    @property
-    def mixture_size(self) -> int:
-        return self.config.k
+        return self.config.ratio
 
     def thinker(self):
         return superposition_thinker(self.model, self.config.k, self.tok.never)

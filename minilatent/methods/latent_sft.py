@@ -2,7 +2,7 @@
 
 Deng et al., "Latent Reasoning in LLMs as a Vocabulary-Space Superposition", arXiv 2510.15522 (v2: "LLM Latent
 Reasoning as Chain of Superposition", which adds the Gumbel noise). The chain is cut into N = ⌈T/r⌉ segments
-S_1..S_N of r tokens (or, with `--segmentation step`, into its own steps).
+S_1..S_N of r tokens.
 
 Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder has to continue from the
 latents:
@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint, masks
-from ..batch import Batch, Row, encode, pad, segments
+from ..batch import Batch, Row, encode, segments
 from ..config import Config, UserError, opt
 from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
@@ -53,9 +53,12 @@ from .method import Method, Stage
 @dataclass
 class Settings(Config):
     ratio: int = opt(2, "compression ratio r: chain tokens per latent")
-    segmentation: str = opt("fixed", "a latent for --ratio tokens, or for a step", choices=("fixed", "step"))
     k: int = opt(10, "vocabulary entries kept in a superposition")
-    labels: str = opt("encoder", "stage 1's latents or uniform mixtures", choices=("encoder", "uniform"))
+    labels: str = opt(
+        "encoder",
+        "stage 1's latents; without stage 1: mixtures of a segment's tokens, of one valid chain or of all",
+        choices=("encoder", "uniform", "paths"),
+    )
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
     stage1_lr: float = opt(0.0, "learning rate of stage 1 (default: lr)")
     pull: float = opt(1.0, "weight that pulls a latent towards its segment's tokens in stage 1")
@@ -73,8 +76,8 @@ class Settings(Config):
         phases = self.stage1_steps.split(",")
         if len(phases) != 3 or not all(s.strip().isdigit() and int(s) for s in phases):
             raise UserError(f"--stage1_steps {self.stage1_steps}: three numbers from 1 on, as 40,30,200")
-        if self.latent == "hidden" and (self.gumbel or self.labels == "uniform"):
-            option = "--gumbel" if self.gumbel else "--labels uniform"
+        if self.latent == "hidden" and (self.gumbel or self.labels != "encoder"):
+            option = "--gumbel" if self.gumbel else f"--labels {self.labels}"
             raise UserError(f"{option} is about mixtures, and --latent hidden has none: drop one of them")
 
 
@@ -105,9 +108,7 @@ class LatentSFT(Method):
 
     def segments(self, row: Row) -> list[list[int]]:
         """S_1..S_N"""
-        if self.config.segmentation == "fixed":
-            return segments(row.chain, self.config.ratio)
-        return [row.chain[start:end] for start, end in zip([0, *row.ends], row.ends) if end > start]
+        return segments(row.chain, self.config.ratio)
 
     # ------------------------------------------------------------------ stage 1: make the latents
 
@@ -232,7 +233,7 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ labels
 
     def make_labels(self) -> None:
-        make = self.soft_labels if self.encoder else self.uniform_labels
+        make = self.soft_labels if self.encoder else self.mixture_labels
         self.labels, self.encoder = make(self.train_rows), None
 
     @torch.no_grad()
@@ -264,12 +265,34 @@ class LatentSFT(Method):
         start[order] = count[order].cumsum(0) - count[order]
         return {"start": start, "count": count}
 
-    def uniform_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """`--labels uniform`: every latent is the uniform mixture of its segment's tokens."""
-        ids = pad([s for r in rows for s in self.segments(r)], self.tok.pad)  # (n, r)
-        real = ids != self.tok.pad
-        labels = {"probs": real / real.sum(-1, keepdim=True), "ids": ids.int()}
-        return labels | self.places(rows, list(range(len(rows))))
+    def mixture_labels(self, rows: list[Row]) -> dict[str, Tensor]:
+        """Labels without an encoder. `--labels uniform`: a latent is the uniform mixture of its segment's
+        tokens. `--labels paths`: the average of these over all valid chains of the problem."""
+        parts: dict[str, list[Tensor]] = {"probs": [], "ids": []}
+        for at in range(0, len(rows), 1024):
+            some = rows[at : at + 1024]
+            first = torch.tensor([len(self.segments(r)) for r in some]).cumsum(0).tolist()
+            places, tokens, weights = [], [], []  # of every token of every chain: its latent, its share
+            for row, start in zip(some, [0, *first]):
+                for chain in self.valid_chains(row):
+                    for i, segment in enumerate(segments(chain, self.config.ratio)):
+                        places += [start + i] * len(segment)
+                        tokens += segment
+                        weights += [1 / len(segment)] * len(segment)
+            full = torch.zeros(first[-1], self.tok.vocab_size)  # (n, V)
+            full.index_put_((torch.tensor(places), torch.tensor(tokens)), torch.tensor(weights), True)
+            probs, ids = full.topk(self.config.k)
+            parts["probs"].append(probs / probs.sum(-1, keepdim=True))
+            parts["ids"].append(ids.int())
+        labels = {name: torch.cat(tensors) for name, tensors in parts.items()}
+        return labels | self.places(rows, range(len(rows)))
+
+    def valid_chains(self, row: Row) -> list[list[int]]:
+        """Those that a row's labels average over."""
+        if self.config.labels == "uniform" or not row.chains:
+            return [row.chain]
+        chains = [self.tok.encode_chain(" ".join(steps)) for steps in row.chains]
+        return [chain for chain in chains if len(chain) == len(row.chain)]  # all, on mini and mini_prosqa
 
     # ------------------------------------------------------------------ stage 2: learn to produce them
 
@@ -315,13 +338,7 @@ class LatentSFT(Method):
 
     @property
     def ratio(self) -> int:
-        """With one latent per step r is not constant; 1 makes ECR cut the reference into as many equal
-        segments as there are latents."""
-        return 1 if self.config.segmentation == "step" else self.config.ratio
-
-    @property
-    def mixture_size(self) -> int:
-        return self.config.k
+        return self.config.ratio
 
     def thinker(self):
         return superposition_thinker(self.model, self.config.k, self.tok.never)

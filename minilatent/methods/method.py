@@ -56,7 +56,6 @@ class Method(nn.Module):
     explicit = False  # for measures: True if a step of its chain is an ordinary token
     mixed = False  # for measures: True if a step of its chain is a mixture of tokens
     ratio = 1  # for measures: chain tokens per step of thinking, a lower bound
-    mixture_size = 10  # for measures: most likely tokens of a step to look at
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()

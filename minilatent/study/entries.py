@@ -108,8 +108,6 @@ ENTRIES = [
     latent_sft(2, "_k1", ", k = 1", k=1),
     latent_sft(2, "_k5", ", k = 5", k=5),
     latent_sft(2, "_k50", ", k = 50", k=50),
-    # On mini a step is 7 tokens and a space: a latent a step is Latent-SFT(8).
-    latent_sft(8, "_step", ", a latent a step", segmentation="step"),
     Entry("latent_sft_half", "Latent-SFT(2) before RL", WHOLE, MIXED, main=False, share=0.5),
     Entry("latent_rl", "Latent-RL", {**WHOLE, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]

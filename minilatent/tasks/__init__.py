@@ -43,9 +43,12 @@ def load(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}")
     if data in GENERATED:
-        if chain_style != "equations":
+        make = GENERATED[data]
+        if data in words.TEST_SETS:
+            make = partial(make, chain_style=chain_style)
+        elif chain_style != "equations":
             raise UserError(f"{data} has its own chains only: leave out --chain_style {chain_style}")
-        return words.collect(GENERATED[data], data, split, limit, seed, chain_order)
+        return words.collect(make, data, split, limit, seed, chain_order)
     if chain_order != "text":
         raise UserError(f"--chain_order {chain_order} needs mini: {data} has one order of steps only")
     if data in SOURCES:

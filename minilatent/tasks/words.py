@@ -1,130 +1,96 @@
 """mini: grade-school word problems made by a small grammar. No download, as many as you like.
 
-    Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples.
-    How many apples do Ava and Ben have together?
-    steps   <<12*3=36>> <<12+5=17>> <<17+36=53>>        answer 53
+    Ava has 12 apples. Ava swaps each for 3. Ava sells all full boxes of 8. Ben has 7 apples. Ben buys 9 more.
+    How many have Ava and Ben together?
+    steps   <<12*3=36>> <<36%8=4>> <<7+9=16>> <<4+16=20>>        answer 20
 
-A problem is a graph of 2 to 4 operations over the quantities that people hold. Each sentence changes one of
-them (an *event*: "Ava buys 5 more"), derives a new one (a *relation*: "Ben has 3 times as many as Ava") or
-merges two. Three quarters of the problems are one chain, where each step uses the last result. In the others
-two tracks run side by side and are merged, so that the steps have several valid orders, and all are known:
+A problem is a graph of 1 to 6 operations on what people hold: with a number from the text (+ - * %), or on
+the amounts of two people (+ -). More than half of the problems are not a plain chain: two or three
+tracks, told one after the other, are merged. Then several orders of the steps are valid, and all are known:
 
-    chain   12 ──*3──> 36 ──-4──> 32           tracks   12 ──*3──> 36 ──┐
-                                                         └───+5──> 17 ──+──> 53
+    tracks   12 ──*3──> 36 ──%8──> 4 ──┐
+              7 ──+9──> 16 ────────────+──> 20
 
-The problems are easy on purpose: every number is in 1..99 (one token each), each sentence uses only what
-came before, and one problem in ten has a sentence that does not matter. What is left to learn is who holds
-what by now, which operation a sentence means, and how to carry intermediate results.
+What makes thinking necessary are the *remainders*: "sells all full boxes of 8" leaves 36 % 8. A chain of sums
+and products can be estimated in one pass, ever more sharply. A remainder throws away what an estimate is good
+at and keeps what it lacks: one unit wrong before it, and all that follows is wrong. So with three operations
+or more a remainder comes before the last one, with five or more two of them. Each step alone is easy: small
+operands, every number in 1..99 (one token each), no number twice in a text (so that no operand is ambiguous),
+and short sentences in which names say whose amount is meant.
 """
 
+import operator
 import random
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .answers import Example
 
-PRONOUN = dict.fromkeys("Ava Cleo Dora Emma Fay Gina Hana Iris Jane Kate Lily Mia".split(), "She")
-PRONOUN |= dict.fromkeys("Ben Carl Dan Eli Finn Gus Hugo Ivan Jack Kurt Leo Max".split(), "He")
-PEOPLE = list(PRONOUN)
+PEOPLE = "Ava Ben Cleo Dan Emma Finn Gina Hugo Iris Jack Kate Leo".split()
+PEOPLE += "Mia Max Nora Otto Pia Ray Sara Tom Uma Vera Will Zoe".split()
 OBJECTS = (
-    "apples, books, cards, coins, eggs, flowers, marbles, nuts, pens, shells, stamps, tickets, dollars, "
-    "kilos of rice, liters of milk, meters of rope"
-).split(", ")
+    "apples books cards coins eggs flowers kites marbles nuts pears pens plums rings shells stamps".split()
+)
 
-# {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each list is held out for
-# mini_multiarith and for the questions of mini_svamp: training shows its words, but never the template.
-START = [
-    "{P} has {c} {o}.",
-    "{P} starts with {c} {o}.",
-    "There are {c} {o} in the bag of {P}.",
-    "{P} starts with a bag of {c} {o}.",
-]
-EVENTS = {
-    "+": [
-        "{P} buys {c} more {o}.",
-        "{P} finds {c} more.",
-        "A friend gives {P} {c} more {o}.",
-        "Then {P} gets {c} more {o}.",
-    ],
-    "-": [
-        "{P} gives {c} {o} to a friend.",
-        "{P} loses {c} of them.",
-        "Then {P} sells {c} {o}.",
-        "Then {P} loses {c} {o}.",
-    ],
-    "*": [
-        "After a week {P} has {c} times as many.",
-        "{P} works until there are {c} times as many {o}.",
-        "Then {P} has {c} times as many {o} as before.",
-        "After a week there are {c} times as many {o} in the bag of {P}.",
-    ],
-    "/": [
-        "{P} makes {c} equal parts and keeps one.",
-        "{P} packs the {o} into {c} equal boxes and keeps one.",
-        "Then {P} keeps one of {c} equal parts.",
-        "Then {P} makes {c} equal boxes and keeps one.",
-    ],
-}
-RELATIONS = {
-    "+": [
-        "{Q} has {c} more {o} than {P}.",
-        "{Q} has as many {o} as {P} and {c} more.",
-        "Compared with {P}, {Q} has {c} more {o}.",
-        "{Q} finds as many {o} as {P} and {c} more.",
-    ],
-    "-": [
-        "{Q} has {c} fewer {o} than {P}.",
-        "{Q} has as many {o} as {P} but {c} fewer.",
-        "Compared with {P}, {Q} has {c} fewer {o}.",
-        "{Q} finds as many {o} as {P} but {c} fewer.",
-    ],
-    "*": [
-        "{Q} has {c} times as many {o} as {P}.",
-        "{Q} has {c} times the {o} of {P}.",
-        "Compared with {P}, {Q} has {c} times as many {o}.",
-        "{Q} gets {c} times as many {o} as {P}.",
-    ],
-    "/": [
-        "{Q} has one in {c} of the {o} of {P}.",
-        "{Q} has as many {o} as {P} divided by {c}.",
-        "Compared with {P}, {Q} has one in {c} of the {o}.",
-        "{Q} gets one in {c} of the {o} of {P}.",
-    ],
-}
-MERGE = [
-    "{P} gives all of them to {Q}.",
-    "Then {Q} gets all the {o} of {P}.",
-    "{Q} buys all the {o} of {P}.",
-    "{Q} finds all the {o} of {P}.",
-]
-ASK = [
-    "How many {o} does {P} have?",
-    "How many {o} are in the bag of {P} now?",
-    "What is the number of {o} that {P} has?",
-    "What is the number of {o} in the bag of {P}?",
-]
-TOGETHER = [
-    "How many {o} do {P} and {Q} have together?",
-    "How many {o} do {P} and {Q} have in total?",
-    "What is the total of the {o} of {P} and {Q}?",
-    "What is the number of {o} of {P} and {Q} together?",
-]
-DIFFERENCE = [
-    "How many more {o} does {P} have than {Q}?",
-    "How many fewer {o} does {Q} have than {P}?",
-    "Compared with {Q}, how many more {o} does {P} have?",
-    "What is the number of {o} that {P} has more than {Q}?",
-]
-IRRELEVANT = ["{P} also has {c} {o}.", "{P} is {c} years old.", "{P} walks {c} minutes to school."]
+# {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each kind is held out for
+# mini_multiarith (that of a question for mini_svamp, too): training shows its words, but never the template.
+# A name is always followed by a space, so that it is always the same token.
+TABLE = """
+start        {P} has {c} {o}. / {P} starts with {c} {o}. / At first {P} has {c} {o}.
+start        At first {P} finds {c} {o}.
+event +      {P} buys {c} more. / {P} finds {c} {o}. / A friend gives {P} {c} more.
+event +      Then {P} gets {c} {o}.
+event -      {P} loses {c} {o}. / {P} gives {c} to a friend. / Then {P} sells {c}.
+event -      Then {P} loses {c} {o}.
+event *      {P} swaps each for {c}. / {P} gets {c} for each. / Soon {P} has {c} times as many.
+event *      Soon {P} gets {c} for each.
+event %      {P} sells all full boxes of {c}. / {P} gives away full bags of {c}.
+event %      {P} packs by {c} and keeps the rest. / Then {P} sells full bags of {c}.
+relation +   {Q} has {c} more than {P} has. / {Q} buys {c} more than {P} has.
+relation +   {Q} gets {c} more than {P} has.
+relation -   {Q} has {c} fewer than {P} has. / {Q} buys {c} fewer than {P} has.
+relation -   {Q} gets {c} fewer than {P} has.
+relation *   {Q} has {c} times what {P} has. / {Q} finds {c} times what {P} has.
+relation *   {Q} gets {c} times what {P} has.
+relation %   {P} packs by {c} and {Q} gets the rest. / {P} sells boxes of {c} and {Q} keeps the rest.
+relation %   {P} packs bags of {c} and {Q} gets the rest.
+merge        {P} gives {Q} all {o}. / {Q} takes all that {P} has. / {Q} gets all that {P} has.
+ask          How many {o} has {P} now? / How many does {P} have? / How many {o} does {P} have now?
+together     How many have {P} and {Q} together? / How many {o} do {P} and {Q} have?
+together     How many {o} have {P} and {Q} together?
+difference   How many more has {P} than {Q} has? / How many fewer has {Q} than {P} has?
+difference   How many more {o} has {P} than {Q} has?
+irrelevant   {Q} also has {c} {o}. / {Q} buys {c} {o}. / {P} is {c} years old.
+"""
+TEMPLATES: dict[str, list[str]] = {}
+for line in TABLE.strip().splitlines():
+    TEMPLATES.setdefault(line[:13].strip(), []).extend(line[13:].split(" / "))
 
 TEST_SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith", "mini_long")
 SIZES = {"train": 50_000, "val": 500, "test": 1000}
 MAX_NUMBER = 99
 MAX_ORDERS = 24  # of chains kept per problem
-APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b}
+RARE = 1 / 16  # share of the numbers that are from the rare tail
+# Told numbers: the least, the largest as a rule, the largest of the rare ones (which mini_hard consists of).
+RANGES = {"start": (5, 40, 60), "+": (2, 20, 30), "-": (2, 20, 30), "*": (2, 5, 7), "%": (7, 12, 15)}
+OPERATORS = "+-*%%"  # as often as they are drawn; what does not fit is drawn anew
+OPERATIONS = (1, 2, 3, 4, 5, 6), (10, 15, 18, 19, 19, 19)  # how many, with their weights
+TRACKS = {1: (2, 1, 0), 2: (1, 1, 0), 3: (2, 3, 0), 4: (2, 3, 0), 5: (2, 2, 1)}  # weights of 1, 2, 3 tracks
+REMAINDERS = {1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 6: 2}  # before the last of n operations, at least
+APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.mod}
+SPOKEN = {"+": "plus", "-": "minus", "*": "times", "%": "modulo"}
 
 Quantity = tuple[int, int | None]  # a value, and the index of the step that computed it (None: from the text)
+
+
+@dataclass
+class Step:
+    equation: str  # "<<16-3=13>>"
+    sentence: str  # the same in words
+    result: int
+    needs: tuple[int, ...]  # the earlier steps whose results it uses
 
 
 class Problem:
@@ -133,143 +99,135 @@ class Problem:
     def __init__(self, rng: random.Random, test_set: str):
         self.rng, self.test_set = rng, test_set
         self.thing = rng.choice(OBJECTS)
-        self.names = rng.sample(PEOPLE, 5)  # that are still free
+        self.names = rng.sample(PEOPLE, 8)  # that are still free
+        self.numbers: set[int] = set()  # in the text; none comes twice
         self.held: dict[str, Quantity] = {}  # by name
         self.sentences: list[str] = []
-        self.steps: list[str] = []  # "<<16-3=13>>"
-        self.needs: list[tuple[int, ...]] = []  # for each step, the earlier steps whose results it uses
-        self.subject = ""  # of the last sentence: whom a pronoun would mean
+        self.steps: list[Step] = []
 
     # ------------------------------------------------------------------ numbers and sentences
 
-    def number(self, low: int, common: int, most: int) -> int | None:
-        """A number in low..most, usually at most `common`; one in twelve is from the tail above, in mini_hard
-        every one. None if there is no such number."""
-        tail = self.test_set == "mini_hard" or self.rng.random() < 1 / 12
-        low, high = (common + 1, most) if tail and most > common else (low, min(common, most))
-        return self.rng.randint(low, high) if low <= high else None
+    def number(self, kind: str) -> int:
+        """A number from its range in RANGES; one in sixteen is from the rare part, in mini_hard every one."""
+        low, common, most = RANGES[kind]
+        if self.test_set == "mini_hard" or self.rng.random() < RARE:
+            return self.rng.randint(common + 1, most)
+        return self.rng.randint(low, common)
 
     def operation(self, value: int) -> tuple[str, int]:
-        """An operation and a number that keep `value` whole and within 1..99."""
+        """An operator and a new number whose result on `value` is in 1..99."""
         while True:
-            op = self.rng.choice("+-*/")
-            if op == "+":
-                c = self.number(2, 20, MAX_NUMBER - value)
-            elif op == "-":
-                c = self.number(2, 20, value - 1)
-            elif op == "*":
-                c = self.number(2, 5, min(9, MAX_NUMBER // value))
-            else:
-                c = self.number(2, 5, 9)
-                c = c if c and value % c == 0 else None
-            if c is not None:
+            op = self.rng.choice(OPERATORS)
+            c = self.number(op)
+            fits = 0 < APPLY[op](value, c) <= MAX_NUMBER and (op != "%" or c < value)
+            if fits and c not in self.numbers:
                 return op, c
 
-    def say(self, templates: list[str], subject: str, **words) -> None:
-        """Add a sentence about `subject`, in half of the cases by a pronoun where that is clear."""
+    def say(self, kind: str, c: int = 0, **people: str) -> None:
+        """Add a sentence of this kind."""
+        templates = TEMPLATES[kind]
         question = templates[0].endswith("?")
         held_out = self.test_set == "mini_multiarith" or self.test_set == "mini_svamp" and question
         template = templates[-1] if held_out else self.rng.choice(templates[:-1])
-        person = subject
-        if template.startswith("{P}") and subject == self.subject and self.rng.random() < 0.5:
-            person = PRONOUN[subject]
-        self.sentences.append(template.format(P=person, o=self.thing, **words))
-        self.subject = subject
+        self.sentences.append(template.format(c=c, o=self.thing, **people))
+        self.numbers.add(c)
 
-    def compute(self, a: Quantity, op: str, b: Quantity) -> Quantity:
-        """Add the step a op b; returns its result."""
+    def compute(self, person: str, a: Quantity, op: str, b: Quantity) -> None:
+        """Add the step a op b; `person` holds its result from now on."""
         result = APPLY[op](a[0], b[0])
-        self.steps.append(f"<<{a[0]}{op}{b[0]}={result}>>")
-        self.needs.append(tuple(sorted({made for _, made in (a, b) if made is not None})))
-        return result, len(self.steps) - 1
+        needs = tuple(sorted({made for _, made in (a, b) if made is not None}))
+        equation = f"<<{a[0]}{op}{b[0]}={result}>>"
+        sentence = f"{person} has {a[0]} {SPOKEN[op]} {b[0]} {self.thing}, which makes {result} {self.thing}."
+        self.steps.append(Step(equation, sentence, result, needs))
+        self.held[person] = (result, len(self.steps) - 1)
 
     # ------------------------------------------------------------------ one sentence and its step
 
     def start(self) -> str:
-        person, value = self.names.pop(), self.number(2, 40, MAX_NUMBER)
-        self.say(START, person, c=value)
+        person, value = self.names.pop(), self.number("start")
+        while value in self.numbers:
+            value = self.number("start")
+        self.say("start", value, P=person)
         self.held[person] = (value, None)
         return person
 
     def event(self, person: str) -> str:
         """The person's quantity changes."""
         op, c = self.operation(self.held[person][0])
-        self.say(EVENTS[op], person, c=c)
-        self.held[person] = self.compute(self.held[person], op, (c, None))
+        self.say(f"event {op}", c, P=person)
+        self.compute(person, self.held[person], op, (c, None))
         return person
 
     def relation(self, person: str) -> str:
         """Another person's quantity is derived from this one's."""
         other = self.names.pop()
         op, c = self.operation(self.held[person][0])
-        self.say(RELATIONS[op], person, Q=other, c=c)
-        self.subject = other
-        self.held[other] = self.compute(self.held[person], op, (c, None))
+        self.say(f"relation {op}", c, P=person, Q=other)
+        self.compute(other, self.held[person], op, (c, None))
         return other
 
     def move(self, person: str) -> str:
         """One operation further on a track; returns who holds its result."""
-        return self.relation(person) if self.names and self.rng.random() < 0.4 else self.event(person)
+        return self.relation(person) if self.names and self.rng.random() < 0.3 else self.event(person)
+
+    def merge(self, a: str, b: str) -> str:
+        """b gets what a has."""
+        self.say("merge", P=a, Q=b)
+        self.compute(b, self.held[b], "+", self.held[a])
+        return b
+
+    def compare(self, a: str, b: str) -> None:
+        """The question asks for the sum or the difference."""
+        if self.held[a][0] < self.held[b][0]:
+            a, b = b, a
+        if self.held[a][0] > self.held[b][0] and self.rng.random() < 0.4:
+            self.say("difference", P=a, Q=b)
+            self.compute(a, self.held[a], "-", self.held[b])
+        else:
+            a, b = self.rng.sample([a, b], 2)
+            self.say("together", P=a, Q=b)
+            self.compute(a, self.held[a], "+", self.held[b])
 
     # ------------------------------------------------------------------ whole problems
 
-    def chain(self, n: int) -> None:
-        person = self.start()
-        for _ in range(n):
-            person = self.move(person)
-        self.say(ASK, person)
-
-    def two_tracks(self, n: int) -> None:
-        """n operations: some on two tracks in any order, a merge, then `after` more on the merged one."""
-        after = self.rng.randint(0, n - 3) if n > 3 and self.rng.random() < 0.5 else 0
-        before = n - 1 - after
-        a = self.start()
-        if self.rng.random() < 0.5:
-            b = self.start()
-        else:
-            b, before = self.relation(a), before - 1  # both tracks leave from one quantity
-        for _ in range(before):
-            # A track without a step goes first: only two tracks with steps have several valid orders.
-            idle_a, idle_b = self.held[a][1] is None, self.held[b][1] is None
-            if idle_a or not idle_b and self.rng.random() < 0.5:
-                a = self.move(a)
+    def tell(self, n: int, tracks: int) -> None:
+        """n operations: `tracks` of them, told one after the other, and the merges, with moves between."""
+        parts = ["track"] * tracks + ["merge"] * (tracks - 1)
+        if tracks == 3 and self.rng.random() < 0.5:
+            parts = ["track", "track", "merge", "track", "merge"]
+        moves = [0] * len(parts)  # after each part
+        opening = [i for i, part in enumerate(parts) if part == "track"]  # a track has a move if one is left
+        for _ in range(n - (tracks - 1)):
+            moves[opening.pop(0) if opening else self.rng.randrange(len(parts))] += 1
+        ends: list[str] = []  # who holds the last result of each track
+        for i, part in enumerate(parts):
+            if part == "merge" and i == len(parts) - 1 and not moves[i]:
+                self.compare(*ends)
+                return
+            if part == "merge":
+                a, b = self.rng.sample([ends.pop(), ends.pop()], 2)
+                ends.append(self.merge(a, b))
+            elif ends and moves[i] and self.rng.random() < 0.2:  # it leaves from the end of another track
+                ends.append(self.relation(ends[-1]))
+                moves[i] -= 1
             else:
-                b = self.move(b)
-        (x, _), (y, _) = self.held[a], self.held[b]
-        if after:
-            self.say(MERGE, a, Q=b)
-            self.held[b] = self.compute(self.held[b], "+", self.held[a])
-            self.subject = ""
-            for _ in range(after):
-                b = self.event(b)
-            self.say(ASK, b)
-        elif x != y and self.rng.random() < 0.4:
-            a, b = (a, b) if x > y else (b, a)
-            self.say(DIFFERENCE, a, Q=b)
-            self.compute(self.held[a], "-", self.held[b])
-        else:
-            self.say(TOGETHER, a, Q=b)
-            self.compute(self.held[a], "+", self.held[b])
+                ends.append(self.start())
+            for _ in range(moves[i]):
+                ends[-1] = self.move(ends[-1])
+        self.say("ask", P=ends[0])
 
     def distract(self) -> None:
-        """Add a quantity that does not matter, after the first sentence and before the question."""
-        person = self.rng.choice(list(self.held))
-        other = self.rng.choice([o for o in OBJECTS if o != self.thing])
-        distraction = self.rng.choice(IRRELEVANT).format(P=person, c=self.rng.randint(2, 20), o=other)
-        # The sentence after it must not begin with a pronoun, which would now mean somebody else. After other
-        # objects it must name its own: in "Ava also has 4 pens. Ava loses 9 of them." they would be pens.
-        places = []
-        for i, sentence in enumerate(self.sentences):
-            clear = other not in distraction or self.thing in sentence
-            if i > 0 and clear and not re.match("(She|He) ", sentence):
-                places.append(i)
-        self.sentences.insert(self.rng.choice(places), distraction)
+        """Add a sentence that does not matter, after the first one and before the question."""
+        person, other = self.rng.choice(list(self.held)), self.names.pop()
+        c = self.rng.choice([c for c in range(2, 21) if c not in self.numbers])
+        sentence = self.rng.choice(TEMPLATES["irrelevant"]).format(P=person, Q=other, c=c, o=self.thing)
+        self.sentences.insert(self.rng.randrange(1, len(self.sentences)), sentence)
 
-    def example(self) -> Example:
-        chains = [tuple(self.steps[i] for i in order) for order in valid_orders(self.needs)]
+    def example(self, chain_style: str) -> Example:
+        told = [s.equation if chain_style == "equations" else s.sentence for s in self.steps]
+        chains = [tuple(told[i] for i in order) for order in valid_orders([s.needs for s in self.steps])]
         chains = tuple(dict.fromkeys(chains))  # two equal steps make equal chains
-        answer = re.search(r"=(\d+)>>", self.steps[-1]).group(1)
-        return Example(" ".join(self.sentences), tuple(self.steps), answer, chains)
+        return Example(" ".join(self.sentences), tuple(told), str(self.steps[-1].result), chains)
 
 
 def valid_orders(needs: list[tuple[int, ...]], cap: int = MAX_ORDERS) -> list[tuple[int, ...]]:
@@ -289,28 +247,24 @@ def valid_orders(needs: list[tuple[int, ...]], cap: int = MAX_ORDERS) -> list[tu
     return orders
 
 
-def make(test_set: str, rng: random.Random) -> Example:
+def make(test_set: str, rng: random.Random, chain_style: str = "equations") -> Example:
     """One problem of a set."""
-    n = rng.randint(5, 6)  # for every set: another number of random draws would make other problems
-    if test_set == "mini_multiarith":
-        n = 2
-    elif test_set != "mini_long":
-        n = rng.choices((2, 3, 4), (30, 35, 35))[0]
-    tracks = rng.random() < 1 / 3
-    while True:  # until no number is above 99
+    n = {"mini_multiarith": 2, "mini_long": rng.randint(7, 8)}.get(test_set) or rng.choices(*OPERATIONS)[0]
+    tracks = rng.choices((1, 2, 3), TRACKS[min(n, 5)])[0]
+    while True:  # until no number is above 99, and remainders come early enough
         problem = Problem(rng, test_set)
-        (problem.two_tracks if tracks else problem.chain)(n)
-        if all(int(x) <= MAX_NUMBER for step in problem.steps for x in re.findall(r"\d+", step)):
+        problem.tell(n, tracks)
+        early = sum("%" in s.equation for s in problem.steps[:-1])
+        if all(s.result <= MAX_NUMBER for s in problem.steps) and early >= REMAINDERS[min(n, 6)]:
             break
     if test_set == "mini_svamp" or test_set == "mini" and rng.random() < 0.1:
         problem.distract()
-    return problem.example()
+    return problem.example(chain_style)
 
 
 # ------------------------------------------------------------------ splits
 
 _NAME = re.compile(r"\b(" + "|".join(PEOPLE) + r")\b")
-_PRONOUN = re.compile(r"\b(She|He)\b")
 _OBJECT = re.compile(r"\b(" + "|".join(OBJECTS) + r")\b")
 
 
@@ -319,7 +273,7 @@ def normalise(question: str) -> str:
     that differ only in these are the same problem."""
     seen: dict[str, str] = {}
     question = _NAME.sub(lambda m: seen.setdefault(m[0], f"P{len(seen)}"), question)
-    return _OBJECT.sub("things", _PRONOUN.sub("They", question))
+    return _OBJECT.sub("things", question)
 
 
 def split_of(question: str) -> str:
@@ -342,13 +296,3 @@ def collect(
             steps = rng.choice(e.chains) if chain_order == "random" else e.steps
             examples.append(Example(e.question, steps, e.answer, e.chains))
     return examples
-
-
-def load(
-    name: str, split: str = "train", limit: int | None = None, seed: int = 0, chain_order: str = "text"
-) -> list[Example]:
-    """`limit` problems (default: SIZES[split]) of the named set, the same for the same arguments.
-
-    chain_order: "text" gives `steps` in the text's order, "random" in a random valid one for each problem.
-    """
-    return collect(lambda rng: make(name, rng), name, split, limit, seed, chain_order)

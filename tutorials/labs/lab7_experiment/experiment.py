@@ -30,7 +30,7 @@ KEYS = set(
     """
     method train_size steps batch_size accumulate lr warmup weight_decay beta2 clip optimizer dtype
     max_chain eval_every
-    ratio segmentation k labels stage1_steps stage1_lr pull kl_weight ce_weight
+    ratio k labels stage1_steps stage1_lr pull kl_weight ce_weight
     gumbel gumbel_scale gumbel_tau ltim ltsum latent
     speed c_max auto pooling head_width latent_loss entropy_weight latent_weight compressed_labels
     num_latents latents_a_step remove smoothing curriculum first_stage distill_weight last_step
