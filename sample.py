@@ -13,8 +13,8 @@ from minilatent.study.figures import chain_figure, figure_kind, save_figure
 from minilatent.study.trace import describe, trace
 
 QUESTION = (
-    "Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
-    "How many apples do Ava and Ben have together?"
+    "Ava has 12 apples. Ava swaps each for 3. Ava sells all full boxes of 8. Ben has 7 apples. "
+    "Ben buys 9 more. How many have Ava and Ben together?"
 )
 COLAR = ("speed", "latent_temperature", "sample_end")  # settings of some methods
 

@@ -27,7 +27,7 @@ def make(tok, family="mini", **changes):
 
 def naive(method, rows) -> tuple[torch.Tensor, ...]:
     """Loss, CE(teacher), CE(student) and D: no cache, no batch, no padding."""
-    model, tok, E = method.model, method.tok, method.model.embed.weight
+    model, E = method.model, method.model.embed.weight
 
     def nll(logits, first: int, target: list[int]) -> list[torch.Tensor]:
         """The losses of a target whose first token is predicted at position `first`."""
@@ -35,8 +35,7 @@ def naive(method, rows) -> tuple[torch.Tensor, ...]:
 
     teacher, student, held = [], [], []
     for row in rows:
-        steps, prompt = tok.decode(row.chain).split(" "), row.prompt
-        chain = tok.encode(" ".join(steps[:-1]))
+        prompt, chain = row.prompt, row.chain[: 6 * (len(row.ends) - 1)]  # without its last step
         states: list = []
         logits = model.logits(model(torch.tensor([prompt + chain + row.tail]), states=states))
         teacher += nll(logits, len(prompt) - 1, chain + row.tail)

@@ -72,12 +72,12 @@ def merged(E, row, c: int, pooling: str = "sqrt") -> list[torch.Tensor]:
 # ------------------------------------------------------------------ merging
 
 
-@pytest.mark.parametrize("c", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("c", [1, 2, 4, 5, 8])
 @pytest.mark.parametrize("pooling", ["sqrt", "mean"])
 def test_compression_is_that_of_a_naive_loop_for_ragged_chains_side_by_side(tok, rows, c, pooling):
     method = make(tok, c_max=8, pooling=pooling)
     E, blocks = method.model.embed.weight, method.collate(rows, Fixed(c))["blocks"]
-    assert c == 1 or (blocks == tok.pad).any()  # a shorter last block: what a fixed √c gets wrong
+    assert c <= 2 or (blocks == tok.pad).any()  # a shorter last block: what a fixed √c gets wrong
     naive = [z for row in rows for z in merged(E, row, c, pooling)]
     found = compress(method.model.embed(blocks), blocks != tok.pad, pooling)
     torch.testing.assert_close(found, torch.stack(naive))
@@ -208,9 +208,9 @@ def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
 
 def test_the_end_of_a_chain_is_sampled_by_the_seed(tok, rows):
     method = make(tok).eval()
-    first = method.solve([rows[0].text]).chain[0, 0]
+    often = method.solve([r.text for r in rows]).chain.flatten().mode().values
     with torch.no_grad():  # </think> as likely as the likeliest token, or it is hardly ever sampled
-        method.model.head_weight[tok.end_think] = method.model.head_weight[first]
+        method.model.head_weight[tok.end_think] = method.model.head_weight[often]
     method.config.sample_end = True
     lengths = lambda: method.solve([r.text for r in rows[:4] for _ in range(60)]).lengths
     found, method.config.seed = lengths(), 1

@@ -130,7 +130,7 @@ def test_the_log_says_how_many_chains_have_one_latent_or_were_cut_off(tok, rows)
     logged, count = method.loss(batch)[1], (batch["kind"] == LATENT).sum(1)
     assert logged["one_latent"] == pytest.approx((count == 1).float().mean().item())
     assert logged["cut_off"] == pytest.approx(1 - batch["closed"].float().mean().item())
-    assert logged["cut_off"] > 0.5
+    assert logged["cut_off"] > 0.2
 
 
 # ------------------------------------------------------------------ the objective

@@ -11,8 +11,7 @@ from conftest import made_line
 from pytest import approx
 from test_budget import STAGE1, TINY
 
-from minilatent import config, run, tasks
-from minilatent.batch import encode
+from minilatent import config, run
 from minilatent.methods import METHODS
 from minilatent.study import comparison, entries, verdicts
 from minilatent.study.comparison import Comparison, entry_named, trials_of, tuned_as
@@ -271,14 +270,6 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         method = entry.train["method"]
         assert entry.name.startswith(method), entry.name
         assert entry.train == {"method": method, **wholes[whole], **changed}, entry.name
-
-
-def test_on_mini_a_latent_a_step_is_a_latent_for_eight_tokens(tok):
-    """But for the space between two steps."""
-    for name in verdicts.SETS:
-        for row in encode(tasks.load(name, "test", limit=60), tok, 512)[0]:
-            for step, end in enumerate(row.ends[:-1], 1):
-                assert end == 8 * step - 1
 
 
 def test_a_part_of_the_budget_has_small_stages(monkeypatch, tmp_path):

@@ -26,7 +26,8 @@ def test_the_batch_size_changes_no_number(tok, examples, name):
     method, frequent = chatty(tok, name), frequent_tokens(tok, examples)
     whole, parts = (evaluate(method, examples, "mini", frequent=frequent, batch=b) for b in (40, 7))
     for key in "n accuracy mean_len closed ecr ecr_control entropy n_eff n_eff_control top2".split():
-        assert whole[key] == approx(parts[key], rel=1e-4), key
+        close = 1e-2 if "ecr" in key else 1e-4  # ECR@200 counts near-ties
+        assert whole[key] == approx(parts[key], rel=close), key
     assert json.loads(json.dumps(whole)) == whole
 
 
@@ -62,7 +63,7 @@ def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing
     by_question = {e.question: e for e in examples}
 
     def solve(questions, **options):
-        chains = [[tok.encode(" ".join(c)) for c in by_question[q].chains] for q in questions]
+        chains = [[tok.encode_chain(" ".join(c)) for c in by_question[q].chains] for q in questions]
         chains = [c[:1] if kind == "one chain" else c for c in chains]
         steps, V = torch.tensor([-(-len(c[0]) // 2) for c in chains]), tok.vocab_size
         probs = torch.full((len(questions), int(steps.max()), V), 1.0 / V)
@@ -78,7 +79,10 @@ def test_n_eff_is_gained_by_a_mixture_of_the_questions_own_chains_and_by_nothing
     monkeypatch.setattr(method, "solve", solve)
     found = evaluate(method, examples, "mini", per_question=True)["questions"]
     judged = torch.tensor(found["n_eff_above"])
-    assert from_hex(found["n_eff_judged"], len(examples)) == [len(e.chains) > 1 for e in examples]
+    others = other_chains(tok, examples)  # a question needs another one with as many chains
+    assert from_hex(found["n_eff_judged"], len(examples)) == [
+        bool(others.get(i)) for i in range(len(examples))
+    ]
     assert len(judged) > 15 and (judged.mean() > 0.04) == gains and (gains or judged.mean() < 0.02)
 
 
@@ -214,7 +218,7 @@ def test_sample_draws_the_chain(runs, tmp_path, capsys):
         ("eval", "latent_sft", ["--sample_end"], "--sample_end belongs to colar"),
         ("eval", "colar", ["--speed", "0"], "--speed 0"),
         ("eval", "colar", ["--speed", "2", "fast"], "--speed fast"),
-        ("sample", "latent_sft", ["--question", "apples " * 400], "context"),
+        ("sample", "latent_sft", ["--question", "apples " * 400], "leave no room"),
         ("sample", "latent_sft", ["--question", " "], "empty"),
         ("sample", "latent_sft", ["--top", "0"], "--top"),
         ("sample", "latent_sft", ["--figure", "chain.gif"], ".png"),

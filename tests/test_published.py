@@ -226,7 +226,7 @@ def test_wrong_options_are_errors(tmp_path):
     assert "chain_style" in error(path, chain_style="words")
     assert "limit" in error(path, limit=0)
     assert "chain_order" in error(path, chain_order="random")
-    assert "chain_style" in error("mini", chain_style="text")
+    assert "chain_style" in error("mini_prosqa", chain_style="text")
 
 
 # --- names --------------------------------------------------------------------------------------------------

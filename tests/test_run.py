@@ -80,8 +80,8 @@ def test_latent_sft_leaves_room_for_the_latents_that_its_encoder_reads(tok, tmp_
     path = tmp_path / "own.jsonl"
     sums(path, 20)
     (row,), _ = encode(tasks.load(path, "test", limit=1), tok, 160)
-    n = len(row.prompt + row.chain + row.tail)  # of every row, with 7 chain tokens
-    for method, longest in (("cot_sft", n), ("latent_sft", n + 4)):
+    n = len(row.prompt + row.chain + row.tail)  # of every row, with 6 chain tokens
+    for method, longest in (("cot_sft", n), ("latent_sft", n + 3)):
         config = resolve({"method": method, "data": str(path), "max_answer": 1})
         assert len(run.load_data(config, tok, longest + 1)[0]) == 18
         with pytest.raises(UserError, match="no example has a chain and fits"):

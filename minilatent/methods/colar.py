@@ -70,7 +70,7 @@ class Settings(Config):
 class CoLaR(Method):
     Settings = Settings
     PRESETS = {
-        "mini": {"steps": 2200, "lr": 3e-3, "head_width": 512, "latent_weight": 10.0},
+        "mini": {"steps": 1800, "lr": 3e-3, "c_max": 6, "head_width": 512, "latent_weight": 10.0},
         "gpu": {"steps": 75_000, "lr": 1e-4, "c_max": 5, "head_width": 0},  # the paper's: at most 50 epochs
         "lora": {"lora_rank": 128},
     }

@@ -84,7 +84,7 @@ class Settings(Config):
 class LatentSFT(Method):
     Settings = Settings
     PRESETS = {
-        "mini": {"accumulate": 2, "steps": 5000, "lr": 4e-3, "stage1_steps": "60,40,150", "stage1_lr": 1e-3},
+        "mini": {"steps": 1400, "lr": 4e-3, "stage1_steps": "40,30,100", "stage1_lr": 1e-3},
         "smoke": {"stage1_steps": "3,3,3"},
         # The paper's: 10 epochs a phase of stage 1, 70 of stage 2, and no pull.
         "gpu": {"steps": 105_000, "stage1_steps": "15000,15000,15000", "pull": 0.0},

@@ -34,7 +34,7 @@ def change_settings(method, given: dict) -> None:
 
 def frequent_tokens(tok: Tokenizer, examples: list[Example]) -> Tensor:
     """Token ids (V,), the most frequent of the examples' chains first: the control of ECR@K."""
-    ids = torch.tensor([i for e in examples for i in tok.encode(e.chain)], dtype=torch.long)
+    ids = torch.tensor([i for e in examples for i in tok.encode_chain(e.chain)], dtype=torch.long)
     return torch.bincount(ids, minlength=tok.vocab_size).argsort(descending=True, stable=True)
 
 
@@ -112,6 +112,10 @@ def evaluate(
     }
     for key in ("closed", *(k + suffix for suffix in SUFFIXES for k in N_EFF), "n_chains", "entropy"):
         result[key] = mean(key)
+    operations = torch.tensor([len(e.steps) for e in fits])
+    result["by_steps"] = {
+        str(k): float(values["correct"][operations == k].mean()) for k in operations.unique().tolist()
+    }
     if per_question:
         result["questions"] = questions(values, ks)
     return result
@@ -142,7 +146,7 @@ ChainIds = list[list[int]]  # the valid chains of one question, in tokens
 
 
 def chains_of(tok: Tokenizer, example: Example) -> ChainIds:
-    return [tok.encode(" ".join(steps)) for steps in example.chains]
+    return [tok.encode_chain(" ".join(steps)) for steps in example.chains]
 
 
 def other_chains(tok: Tokenizer, examples: list[Example]) -> dict[int, ChainIds]:
@@ -171,7 +175,7 @@ def judge_latents(method, out: Decoded, examples, others: list[ChainIds], ks, fr
     if method.explicit:
         chain, chain_len = out.chain.cpu(), steps
     else:
-        reference = [tok.encode(e.chain) for e in examples]
+        reference = [tok.encode_chain(e.chain) for e in examples]
         chain, chain_len = pad(reference, tok.pad), torch.tensor([len(c) for c in reference])
 
     top = probs.topk(max(ks), dim=-1).indices  # (B, N, max K)

@@ -165,7 +165,7 @@ def all_trends() -> list[Trend]:
         Trend("Latent-SFT(4) above CoLaR-5", four, "colar_5"),
         Trend("CoLaR-2 above CoLaR-5", "colar_2", "colar_5"),
     ]
-    found += [Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", "cot_sft_soft", *LATENT_ROWS)]
+    found += [Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", *LATENT_ROWS)]
     found += [Trend(f"{row} above pause tokens", row, "pause") for row in LATENT_ROWS]
     found += [Trend(v.claim, v.parent, row) for row, (_, v) in ROWS.items() if v.claim]
     found += [

@@ -33,7 +33,7 @@ KEYS = set(
     ratio k labels stage1_steps stage1_lr pull kl_weight ce_weight
     gumbel gumbel_scale gumbel_tau ltim ltsum latent
     speed c_max auto pooling head_width latent_loss entropy_weight latent_weight compressed_labels
-    num_latents latents_a_step remove smoothing curriculum first_stage distill_weight last_step
+    num_latents latents_a_step remove smoothing curriculum first_stage distill_weight
     """.split()
 )
 ENTRY = {
