@@ -75,7 +75,8 @@ print(theirs)
 # Three more parts are needed. A **norm** brings each position's vector to the same size (RMSNorm: divide by
 # the root of the mean square). A **gated MLP** (multi-layer perceptron) works on each position alone. And
 # **rotary positions**: before q and k are multiplied, each pair of their dimensions is rotated by an angle
-# that grows with the position. Their product then depends on how far apart the two positions are.
+# that grows with the position. Their product then depends on how far apart the two positions are. Before the
+# rotation, each head's q and k go through a norm of their own, so that no product becomes too large.
 
 
 # %%
@@ -93,8 +94,9 @@ def rotate(x, theta=10_000.0):  # (H, T, D)
 def my_block(x, block, heads):  # (T, C)
     n, at, mlp = rms_norm(x, block.norm1.weight), block.attn, block.mlp
     split = lambda y: y.view(len(x), heads, -1).transpose(0, 1)  # (T, C) -> (H, T, D)
-    q, k, v = rotate(split(at.q(n))), rotate(split(at.k(n))), split(at.v(n))
-    y = torch.stack([my_attention(*head)[0] for head in zip(q, k, v)], dim=1)  # (T, H, D)
+    q, k, v = rms_norm(split(at.q(n)), at.q_norm.weight), rms_norm(split(at.k(n)), at.k_norm.weight), at.v(n)
+    heads_of = zip(rotate(q), rotate(k), split(v))
+    y = torch.stack([my_attention(*head)[0] for head in heads_of], dim=1)  # (T, H, D)
     x = x + at.o(y.flatten(1))
     n = rms_norm(x, block.norm2.weight)
     return x + mlp.down(F.silu(mlp.gate(n)) * mlp.up(n))
@@ -107,8 +109,8 @@ def my_transformer(x, model):  # input vectors (T, C) -> hidden states (T, C)
 
 
 question = (
-    "Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
-    "How many apples do Ava and Ben have together?"
+    "Ava has 12 apples. Ava swaps each for 3. Ava sells all full boxes of 8. "
+    "Ben has 7 apples. Ben buys 9 more. How many have Ava and Ben together?"
 )
 ids = torch.tensor(method.prompt(question))  # the question, then <think>
 with torch.no_grad():
@@ -145,8 +147,10 @@ print(" ".join(tok.name(i) for i in written))
 chain = written[: written.index(tok.end_think)]
 
 # %% [markdown]
-# The model reasons in words: `<<12*3=36>>` and so on, then `</think>`, then the answer. This written
-# reasoning is the **chain** (short for chain of thought). It has 23<!-- len(chain):d --> tokens.
+# The model reasons in words: `12*3=36`, `36%8=4` and so on, then `</think>`, then the answer. (`%` is the
+# remainder: of 36 apples, 4 are left when all full boxes of 8 are sold.) This written reasoning is the
+# **chain** (short for chain of thought). It has 24<!-- len(chain):d --> tokens, six for each step: `>> <<`
+# between two steps is one token, and the first `<<` is left to `<think>`.
 #
 # Where does the model look when it is about to write `36`? Each row below is a head, each column a token that
 # it can attend to.
@@ -160,14 +164,15 @@ with torch.no_grad():
     for block in model.blocks:
         n = rms_norm(x, block.norm1.weight)
         split = lambda y: y.view(len(y), 4, -1).transpose(0, 1)  # (T, C) -> (H, T, D)
-        for q_, k_ in zip(rotate(split(block.attn.q(n))), rotate(split(block.attn.k(n)))):
+        q, k = rms_norm(split(block.attn.q(n)), block.attn.q_norm.weight), split(block.attn.k(n))
+        for q_, k_ in zip(rotate(q), rotate(rms_norm(k, block.attn.k_norm.weight))):
             rows.append(my_attention(q_, k_, k_)[1][-1])  # the last position's weights
         x = my_block(x, block, 4)
 looks = torch.stack(rows)  # (layers · heads, T)
 figure, ax = plt.subplots(figsize=(12, 4.2))
 ax.imshow(looks, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 ax.set_xticks(range(len(seen)), [tok.name(int(i)).replace("·", "") for i in seen], rotation=70, fontsize=9)
-ax.set_yticks(range(0, 20, 4), [f"layer {n}" for n in range(1, 6)])
+ax.set_yticks(range(0, 16, 4), [f"layer {n}" for n in range(1, 5)])
 ax.set_title("Where each head looks from “=”, before the model writes 36")
 ax.grid(False)
 show(figure, "01-attention")
@@ -176,7 +181,7 @@ on_operands = looks[:, (seen == first) | (seen == tok.encode("3")[0])].sum(1)
 print(f"the head that attends most to 12 and 3 gives them {on_operands.max():.2f} of its attention")
 
 # %% [markdown]
-# In the first layer and in the last, some heads attend almost only to one part of the equation itself: `12`,
+# In the first two layers, some heads attend almost only to one part of the equation itself: `12`,
 # `*` or `3`. The question has been read, its numbers have been brought here, and what is left is a
 # multiplication.
 #
@@ -188,16 +193,15 @@ print(f"the head that attends most to 12 and 3 gives them {on_operands.max():.2f
 #
 # $$ z = (1 - \lambda)\, e_{12} + \lambda\, e_{20} $$
 #
-# and ask which number the model copies into its first equation, after `<<`.
+# and ask which number the model copies into its first equation, right after `<think>`.
 
 # %%
-start = torch.cat([ids, torch.tensor(tok.encode("<<"))])
-place, second = (start == first).nonzero()[0, 0], tok.encode("20")[0]
+place, second = (ids == first).nonzero()[0, 0], tok.encode("20")[0]
 shares = torch.linspace(0, 1, 21)
 probs = []
 with torch.no_grad():
     for share in shares:
-        x = model.embed(start)
+        x = model.embed(ids)
         x[place] = (1 - share) * model.embed.weight[first] + share * model.embed.weight[second]
         p = model.logits(model(embeds=x[None])[0, -1]).softmax(-1)
         probs.append([p[first], p[second]])
@@ -217,7 +221,7 @@ print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 # %% [markdown]
 # A pure token is copied faithfully: at the left end the model predicts 12 with probability
 # 1.00<!-- probs[0, 0]:.2f -->. In the middle nothing breaks: together the two numbers get
-# 0.85<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such a vector in
+# 0.99<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such a vector in
 # training, yet it reads it as one of the two numbers and not as noise. The switch from one to the other is
 # sharp, because nobody has trained the model to keep both. So a single vector can lie between tokens and
 # still mean something to the model. That is the subject of this course: what to feed instead of tokens, how
@@ -232,5 +236,5 @@ print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 #    block no longer costs the same for every token?
 #
 # ## Next
-# The model wrote 23 tokens to get one number right. **What does each of these tokens cost, and are all of
+# The model wrote 24 tokens to get one number right. **What does each of these tokens cost, and are all of
 # them needed?** → [2 · Explicit chain-of-thought and what it costs](02_chain_of_thought.ipynb)

@@ -86,12 +86,12 @@ ratio = length["hidden states"].mean() / length["embeddings"].mean()
 assert ratio > 2 and cosine["hidden states"].mean() < cosine["superpositions"].mean()
 
 # %% [markdown]
-# A hidden state is 11.8<!-- float(ratio):.1f --> times as long as an embedding, and its cosine with the
-# nearest token is 0.76<!-- float(cosine["hidden states"].mean()):.2f -->, where that of an embedding is 1.
+# A hidden state is 8.1<!-- float(ratio):.1f --> times as long as an embedding, and its cosine with the
+# nearest token is 0.75<!-- float(cosine["hidden states"].mean()):.2f -->, where that of an embedding is 1.
 # And this although mini-base has *tied* weights: the logits are products of the hidden state with these very
 # embeddings. A large product needs length and a *relatively* good match, not the same place. The
-# superpositions (blue) lie where embeddings lie. This is so by construction, because they are weighted means
-# of embeddings.
+# superpositions (blue) lie where embeddings lie, or, a few of them, between two of them. This is so by
+# construction, because they are weighted means of embeddings.
 #
 # ## How many directions?
 #
@@ -126,11 +126,11 @@ ax.legend()
 show(figure, "03-spectrum")
 
 # %% [markdown]
-# Of 128 possible directions, the table's effective rank is 97<!-- float(ranks["embedding table"]):.0f -->,
-# that of the hidden states 72<!-- float(ranks["hidden states"]):.0f -->. Latent-SFT's paper reports that a
-# large LLM's embedding matrix has a low effective rank. A model with 549 tokens in 128 dimensions is another
+# Of 128 possible directions, the table's effective rank is 91<!-- float(ranks["embedding table"]):.0f -->;
+# that of the hidden states 90<!-- float(ranks["hidden states"]):.0f -->. Latent-SFT's paper reports that a
+# large LLM's embedding matrix has a low effective rank. A model with 488 tokens in 128 dimensions is another
 # case, which is why one measures. (The curve of the superpositions drops sharply: only
-# 107<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures
+# 90<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures
 # of them span hardly more directions.) But do the two clouds use the *same* directions? Take the strongest 32
 # of one and see how much of the other they contain:
 
@@ -148,8 +148,8 @@ print({name: round(v, 3) for name, v in inside.items()})
 assert inside["superpositions"] > inside["hidden states"]
 
 # %% [markdown]
-# The 32 directions that carry most of the fed embeddings contain 96.5 %<!-- inside["superpositions"]:.1% -->
-# of the superpositions' variance, but only 75.1 %<!-- inside["hidden states"]:.1% --> of the hidden states'.
+# The 32 directions that carry most of the fed embeddings contain 97.0 %<!-- inside["superpositions"]:.1% -->
+# of the superpositions' variance, but only 75.6 %<!-- inside["hidden states"]:.1% --> of the hidden states'.
 #
 # ## Is rescaling enough?
 #
@@ -193,7 +193,7 @@ show(figure, "03-fed")
 assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.3
 
 # %% [markdown]
-# Fed with superpositions, the model answers 97.0 %<!-- found["superposition, k = 10"]:.1% --> correctly. Fed
+# Fed with superpositions, the model answers 93.0 %<!-- found["superposition, k = 10"]:.1% --> correctly. Fed
 # with its own hidden states, it answers 3.5 %<!-- found["hidden state, standardised"]:.1% ± 1.5 -->
 # (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 1.5 --> (as they are). This says nothing
 # yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it learns to.
@@ -212,5 +212,5 @@ assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.
 #    can never be a superposition?
 #
 # ## Next
-# On mini-base, superpositions cost hardly any accuracy. **But do they change anything? What exactly is fed
-# back, and how far is it from a single token?** → [4 · One-hot against superposition](04_superposition.ipynb)
+# On mini-base, superpositions cost little accuracy, but they do cost some. **Why? What exactly is fed back,
+# and how far is it from a single token?** → [4 · One-hot against superposition](04_superposition.ipynb)

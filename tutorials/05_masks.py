@@ -48,7 +48,7 @@ show(masks_figure(method), "05-masks")
 
 # %% [markdown]
 # Read the figure by rows: the position on the left sees the coloured columns. Hatched cells are earlier
-# positions that are hidden. Take the row of `3` in the right-hand picture and follow it with your finger:
+# positions that are hidden. Take the row of `=` in the right-hand picture and follow it with your finger:
 # which three positions can it see?
 #
 # ## A sequence in two lists

@@ -6,18 +6,18 @@
 # Stage 1 of Latent-SFT turns a chain of words into a chain of latents, which will be the teacher of stage 2.
 #
 # ```
-#   << 12   L    * 3   L   = 36   L   ..           encoder, a copy of the model, under the induction mask
+#   12 *    L    3 =   L   36 ><  L   ..           encoder, a copy of the model, under the induction mask
 #           │          │          │
 #        logits     logits     logits              h(L_i) · Wᵀ, W: the decoder's embeddings
 #           │top k     │          │
 #           Z1         Z2         Z3               superpositions
 #           │          │          │
-#   Q <t>   Z1   * 3   Z2   = 36  Z3  ..  </t> 53  decoder, the model, under the supervision mask:
-#                ~~~        ~~~~           ~~~~~   cross-entropy on what follows each latent
+#   Q <t>   Z1   3 =   Z2  36 ><  Z3  ..  </t> 20  decoder, the model, under the supervision mask:
+#                ~~~        ~~~~~          ~~~~~   cross-entropy on what follows each latent
 # ```
 #
-# The decoder can continue with `* 3` only if Z1 shows that `<< 12` came before. So the encoder has to put it
-# there, and in a form that the decoder can read: a mixture of word embeddings.
+# (`><` is short for `>> <<`.) The decoder can continue with `3 =` only if Z1 shows that `12 *` came before.
+# So the encoder has to put it there, and in a form that the decoder can read: a mixture of word embeddings.
 
 # %%
 import copy
@@ -76,7 +76,7 @@ latents_table(row)
 
 # %% [markdown]
 # Before training, the encoder is a language model that meets an unknown token L. Its latents predict
-# something, perhaps the next word. They do not describe the segment that came *before*.
+# something, here names of people. They do not describe the segment that came *before*.
 #
 # ## The loss, by hand
 #
@@ -169,6 +169,7 @@ figure, ax = plt.subplots(figsize=(8, 3.6))
 ax.plot([h["sup"] for h in history], color=BLUE, label="L_sup: the decoder's cross-entropy")
 has = [(i, h["pull"]) for i, h in enumerate(history) if "pull" in h]
 ax.plot(*zip(*has), color=ORANGE, label="pull: from the segment's mixture to the latent")
+ax.set_ylim(0, 17.5)
 for x, (name, _, _) in zip((0, 30, 45), phases):
     ax.axvline(x, color=GREY, linewidth=1, linestyle=":")
     ax.text(x + 0.8, ax.get_ylim()[1] * 0.93, name, color=GREY)
@@ -181,19 +182,17 @@ assert after["mass"] > 3 * before["mass"] and history[-1]["sup"] < history[0]["s
 latents_table(row)
 
 # %% [markdown]
-# The latents have become readable: the probability mass that a latent gives to its own segment's tokens went
-# from 10.3 %<!-- before["mass"]:.1% ± 3 --> to 80.0 %<!-- after["mass"]:.1% ± 5 -->. (With so few steps the
-# second number depends on the processor: 84.6 on one, 75.7 on another.) In a latent like `<< .49  12 .48`,
-# two tokens share one vector. In lesson 4 we could not make mini-base do that.
+# The latents have become readable: the probability mass that a latent gives to its own segment's tokens
+# went from 4.2 %<!-- before["mass"]:.1% ± 3 --> to 87.6 %<!-- after["mass"]:.1% ± 8 -->. (With so few steps
+# the second number depends on the processor.) In a latent like `% .57  20 .30`, two tokens share one
+# vector. In lesson 4 we could not make mini-base do that.
 #
 # Is such a latent useful? *Compression accuracy* asks: given the encoder's latents of the **gold** chain (the
 # reference solution of the data set), does the decoder, generating freely, give the correct answer? Before
-# training it does for 12.5 %<!-- before["accuracy"]:.1% ± 7 --> of 48<!-- len(val):d --> questions, now for
-# 66.7 %<!-- after["accuracy"]:.1% ± 25 -->. Be careful with this number, by which the paper selects its
+# training it does for 14.6 %<!-- before["accuracy"]:.1% ± 7 --> of 48<!-- len(val):d --> questions, now for
+# 91.7 %<!-- after["accuracy"]:.1% ± 25 -->. Be careful with this number, by which the paper selects its
 # checkpoints: the gold chain contains the answer. It measures whether latents can be *read*, not whether a
 # model can *produce* them.
-#
-# <!-- allow: 84.6, 75.7 -->
 #
 # ## Exercises
 # 1. Set `config.pull = 0` before the training cell, and remove the assertion at its end. What does

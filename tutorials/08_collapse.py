@@ -9,7 +9,7 @@
 # then on the model writes words: the chain **collapses** into an answer.
 #
 # ```
-#   Q Q Q <think>   z_1 ─> z_2 ─> .. ─> z_N    argmax = </think>   ─>  53  <eos>
+#   Q Q Q <think>   z_1 ─> z_2 ─> .. ─> z_N    argmax = </think>   ─>  20  <eos>
 #                   └─ superpositions ────┘    └─ the collapse ─┘      └ words ┘
 # ```
 
@@ -29,8 +29,8 @@ from minilatent.tasks.answers import is_correct
 method = load_run(LATENT_SFT, torch.device("cpu"))
 model, tok = method.model, method.tok
 question = (
-    "Ava has 12 apples. Ben has 3 times as many apples as Ava. Ava buys 5 more apples. "
-    "How many apples do Ava and Ben have together?"
+    "Ava has 12 apples. Ava swaps each for 3. Ava sells all full boxes of 8. "
+    "Ben has 7 apples. Ben buys 9 more. How many have Ava and Ben together?"
 )
 
 # %% [markdown]
@@ -80,10 +80,11 @@ print(describe(t, tok))
 show(chain_figure(t, tok), "08-figure1")
 
 # %% [markdown]
-# Read it from left to right: each latent contains two tokens of the chain side by side, `<<` with `12`, then
-# `*` with `3`. The correct answer is 53, the model's is `53`<!-- t.answer:s -->. The same chain in words had
-# 23 tokens; here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent, yes, but the
-# model does not need it: `<<` always comes before `12`.
+# Read it from left to right: each latent contains two tokens of the chain side by side, `12` with `*`, then
+# `3` with `=`. The correct answer is 20, the model's is `20`<!-- t.answer:s -->. The same chain in words had
+# 24 tokens; here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent, yes, but the
+# model does not need it: the number always comes before `*`. (In step 10 two amounts are
+# added, and either may come first, as in lesson 2: the latent contains some of both.)
 #
 # ## How good, how long?
 
@@ -97,9 +98,9 @@ ratio = words["mean_len"] / latent["mean_len"]
 assert 1.7 < ratio < 2.3
 
 # %% [markdown]
-# Words: 97.7 %<!-- words["accuracy"]:.1% --> correct with #L 23.8<!-- words["mean_len"]:.1f -->. Latents:
-# 97.0 %<!-- latent["accuracy"]:.1% --> with #L 12.4<!-- latent["mean_len"]:.1f -->. So the chain is
-# 1.9<!-- ratio:.1f --> times shorter, about r times, and this costs some accuracy. Whether that is a good
+# Words: 99.7 %<!-- words["accuracy"]:.1% --> correct with #L 22.7<!-- words["mean_len"]:.1f -->. Latents:
+# 92.3 %<!-- latent["accuracy"]:.1% --> with #L 11.3<!-- latent["mean_len"]:.1f -->. So the chain is
+# 2.0<!-- ratio:.1f --> times shorter, about r times, and this costs some accuracy. Whether that is a good
 # trade is the question of the field. A fair comparison gives every method the same amount of training
 # (`python -m minilatent.study.comparison`).
 #
@@ -142,7 +143,7 @@ some, results = test[:150], {}
 _, out, _ = next(solve_batches(method, some, batch=150))
 order = sorted(range(len(some)), key=lambda i: len(some[i].question))  # solve_batches' order
 asked = [some[i].question for i in order]
-for change in (-4, -2, -1, 0, 1, 2, 4):
+for change in (-6, -3, -2, -1, 0, 1, 2, 3):  # a step is three latents
     steps = (out.lengths + change).clamp(min=0)
     last = (out.lengths[:, None] - 1).clamp(min=0)
     at = torch.arange(int(steps.max())).minimum(last)  # after the end: the last latent again
@@ -156,12 +157,13 @@ ax.bar(names, [100 * v for v in results.values()], color=[ORANGE if k else BLUE 
 ax.set(xlabel="latents removed or added at the end", ylabel="correct answers (%)", ylim=(0, 100))
 ax.set_title("Collapse by force")
 show(figure, "08-force")
-assert results[0] > results[-4] + 0.3
+assert results[0] > results[-3] + 0.3
 
 # %% [markdown]
-# Without its last four latents the model answers 0 %<!-- results[-4]:.0% --> correctly, without the last one
-# 97 %<!-- results[-1]:.0% -->, on its own 97 %<!-- results[0]:.0% -->, and with one too many
-# 97 %<!-- results[1]:.0% -->. The answer is read from the last complete equation.
+# Without its last three latents, a whole step, the model answers 1 %<!-- results[-3]:.0% --> correctly, and
+# without the last one 6 %<!-- results[-1]:.0% -->: that one contains the result. On its own it answers
+# 95 %<!-- results[0]:.0% -->, and with one too many 95 %<!-- results[1]:.0% -->. The answer is read from the
+# last latent.
 #
 # ## Exercises
 # 1. In `my_think`, feed the *embedding of the most likely token* instead of the superposition

@@ -29,7 +29,6 @@ from minilatent import tasks
 from minilatent.backbones.pretrained import load_pretrained, resize
 from minilatent.model import ModelConfig, Transformer
 from minilatent.run import load_run, train
-from minilatent.tasks.words import load as make_problems
 from minilatent.tokenizer import mini_tokenizer
 from minilatent.tools.export import export
 
@@ -102,7 +101,7 @@ def my_name(theirs):
 mine = {my_name(name): shape for name, shape in theirs.items()}
 assert mine == {name: tuple(t.shape) for name, t in tiny.state_dict().items()}  # every tensor finds its place
 model, real_tok = load_pretrained(str(here / "qwen2"))
-text = "Ava has 12 apples. How many apples does she have?"
+text = "Ava has 12 apples. How many does Ava have?"
 ids = torch.tensor([real_tok.encode(text)])
 with torch.no_grad():
     gap = (model.logits(model(ids)) - tiny.logits(tiny(torch.tensor([tok.encode(text)])))).abs().max()
@@ -157,7 +156,7 @@ assert (new - old_mean).norm(dim=-1).max() < 0.4 * model.embed.weight[:before].n
 
 # %%
 lines = []
-for e in make_problems("mini", "train", 40):
+for e in tasks.load("mini", "train", limit=40):
     solution = ""
     for step in e.steps:  # <<12*3=36>>
         left, right = step.strip("<>").split("=")
