@@ -150,7 +150,7 @@ for shift, key, colour, name in (
 ):
     ax.bar(x + shift, [result[key + s] for _, s in pairs], 0.25, color=colour, label=name)
 ax.axhline(1.7, color=RED, linestyle=":", linewidth=1)
-ax.text(1.42, 1.72, "“parallel”", color=RED, fontsize=9, ha="right", va="bottom")
+ax.text(0.5, 1.72, "“parallel”", color=RED, fontsize=9, ha="center", va="bottom")
 ax.set_xticks(x, [n for n, _ in pairs])
 ax.set(ylabel="N_eff", title="Several chains at once?")
 ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
