@@ -160,6 +160,8 @@ def speeds() -> str:
     tokens: blocks of 1, 2, 3 and 6 tokens line up with steps, those of 4 and 5 do not.
     """
     seeds = [load(path) for path in sorted((HERE / "mini").glob("colar-seed[0-9].json"))]
+    if not seeds:
+        return ""
     by_speed = list(zip(*seeds))
     header = "seeds | | " + " | ".join(f"c = {same[0]['speed']}" for same in by_speed)
     rows = [[str(len(seeds)), "accuracy", *(percent(mean_of(same, "accuracy")) for same in by_speed)]]

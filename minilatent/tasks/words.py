@@ -39,9 +39,9 @@ OBJECTS = (
 # A name is always followed by a space, so that it is always the same token.
 TABLE = """
 start        {P} has {c} {o}. / {P} starts with {c} {o}. / At first {P} has {c} {o}.
-start        At first {P} finds {c} {o}.
+start        At first {P} starts with {c} {o}.
 event +      {P} buys {c} more. / {P} finds {c} {o}. / A friend gives {P} {c} more.
-event +      Then {P} gets {c} {o}.
+event +      Then {P} buys {c} more.
 event -      {P} loses {c} {o}. / {P} gives {c} to a friend. / Then {P} sells {c}.
 event -      Then {P} loses {c} {o}.
 event *      {P} swaps each for {c}. / {P} gets {c} for each. / Soon {P} has {c} times as many.
@@ -57,7 +57,7 @@ relation *   {Q} gets {c} times what {P} has.
 relation %   {P} packs by {c} and {Q} gets the rest. / {P} sells boxes of {c} and {Q} keeps the rest.
 relation %   {P} packs bags of {c} and {Q} gets the rest.
 merge        {P} gives {Q} all {o}. / {Q} takes all that {P} has. / {Q} gets all that {P} has.
-ask          How many {o} has {P} now? / How many does {P} have? / How many {o} does {P} have now?
+ask          How many {o} has {P} now? / How many does {P} have? / How many has {P} now?
 together     How many have {P} and {Q} together? / How many {o} do {P} and {Q} have?
 together     How many {o} have {P} and {Q} together?
 difference   How many more has {P} than {Q} has? / How many fewer has {Q} than {P} has?
