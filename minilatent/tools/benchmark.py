@@ -107,7 +107,7 @@ def benchmark(args, device: torch.device) -> dict:
     examples = sorted(tasks.load(args.data, "test", limit=2000), key=lambda e: len(e.question))
     examples = examples[len(examples) // 2 :][: args.rows]
     questions = [tok.encode(e.question) for e in examples]
-    targets = [tok.encode(f"{e.chain} {e.answer}".strip()) for e in examples]
+    targets = [tok.encode_chain(f"{e.chain} {e.answer}".strip()) for e in examples]
     return {
         "model": Path(args.folder).name,
         "device": str(device),

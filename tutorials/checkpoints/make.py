@@ -1,7 +1,7 @@
 """Copy a finished run into this folder, with its weights in half precision, for the lessons.
 
     python train.py --method latent_sft && python tutorials/checkpoints/make.py out/latent_sft
-    python train.py --method colar --steps 3000 && python tutorials/checkpoints/make.py out/colar
+    python train.py --method colar && python tutorials/checkpoints/make.py out/colar
     python tutorials/build.py --update          # update the numbers in the lessons
 
 Run these commands in the repository's root.
