@@ -92,8 +92,8 @@ assert abs(at5["sqrt"] - 1) < min(abs(at5["sum"] - 1), abs(at5["mean"] - 1))
 
 # %% [markdown]
 # At c = 5 a sum is 2.76<!-- at5["sum"]:.2f --> times as long as a token's embedding, the mean
-# 0.55<!-- at5["mean"]:.2f --> times, and the sum over √c 1.23<!-- at5["sqrt"]:.2f --> times. √c nearly keeps the
-# scale without any knowledge of the table.
+# 0.55<!-- at5["mean"]:.2f --> times, and the sum over √c 1.23<!-- at5["sqrt"]:.2f --> times. √c nearly keeps
+# the scale without any knowledge of the table.
 #
 # ## A block as the model sees it, and the last one
 #
