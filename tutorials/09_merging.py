@@ -108,7 +108,7 @@ question = (
 )
 chain = tok.encode_chain("<<12*3=36>> <<36%8=4>> <<7+9=16>> <<4+16=20>>")
 colar.config.speed = "5"
-print("..", colar.tok.decode(colar.prompt(question))[-39:], "<think>")
+print("..", colar.tok.decode(colar.prompt(question)).split("? ")[-1], "<think>")
 blocks = segments(chain, 5)
 for b in blocks:
     merged = compress(E[torch.tensor([b])], torch.ones(1, len(b), dtype=torch.bool))
