@@ -133,9 +133,9 @@ assert history[-1]["kl"] < history[0]["kl"] / 2 and end["kl"] < history[-1]["kl"
 # (Its teacher was the encoder of stage 1, whose latents are not uniform.)
 #
 # A small loss proves little. With teacher forcing the model always sees the *correct* latents before it. The
-# CE is almost 0 long before the answers are right: the last correct latent contains the answer, which only has
-# to be copied. At inference the model sees its own latents, and one wrong operand affects all that follows:
-# that is lesson 8.
+# CE is almost 0 long before the answers are right: the last correct latent contains the answer, which only
+# has to be copied. At inference the model sees its own latents, and one wrong operand affects all that
+# follows: that is lesson 8.
 #
 # ## Muon
 #
