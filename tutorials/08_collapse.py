@@ -83,7 +83,7 @@ show(chain_figure(t, tok), "08-figure1")
 # Read it from left to right: each latent contains two tokens of the chain side by side, `12` with `*`, then
 # `3` with `=`. The correct answer is 20, the model's is `20`<!-- t.answer:s -->. The same chain in words had
 # 24 tokens; here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent, yes, but the
-# model does not need it: the number always comes before `*`. (In step 10 two amounts are
+# model does not need it: of the two, the number always comes first. (In step 10 two amounts are
 # added, and either may come first, as in lesson 2: the latent contains some of both.)
 #
 # ## How good, how long?

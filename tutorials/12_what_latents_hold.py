@@ -22,8 +22,9 @@ from minilatent import tasks
 from minilatent.evaluate import solve_batches
 from minilatent.run import load_run
 from minilatent.study.evaluation import chains_of, evaluate, frequent_tokens, pad_chains
-from minilatent.study.interventions import INTERVENTIONS, intervene
+from minilatent.study.interventions import INTERVENTIONS, answers_given, intervene
 from minilatent.study.measures import chain_weights, ecr, parallelism
+from minilatent.tasks.answers import is_correct
 
 method = load_run(LATENT_SFT, torch.device("cpu"))
 model, tok = method.model, method.tok
@@ -86,9 +87,9 @@ assert gain2 > gain100 and result["ecr"]["2"] > 1.6 and gain2 > 0.8
 # %% [markdown]
 # ECR@2 is 1.91<!-- result["ecr"]["2"]:.2f --> of 2, that of the control
 # 0.58<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 2.00<!-- result["ecr"]["100"]:.2f --> and
-# 2.00<!-- result["ecr_control"]["100"]:.2f -->: only few of the 488 tokens in the vocabulary ever occur in
-# chains. The paper quotes K from 50 to 300; with a small vocabulary only a small K is informative. So these
-# latents *do* contain their segments.
+# 2.00<!-- result["ecr_control"]["100"]:.2f -->: of the 488 tokens in the vocabulary only about a hundred
+# ever occur in chains. The paper quotes K from 50 to 300; with a small vocabulary only a small K is
+# informative. So these latents *do* contain their segments.
 #
 # ## N_eff, by hand
 #
@@ -129,10 +130,11 @@ print(f"N_eff of latents that contain one chain only: {blind:.3f}")
 
 # %% [markdown]
 # N_eff is 1.9<!-- mine:.1f --> here, so "more than one chain"? Latents that were *built* to contain one chain
-# and nothing else have 1.9<!-- blind:.1f -->. Both orders have `=` and `>> <<` at the same places,
-# and these give mass to both. (The paper's Top-2 Score, the second weight divided by the first, is
-# 0.69<!-- min(w) / max(w):.2f --> here and misleads in the same way.) Now over all questions with several
-# chains, once with all tokens and once with those that distinguish the chains:
+# and nothing else have 1.9<!-- blind:.1f -->. Both orders have `=` and `>> <<` at the same places and end
+# with the same two steps, and all of these give mass to both. (The paper's Top-2 Score, the second weight
+# divided by the first, is 0.69<!-- min(w) / max(w):.2f --> here and misleads in the same way.) Now
+# over all questions with several chains, once with all tokens and once with those that distinguish the
+# chains:
 
 # %%
 pairs = [("all tokens", ""), ("tokens that differ", "_distinct")]
@@ -247,14 +249,43 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 #   Conclusion: the mixture is a superposition of thoughts, and it matters. Half true; it is a *compression*,
 #   and top1 cuts out half of each segment.
 #
+# ## Which latent?
+#
 # `shuffle`, the question's own latents in random order, keeps 65.6 %<!-- found["shuffle"]["accuracy"]:.1%
-# --> correct, in words only 16.2 %<!-- explicit["shuffle"]["accuracy"]:.1% -->. Where a latent stands
-# matters less than what it contains: the last one has the result and `>>`, a token that occurs nowhere else
-# in the chain (the earlier steps end with `>> <<`), so that it can be recognised at any place. In words the
-# two are apart.
+# --> correct, in words only 16.2 %<!-- explicit["shuffle"]["accuracy"]:.1% -->. Does it not matter where a
+# latent stands? We leave the last one in its place and shuffle the others, and we move only the last one:
+
+# %%
+orders = {
+    "the others shuffled": lambda n: [*torch.randperm(n - 1, generator=generator).tolist(), n - 1],
+    "the last one first": lambda n: [n - 1, *range(n - 1)],
+}
+generator, share = torch.Generator().manual_seed(0), {}
+for name, order in orders.items():
+    right = 0
+    for chosen, out, _ in solve_batches(method, test[:160]):
+        z = out.latents.clone()
+        for b, n in enumerate(out.lengths.tolist()):
+            z[b, :n] = out.latents[b, order(n)]
+        answers = answers_given(method, [test[i].question for i in chosen], z, out.lengths)
+        right += sum(is_correct(a, test[i].answer) for a, i in zip(answers, chosen))
+    share[name] = right / 160
+    print(f"{name:20s} correct {share[name]:.1%}")
+stays, moved = share.values()
+assert stays > found["keep"]["accuracy"] - 0.05 and moved < stays - 0.2
+
+# %% [markdown]
+# Shuffling the others costs almost nothing: 95.6 %<!-- stays:.1% --> stay correct. With the last latent at
+# the front it is 46.9 %<!-- moved:.1% -->. So the answer is read from the *last* latent, which contains the
+# result, as in lesson 8. Away from its place it is often still recognised. A possible reason: it also has
+# `>>`, a token that occurs nowhere else in the chain (the earlier steps end with `>> <<`). In words the two
+# are apart.
+#
+# What were the other latents for? To make the last one, we think. But these interventions replace latents
+# after the thinking, so they cannot show it.
 #
 # ## Exercises
-# 1. What is lost when the latent is `12 .49  * .48` and `*` wins by a small margin? Write an intervention
+# 1. What is lost when the latent is `= .54  9 .44` and `=` wins by a small margin? Write an intervention
 #    `second` that feeds the embedding of the *second* most likely token, and one that feeds the most likely
 #    *number* of each latent. Compare with top1. (`solve_batches(.., keep_probs=True)` has the probabilities,
 #    and `answers_given` of `minilatent/study/interventions.py` decodes from what you feed, as in lesson 8.)
@@ -265,5 +296,6 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 #    would any *picture* of them show it?
 #
 # ## Next
-# All of this was observed on a model with a million parameters and on problems generated by a grammar. **What
-# does it take to do it on GSM8K with a real model?** → [13 · From mini to GSM8K](13_real_models.ipynb)
+# All of this was observed on a model with less than a million parameters and on problems generated by a
+# grammar. **What does it take to do it on GSM8K with a real model?** → [13 · From mini to
+# GSM8K](13_real_models.ipynb)
