@@ -206,10 +206,10 @@ assert end["mean"][1] > end["sum"][1]
 #
 # Now the package's own `colar_rl`, on the CoLaR model of lesson 10. That model was trained with soft-MSE, so
 # its σ is nearly 0 and it cannot explore. For this experiment we *set* σ to a tenth of the embeddings'
-# standard deviation in every dimension. We sample four rollouts for each of sixteen questions at speed 5,
-# where some of them go wrong. (At speed 2 the four rollouts of a question agree: no advantage, and nothing
-# moves.) Then we make one small step of Adam, as RL would, all in float32: rounding to 16 bits alone would
-# change a sum of 128 terms about as much. How far does the step move ρ of the latents?
+# standard deviation in every dimension. We sample four rollouts for each of 64 questions at speed 5, where
+# many go wrong. Even so, the four rollouts of most questions agree, all correct or all wrong: no advantage.
+# With the others we make one small step of Adam, as RL would, all in float32: rounding to 16 bits alone
+# would change a sum of 128 terms about as much. How far does the step move ρ of the latents?
 
 
 # %%
@@ -228,7 +228,7 @@ def rl_model(how):
 moved = {}
 for how in ("sum", "mean"):
     rl = rl_model(how)
-    rows, _ = encode(tasks.load("mini", "train", limit=16), rl.tok, 512)
+    rows, _ = encode(tasks.load("mini", "train", limit=64), rl.tok, 512)
     batch = rl.rollout(rows, random.Random(0))  # the same samples for both
     hidden = torch.randn(3, rl.model.config.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():  # the density by hand, and the package's
@@ -244,10 +244,11 @@ for how in ("sum", "mean"):
     with torch.no_grad():
         moved[how] = rl.log_probs(rl.informative(batch))[0]["latents"][0] - batch["old_latents"]  # (n,) log ρ
     outside[how] = float(((moved[how].exp() - 1).abs() > 0.2).float().mean())
-    print(
-        f"{how:5s} {logged['accuracy']:.0%} of the rollouts correct; {len(moved[how])} latents, one step: "
-        f"median of |log ρ| {moved[how].abs().median():.3f}, outside 1 ± 0.2: {outside[how]:.0%}"
-    )
+    mixed = int((batch["rewards"].std(1) > 0).sum())  # questions with an advantage
+    right, middle = logged["accuracy"], moved[how].abs().median()
+    print(f"{how:5s} {right:.0%} of the rollouts correct, {mixed} of 64 questions have an advantage")
+    print(f"      one step, {len(moved[how])} latents: median of |log ρ| {middle:.3f}, ", end="")
+    print(f"outside 1 ± 0.2: {outside[how]:.0%}")
 figure, ax = plt.subplots(figsize=(7, 3.2))
 for how, colour in (("sum", BLUE), ("mean", ORANGE)):
     label = f"{how}: {outside[how]:.0%} outside"
@@ -258,16 +259,17 @@ ax.set_title("CoLaR on mini, C = 128")
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend()
 show(figure, "11-trained")
-assert logged["no_advantage"] < 1 and outside["sum"] > 0.2 and outside["mean"] < 0.02
+assert 0 < mixed < 32 and outside["sum"] > 0.2 and outside["mean"] < 0.02
 
 # %% [markdown]
-# After one step with learning rate `3e-5`, 96 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the
+# After one step with learning rate `3e-5`, 94 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the
 # allowed range by the likelihood ratio, and 0 %<!-- outside["mean"]:.0% --> by its 128th root. It is the same
 # as in the toy problem.
 #
-# What does a whole run of RL do here? On mini, at speed 2, nothing.
-# [results/README.md](../../results/README.md) has the numbers. The reason is that a Gaussian that moves a
-# latent by a tenth of a standard deviation in each dimension never tries another operand.
+# What does a whole run of RL do here? On the first edition of mini it found nothing to shorten
+# ([what it taught](../../results/first_edition.md)); we have not repeated it on this one. One reason holds
+# for both: a Gaussian that moves a latent by a tenth of a standard deviation in each dimension never tries
+# another operand.
 #
 # ## The decision to continue
 #
