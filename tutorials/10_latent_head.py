@@ -294,7 +294,8 @@ assert nearest[2] > 0.9 and all(nearest[c] > named[c] - 0.02 for c in known)
 # 41.5 %<!-- named[5]:.1% -->. But even for the *true* merged embeddings it is
 # 55.4 %<!-- true_named[5]:.1% --> at c = 5. So it is largely this way of reading that fails:
 # of all blocks that occur, the correct one is the nearest in 89.0 %<!-- nearest[5]:.1% --> of cases.
-# The more a latent contains, the less a list of nearest tokens shows. That a reader sees nothing does not prove that nothing is
+# The more a latent contains, the less a list of nearest tokens shows. That a reader sees nothing does
+# not prove that nothing is
 # there.
 #
 # ## One checkpoint, six speeds
@@ -368,7 +369,8 @@ assert packed[1] == packed[2] == packed[3] == 0 and packed[6] == 1
 # It is so. At c = 5, 25.9 %<!-- split[5]["with"]:.1% --> of the results are wrong that have to be
 # predicted together with an operand, and 10.1 %<!-- split[5]["without"]:.1% --> of the others. With c
 # up to 3 hardly any is wrong, at c = 3 0.8 %<!-- wrong[3]:.1% -->; at c = 6 33.2 %<!-- wrong[6]:.1% -->.
-# All this is with the true chain before the block. So the best speed for mini is 3: as accurate as 1 and 2, as far as 300
+# All this is with the true chain before the block. So the best speed for mini is 3: as accurate as 1
+# and 2, as far as 300
 # questions can tell, with the fewest latents. Longer training may move this limit.
 #
 # (GSM8K's equations have no such regular length; this is a property of mini, worth knowing when you read its
