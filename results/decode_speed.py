@@ -1,6 +1,6 @@
 """Batched, cached decoding against one question at a time with a full forward pass for each step:
 
-    python -m results.decode_speed --ckpt out/latent_sft --json results/long/decode_speed.json
+    python -m results.decode_speed --ckpt out/latent_sft --json results/mini/decode_speed.json
 
 Both decode the same questions with the same weights, precision and threads; their answers are compared.
 """

@@ -1,6 +1,6 @@
 """How much of a policy gradient is signal: the gradients of independent batches of samples are compared.
 
-    python -m results.rl_signal --init out/nll --sigma_floor 0 0.3 --json results/colar/rl_signal.json
+    python -m results.rl_signal --init out/nll --sigma_floor 0 0.3 --json results/mini/rl_signal.json
     python -m results.rl_signal --method latent_rl --init out/latent_sft
 
 The gradient of batch i is g_i = G + noise_i. The dot product of two different batches' gradients is |G|² on

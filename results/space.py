@@ -1,6 +1,6 @@
 """Why not simply feed a hidden state back? Hidden states of a run's own chains against its embeddings:
 
-    python -m results.space --ckpt minilatent/base --figure results/base/space.png
+    python -m results.space --ckpt minilatent/base --figure results/mini/space.png
 
 Both on the first two principal axes of their directions, their norms, the cosine with the nearest embedding;
 and spectra. (Embeddings with a cosine of 1 belong to tokens that never occurred in training: they moved

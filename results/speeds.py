@@ -1,6 +1,6 @@
 """Accuracy against #L over CoLaR's speeds, from what eval.py --speed .. --json FILE wrote:
 
-    python -m results.speeds results/colar/preset-seed0.json --figure results/colar/speed.png
+    python -m results.speeds results/mini/colar-seed0.json --figure results/mini/speed.png
 
 A line for each data set, with 95 % intervals. Where a higher speed no longer shortens the chain (a factor
 beyond those of training), the markers are hollow and the line ends.

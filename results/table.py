@@ -157,7 +157,7 @@ def speeds() -> str:
     """One CoLaR model at every speed
 
     Accuracy in % on 1,000 questions of mini when the prompt asks for the speed c, and #L. A step has six
-    tokens: blocks of 1, 2, 3 and 6 tokens line up with steps, those of 4 and 5 do not.
+    tokens; up to c = 3 no block holds both an operand and the result of a step.
     """
     seeds = [load(path) for path in sorted((HERE / "mini").glob("colar-seed[0-9].json"))]
     if not seeds:
