@@ -267,19 +267,20 @@ class LatentSFT(Method):
 
     def mixture_labels(self, rows: list[Row]) -> dict[str, Tensor]:
         """Labels without an encoder. `--labels uniform`: a latent is the uniform mixture of its segment's
-        tokens. `--labels paths`: the average of these over all valid chains of the problem."""
+        tokens. `--labels paths`: the average of these over all valid chains of the problem. Of either, the k
+        likeliest tokens."""
         parts: dict[str, list[Tensor]] = {"probs": [], "ids": []}
         for at in range(0, len(rows), 1024):
             some = rows[at : at + 1024]
-            first = torch.tensor([len(self.segments(r)) for r in some]).cumsum(0).tolist()
+            ends = torch.tensor([len(self.segments(r)) for r in some]).cumsum(0).tolist()
             places, tokens, weights = [], [], []  # of every token of every chain: its latent, its share
-            for row, start in zip(some, [0, *first]):
+            for row, start in zip(some, [0, *ends]):
                 for chain in self.valid_chains(row):
                     for i, segment in enumerate(segments(chain, self.config.ratio)):
                         places += [start + i] * len(segment)
                         tokens += segment
                         weights += [1 / len(segment)] * len(segment)
-            full = torch.zeros(first[-1], self.tok.vocab_size)  # (n, V)
+            full = torch.zeros(ends[-1], self.tok.vocab_size)  # (n, V)
             full.index_put_((torch.tensor(places), torch.tensor(tokens)), torch.tensor(weights), True)
             probs, ids = full.topk(self.config.k)
             parts["probs"].append(probs / probs.sum(-1, keepdim=True))
