@@ -123,7 +123,7 @@ assert abs(mine - logged["sup"]) < 1e-3
 # ## Train it now
 #
 # Stage 1 has three phases: the encoder alone (it must learn the language that the decoder reads), the decoder
-# alone, then both. The real run takes 250<!-- sum(map(int, config.stage1_steps.split(","))):d --> steps of
+# alone, then both. The real run takes 170<!-- sum(map(int, config.stage1_steps.split(","))):d --> steps of
 # 64<!-- config.batch_size:d --> examples. Here we take 75 steps of 16 examples, which needs a few seconds.
 
 
