@@ -240,6 +240,9 @@ def gsm8k_cpu() -> str:
 # ------------------------------------------------------------------ speed
 
 
+PEAK = 989  # TFLOP/s of an H200 in bfloat16, dense
+
+
 def benchmark() -> str:
     """Speed against transformers
 
@@ -262,7 +265,8 @@ def benchmark() -> str:
         load = result.get("load", {})
         grows = [load.get("memory_growth"), load.get("memory_growth_theirs")]
         memory.append(NONE if None in grows else f"{grows[0]:.2f} (theirs {grows[1]:.2f})")
-        mfu.append(percent(result["train_step"].get("mfu")))
+        on_gpu = result["device"] == "cuda"
+        mfu.append(percent(result["train_step"]["tflops"] / PEAK) if on_gpu else NONE)
     rows = [
         ["loading into float32", *ratios("load")],
         ["memory that loading takes", *memory],

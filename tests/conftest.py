@@ -117,7 +117,6 @@ def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
         "title": row,
         "group": "main",
         "seed": seed,
-        "instead_of": "",
         "budget": 1.0,
         "limit": n,
         "method": "latent_sft",

@@ -142,10 +142,6 @@ class LatentRL(GRPO, Method):
 
     # ------------------------------------------------------------------ inference
 
-    @property
-    def ratio(self) -> int:
-        return self.config.ratio
-
     def thinker(self):
         return superposition_thinker(self.model, self.config.k, self.tok.never)
 

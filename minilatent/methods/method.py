@@ -55,13 +55,17 @@ class Method(nn.Module):
     extra_latents = False  # training reads, besides the chain, one latent after every --ratio of its tokens
     explicit = False  # for measures: True if a step of its chain is an ordinary token
     mixed = False  # for measures: True if a step of its chain is a mixture of tokens
-    ratio = 1  # for measures: chain tokens per step of thinking, a lower bound
 
     def __init__(self, config: Config, tok: Tokenizer, model: Transformer, folder: Path | None = None):
         super().__init__()
         self.config, self.tok, self.model, self.folder = config, tok, model, folder
 
     # ------------------------------------------------------------------ what a method says of itself
+
+    @property
+    def ratio(self) -> int:
+        """For measures: chain tokens per step of thinking, a lower bound."""
+        return getattr(self.config, "ratio", 1)
 
     def stages(self, train: list[Row]) -> list[Stage]:
         """The stages in order."""

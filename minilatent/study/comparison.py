@@ -260,7 +260,6 @@ class Comparison:
                     "title": variant.title or entry.title,
                     "group": "main" if entry.main else "ablation",
                     "seed": seed,
-                    "instead_of": entry.instead_of,
                     "budget": self.budget,
                     "limit": self.limit,
                 }

@@ -6,7 +6,7 @@ import torch
 
 from .entries import ROWS
 from .figures import GREY, STYLE, plt, save_figure
-from .verdicts import Line, better, estimate, numbers, problem_steps
+from .verdicts import Line, estimate, numbers, problem_steps
 
 # Colour and marker of each row
 STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
@@ -41,11 +41,8 @@ def frontier_figure(lines: list[Line]):
     for row, title in titles(lines).items():
         if found := estimate(lines, row):
             lengths = [line["mean_len"] for line in lines if line["row"] == row]
-            x, y, (colour, marker) = (
-                sum(lengths) / len(lengths),
-                100 * found.mean,
-                STYLES.get(row, (GREY, "o")),
-            )
+            x, y = sum(lengths) / len(lengths), 100 * found.mean
+            colour, marker = STYLES.get(row, (GREY, "o"))
             points.append((title, x, y, colour))
             arms = [[max(0.0, y - 100 * found.low)], [max(0.0, 100 * found.high - y)]]
             look = {"marker": marker, "markersize": 9, "color": colour}
@@ -59,10 +56,8 @@ def frontier_figure(lines: list[Line]):
     for column in columns:
         edge = max(x for _, x, _, _ in column) + 0.025 * longest
         label_points(ax, column, edge, 4.6, fontsize=10.5, shrinkA=1, shrinkB=4)
-    ax.set(
-        xlabel="#L, steps of thinking (mean)", ylabel="accuracy (%), mean of four test sets", ylim=(0, 103)
-    )
-    ax.set_xlim(-0.03 * longest, 1.28 * longest)
+    ax.set(xlim=(-0.03 * longest, 1.28 * longest), xlabel="#L, steps of thinking (mean)")
+    ax.set(ylim=(0, 103), ylabel="accuracy (%), mean of four test sets")
     ax.grid(alpha=0.25)
     ax.set_title("Same base, same compute: accuracy against length of thought", loc="left", fontweight="bold")
     return figure
@@ -139,7 +134,6 @@ def interventions_figure(lines: list[Line]):
 
 def draw(lines: list[Line], out: Path) -> None:
     """All figures that these lines have the numbers for, into out/."""
-    lines = better(lines)
     figures = {
         "frontier": frontier_figure(lines),
         "steps": steps_figure(lines),

@@ -31,16 +31,15 @@ class Entry:
     latent: bool = False  # its chain consists of latents that depend on the question
     share: float = 1.0  # of the budget
     after: str = ""  # the entry whose run it starts from, and which spends the rest of the budget
-    instead_of: str = ""  # another way to train this row: the better one on validation stands for it
     trial: bool = False  # of a learning rate
 
 
 def speeds(title: str, claim: str = "") -> list[Variant]:
     """CoLaR at two speeds."""
-    return [
-        Variant(f"_{c}", title.format(c), f"colar_{c}", claim and f"{claim}, c = {c}", speed=str(c))
-        for c in (5, 2)
-    ]
+    found = []
+    for c in ("3", "2"):
+        found.append(Variant(f"_{c}", title.format(c), f"colar_{c}", claim and f"{claim}, c = {c}", c))
+    return found
 
 
 WORDS, MIXED, MERGED = ("#c0392b", "*"), ("#2a6fbb", "o"), ("#e08214", "s")
@@ -60,18 +59,13 @@ def colar(suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, ways, not suffix, True)
 
 
-def from_scratch(method: str, title: str) -> Entry:
-    settings = {"method": method, "init": "none"}
-    return Entry(f"{method}_scratch", f"{title}, from scratch", settings, instead_of=method)
-
-
 # The gradient of NLL grows as 1/σ²: with the weight of soft-MSE it would dominate, and without a floor it has
 # spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL")
+TWO = {"method": "latent_sft", "ratio": 2}
 NO_AVERAGE = {"method": "colar_rl", "average": False}
 OF_RL = [Variant(parent="colar_rl", claim="averaging is needed in RL")]
-WHOLE = {"method": "latent_sft", "ratio": 2}
 # The second half of the budget after a first half.
 COLAR_2ND = {"share": 0.5, "after": "colar_nll_half"}
 LATENT_2ND = {"share": 0.5, "after": "latent_sft_half"}
@@ -80,14 +74,14 @@ ENTRIES = [
     Entry("base", "CoT-SFT, the base", {}, WORDS),
     Entry("cot_sft", "CoT-SFT", {"method": "cot_sft"}, WORDS),
     Entry("no_cot", "No-CoT", {"method": "no_cot"}, (GREY, "v")),
-    from_scratch("no_cot", "No-CoT"),
+    Entry("no_cot_scratch", "No-CoT, from scratch", {"method": "no_cot", "init": "none"}, ("#5a5f68", "v")),
     Entry("pause", "Pause tokens", {"method": "pause"}, ("#5f666f", "^")),
-    from_scratch("pause", "Pause tokens"),
     Entry("icot", "iCoT", {"method": "icot"}, ("#b3538b", "X")),
     Entry("coconut", "Coconut", {"method": "coconut"}, ("#4d9a5b", "D"), latent=True),
     Entry("codi", "CODI", {"method": "codi"}, ("#7b5aa6", "P"), latent=True),
     colar(),
-    latent_sft(4),
+    latent_sft(6),
+    latent_sft(3),
     latent_sft(2),
     Entry("colar_nll_half", "", NLL, MERGED, BEFORE_RL, main=False, share=0.5),
     Entry("colar_nll_more", "", NLL, MERGED, MORE, main=False, **COLAR_2ND),
@@ -100,16 +94,17 @@ ENTRIES = [
     latent_sft(2, "_no_ltim", ", no induction mask", "the induction mask helps", ltim=False),
     latent_sft(2, "_no_ltsum", ", no supervision mask", "the supervision mask helps", ltsum=False),
     latent_sft(2, "_hidden", ", hidden states", "superposition above hidden state", latent="hidden"),
-    latent_sft(4, "_no_ltim", ", no induction mask", "the induction mask helps", ltim=False),
-    latent_sft(4, "_no_ltsum", ", no supervision mask", "the supervision mask helps", ltsum=False),
-    latent_sft(4, "_hidden", ", hidden states", "superposition above hidden state", latent="hidden"),
+    latent_sft(6, "_no_ltim", ", no induction mask", "the induction mask helps", ltim=False),
+    latent_sft(6, "_no_ltsum", ", no supervision mask", "the supervision mask helps", ltsum=False),
+    latent_sft(6, "_hidden", ", hidden states", "superposition above hidden state", latent="hidden"),
     latent_sft(2, "_gumbel", ", Gumbel noise", gumbel=True),
     latent_sft(2, "_uniform", ", no encoder", "an encoder's labels above uniform mixtures", labels="uniform"),
+    latent_sft(2, "_paths", ", labels of all chains", labels="paths"),
     latent_sft(2, "_k1", ", k = 1", k=1),
     latent_sft(2, "_k5", ", k = 5", k=5),
     latent_sft(2, "_k50", ", k = 50", k=50),
-    Entry("latent_sft_half", "Latent-SFT(2) before RL", WHOLE, MIXED, main=False, share=0.5),
-    Entry("latent_rl", "Latent-RL", {**WHOLE, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
+    Entry("latent_sft_half", "Latent-SFT(2) before RL", TWO, MIXED, main=False, share=0.5),
+    Entry("latent_rl", "Latent-RL", {**TWO, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]
 ROWS = {entry.name + v.suffix: (entry, v) for entry in ENTRIES for v in entry.variants}
 LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]

@@ -156,26 +156,27 @@ SEVERAL = SETS[:3]  # problems of several lengths, some with several valid chain
 
 
 def all_trends() -> list[Trend]:
-    two, four, rl, longer = "latent_sft_2", "latent_sft_4", "colar_rl", "colar_nll_more_2"
+    two, six, rl, longer = "latent_sft_2", "latent_sft_6", "colar_rl", "colar_nll_more_2"
     found = [
         Trend("superposition at least CoT, within a point", two, "cot_sft", tolerance=0.01),
         Trend("at half the length, within a step", two, "cot_sft", SETS, "length", "<", 1.0, times=0.5),
-        Trend("Latent-SFT(2) above (4)", two, four),
+        Trend("Latent-SFT(2) above (6)", two, six),
         Trend("Latent-SFT above CoLaR at equal length, 2", two, "colar_2"),
-        Trend("Latent-SFT(4) above CoLaR-5", four, "colar_5"),
-        Trend("CoLaR-2 above CoLaR-5", "colar_2", "colar_5"),
+        Trend("Latent-SFT above CoLaR at equal length, 3", "latent_sft_3", "colar_3"),
+        Trend("CoLaR-2 above CoLaR-3", "colar_2", "colar_3"),
     ]
-    found += [Trend(f"{row} above No-CoT", row, "no_cot") for row in ("icot", *LATENT_ROWS)]
+    for plain, title in (("no_cot", "No-CoT"), ("no_cot_scratch", "No-CoT from scratch")):
+        found += [Trend(f"{row} above {title}", row, plain) for row in ("icot", *LATENT_ROWS)]
     found += [Trend(f"{row} above pause tokens", row, "pause") for row in LATENT_ROWS]
     found += [Trend(v.claim, v.parent, row) for row, (_, v) in ROWS.items() if v.claim]
     found += [
         Trend("Gumbel noise helps", f"{two}_gumbel", two),
         Trend("ECR@10 above its control, r = 2", two, "", SETS, "ecr_gain"),
-        Trend("ECR@10 above its control, r = 4", four, "", SETS, "ecr_gain"),
-        Trend("ECR@10 less its control is larger for r = 4", four, two, SETS, "ecr_gain"),
+        Trend("ECR@10 above its control, r = 6", six, "", SETS, "ecr_gain"),
+        Trend("ECR@10 less its control is larger for r = 6", six, two, SETS, "ecr_gain"),
         Trend("N_eff above both its controls, r = 2", two, "", SEVERAL, "n_eff_above"),
-        Trend("N_eff above both its controls, r = 4", four, "", SEVERAL, "n_eff_above"),
-        Trend("N_eff less its controls is larger for r = 4", four, two, SEVERAL, "n_eff_above"),
+        Trend("N_eff above both its controls, r = 6", six, "", SEVERAL, "n_eff_above"),
+        Trend("N_eff less its controls is larger for r = 6", six, two, SEVERAL, "n_eff_above"),
     ]
     starts = {"CoLaR-RL": (rl, "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}
     for title, (row, start) in starts.items():
@@ -209,18 +210,6 @@ def verdict(lines: list[Line], trend: Trend) -> tuple[str, Estimate | None]:
     return "does not hold" if high < 0 else "within noise", found
 
 
-def better(lines: list[Line]) -> list[Line]:
-    """Of a row and its alternatives (`instead_of`: trained from scratch, say) only the one that is better on
-    validation, under the row's name. No test set takes part in this choice."""
-    scores: dict[str, list[float]] = {}
-    for line in lines:
-        scores.setdefault(line["row"], []).append(line["val_accuracy"])
-    shown = {line["row"]: line.get("instead_of") or line["row"] for line in lines}
-    ascending = sorted(scores, key=lambda row: sum(scores[row]) / len(scores[row]))
-    best = {shown[row]: row for row in ascending}  # the last one stays
-    return [{**line, "row": shown[line["row"]]} for line in lines if line["row"] in best.values()]
-
-
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
@@ -228,7 +217,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def verdicts_text(lines: list[Line], trends: list[Trend] = TRENDS) -> str:
     """verdicts.md"""
-    lines, rows, not_run = better(lines), [], []
+    rows, not_run = [], []
     for trend in trends:
         what, found = verdict(lines, trend)
         if not found:

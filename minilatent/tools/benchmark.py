@@ -26,8 +26,6 @@ from ..machine import pick_device
 from ..study.budget import machine, matrix_rate, seconds
 from ..tokenizer import Tokenizer
 
-# TFLOP/s of dense bfloat16, by the card's name
-PEAK = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}
 NEW = 32  # tokens decoded
 
 
@@ -69,9 +67,6 @@ def compare_training(model, other, given: list, target: list, padding: int, repe
     found = in_turn(step(model, our_loss), step(other, their_loss), repeats)
     found["tokens"] = int(real.sum())
     found["tflops"] = 6 * model.num_parameters() * found["tokens"] / found["seconds"] / 1e12
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if peak := [peak for name, peak in PEAK.items() if name in card]:
-        found["mfu"] = found["tflops"] / peak[0]
     return found
 
 
