@@ -19,7 +19,7 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, device=None, dtype=None):
         self.capacity = capacity
-        shape = (config.n_layer, rows, config.n_kv_head, capacity, config.head_dim)
+        shape = (config.n_layer * config.loops, rows, config.n_kv_head, capacity, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)

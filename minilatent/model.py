@@ -44,6 +44,7 @@ class ModelConfig:
     rope_scaling: dict | None = None  # angles slowed down for a longer context: see rope_frequencies
     norm_eps: float = 1e-5
     attention: str = "sdpa"  # sdpa | naive (the same, written out)
+    loops: int = 1  # how often the blocks run (methods/looped.py)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -245,7 +246,7 @@ class Transformer(nn.Module):
         else:
             cos, sin = rope_angles(positions, self.config)  # once, not in every layer
             rope = cos.to(x.dtype), sin.to(x.dtype)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate([*self.blocks] * self.config.loops):
             if self.grad_checkpoint and self.training and cache is None:
                 x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)
             else:

@@ -18,9 +18,10 @@ OWN = {  # three stages of icot and coconut
     "pause": {"num_latents": 4},
     "icot": {"remove": 10},
     "coconut": {"num_latents": 4},
+    "sim_cot": {"num_latents": 4},
     "codi": {"num_latents": 4},
 }
-PER_STAGE = {"pause": [8], "icot": [1, 1, 1, 4], "coconut": [2, 2, 4], "codi": [8]}
+PER_STAGE = {"pause": [8], "icot": [1, 1, 1, 4], "coconut": [2, 2, 4], "sim_cot": [2, 2, 4], "codi": [8]}
 names = pytest.mark.parametrize("name", OWN)
 
 
@@ -105,7 +106,7 @@ def test_the_tokens_that_are_logged_are_those_of_both_passes(runs):
     assert metrics(runs["codi"].folder)[-1]["tokens"] == expected
 
 
-@pytest.mark.parametrize("name", ["icot", "coconut", "codi"])
+@pytest.mark.parametrize("name", ["icot", "coconut", "sim_cot", "codi"])
 def test_a_run_that_is_killed_in_the_middle_resumes_in_its_stage_bit_for_bit(
     runs, tmp_path, name, one_tokenizer
 ):

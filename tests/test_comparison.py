@@ -255,15 +255,15 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "nll_half": nll,
         "nll_more": nll,
         "half": {},
+        "no_curriculum": {"curriculum": 0.0},
         "no_average": {"average": False},
         "scratch": {"init": "none"},
         "": {},
     }
     wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 3, 6)}
     wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
-    wholes |= {
-        name: {} for name in ("colar_rl", "colar", "cot_sft", "no_cot", "pause", "icot", "coconut", "codi")
-    }
+    others = "colar_rl colar cot_sft no_cot pause icot coconut sim_cot codi"
+    wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none"}}
     for entry in ENTRIES[1:]:  # the first is the base
         whole = next(w for w in wholes if entry.name == w or entry.name.startswith(w + "_"))
         changed = differs[entry.name.removeprefix(whole).removeprefix("_")]

@@ -13,7 +13,7 @@ from minilatent.tokenizer import MINI_PATTERN, Tiktoken, Tokenizer
 
 TOK = Tokenizer(Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)]))  # and the five markers
 K, LIMITS = 4, {"max_chain": 7, "max_answer": 5}
-FIXED = ("pause", "coconut", "codi")  # methods that always think 4 steps
+FIXED = ("pause", "coconut", "sim_cot", "codi")  # methods that always think 4 steps
 OWN = (*FIXED, "colar")  # methods whose thinker is their own
 KINDS = ("explicit", "superposition", "soft", "hidden", "no_cot", *OWN)
 CASES = [*((kind, "mini") for kind in KINDS), ("explicit", "gpt2"), ("superposition", "gpt2")]
@@ -98,6 +98,7 @@ def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Te
         "hidden": lambda h, logits: (h - h.mean()) / (h.std() + 1e-6) * table.std(),
         "pause": lambda h, logits: table[TOK.latent],
         "coconut": lambda h, logits: h,
+        "sim_cot": lambda h, logits: h,
         "codi": lambda h, logits: projected(h, own.projection),
         "colar": lambda h, logits: own.latent_head(h)[0] * table.std(),
     }

@@ -10,9 +10,11 @@ from .icot import ICoT
 from .latent_rl import LatentRL
 from .latent_sft import LatentSFT
 from .latent_sft_hidden import HiddenLatentSFT
+from .looped import Looped
 from .method import Method, Stage
 from .no_cot import NoCoT
 from .pause import Pause
+from .sim_cot import SIMCoT
 
 __all__ = ["METHODS", "CoLaR", "LatentSFT", "Method", "Stage", "build"]
 
@@ -20,8 +22,10 @@ METHODS: dict[str, type[Method]] = {
     "cot_sft": CoTSFT,
     "no_cot": NoCoT,
     "pause": Pause,
+    "looped": Looped,
     "icot": ICoT,
     "coconut": Coconut,
+    "sim_cot": SIMCoT,
     "codi": CODI,
     "latent_sft": LatentSFT,
     "latent_rl": LatentRL,

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import torch
+from torch import Tensor
 
 from ..batch import IGNORE, Batch, Row, pad
 from ..config import Config, opt
@@ -47,6 +48,7 @@ class Settings(Config):
 
 class Coconut(Method):
     Settings = Settings
+    trained = ["model"]
     PRESETS = {"mini": {"steps": 1500, "lr": 3e-3}, "gpu": {"first_stage": 0}}
 
     def __init__(self, config, tok, model, folder=None):
@@ -70,7 +72,8 @@ class Coconut(Method):
         n = self.latents(s)
         rest = "and no words" if s == self.final_stage else f"in place of the first {s} steps"
         lengths = [len(r.prompt) + n + len(self.words(r, s)) + len(r.tail) for r in train]
-        return self.stage(f"coconut-{s}", f"{n} latents {rest}", train, lengths, steps=steps, before=start)
+        own = {"steps": steps, "before": start, "trained": self.trained}
+        return self.stage(f"coconut-{s}", f"{n} latents {rest}", train, lengths, **own)
 
     def latents(self, s: int) -> int:
         """The number of latents in stage s."""
@@ -92,10 +95,15 @@ class Coconut(Method):
         return {"ids": ids[:, :-1], "labels": labels}  # (B, T - 1) each
 
     def loss(self, batch: Batch, noise=None):
-        tok, labels = self.tok, batch["labels"]
-        hidden = think_through(self.model, batch["ids"], tok.latent, tok.pad, lambda h: h)  # (B, T - 1, C)
-        labelled = labels != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), labels[labelled]), {}
+        return self.words_loss(self.states(batch), batch), {}
+
+    def states(self, batch: Batch) -> Tensor:
+        """Hidden states (B, T - 1, C): z_t is the one at t - 1."""
+        return think_through(self.model, batch["ids"], self.tok.latent, self.tok.pad, lambda h: h)
+
+    def words_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        labelled = batch["labels"] != IGNORE
+        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled])
 
     # ------------------------------------------------------------------ inference
 

@@ -63,6 +63,8 @@ def colar(suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
 # spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL")
+NO_CURRICULUM = {"method": "coconut", "curriculum": 0.0}
+AT_ONCE = [Variant(parent="coconut", claim="Coconut needs its curriculum")]
 TWO = {"method": "latent_sft", "ratio": 2}
 NO_AVERAGE = {"method": "colar_rl", "average": False}
 OF_RL = [Variant(parent="colar_rl", claim="averaging is needed in RL")]
@@ -76,13 +78,16 @@ ENTRIES = [
     Entry("no_cot", "No-CoT", {"method": "no_cot"}, (GREY, "v")),
     Entry("no_cot_scratch", "No-CoT, from scratch", {"method": "no_cot", "init": "none"}, ("#5a5f68", "v")),
     Entry("pause", "Pause tokens", {"method": "pause"}, ("#5f666f", "^")),
+    Entry("looped", "Looped, from scratch", {"method": "looped", "init": "none"}, ("#9a9170", "<")),
     Entry("icot", "iCoT", {"method": "icot"}, ("#b3538b", "X")),
     Entry("coconut", "Coconut", {"method": "coconut"}, ("#4d9a5b", "D"), latent=True),
+    Entry("sim_cot", "SIM-CoT", {"method": "sim_cot"}, ("#2b7f8c", "d"), latent=True),
     Entry("codi", "CODI", {"method": "codi"}, ("#7b5aa6", "P"), latent=True),
     colar(),
     latent_sft(6),
     latent_sft(3),
     latent_sft(2),
+    Entry("coconut_no_curriculum", "Coconut, no curriculum", NO_CURRICULUM, ("#4d9a5b", "D"), AT_ONCE, False),
     Entry("colar_nll_half", "", NLL, MERGED, BEFORE_RL, main=False, share=0.5),
     Entry("colar_nll_more", "", NLL, MERGED, MORE, main=False, **COLAR_2ND),
     Entry("colar_rl", "CoLaR-RL", {"method": "colar_rl"}, MERGED_RL, latent=True, **COLAR_2ND),
