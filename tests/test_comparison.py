@@ -215,7 +215,8 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path,
 
 def test_every_method_gets_as_many_trials_and_they_follow_its_preset(monkeypatch):
     families = {tuned_as(e): [t.train for t in trials_of(e)] for e in ENTRIES if e.train}
-    assert set(families) >= set(METHODS) and {len(trials) for trials in families.values()} == {3}
+    methods = set(METHODS) - {"looped"} | {"looped_scratch"}  # one that has no other entry
+    assert set(families) >= methods and {len(trials) for trials in families.values()} == {3}
     assert {t["ratio"] for t in families["latent_sft"]} == {2}  # the main entry's
     assert "latent_loss" not in families["colar"][0]
     monkeypatch.setitem(METHODS["cot_sft"].PRESETS, "mini", {"lr": 0.375})
