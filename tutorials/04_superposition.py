@@ -14,17 +14,21 @@
 # ```
 #
 # Only the k most likely tokens are kept (k = 10 in the released code of Latent-SFT), and their weights are
-# scaled to sum to 1 again.
+# scaled to sum to 1 again. So there are three things that a model can be given to think with (e_v is the
+# embedding of token v):
 
 # %%
 import torch
 from lesson import BASE, BLUE, GREY, ORANGE, plt, show
+from schematics import feedback_figure
 
 from minilatent import tasks
 from minilatent.decode import superposition_thinker
 from minilatent.evaluate import solve_all, solve_batches
 from minilatent.latent import entropy, superpose
 from minilatent.run import load_run
+
+show(feedback_figure(), "04-loops")
 
 # %% [markdown]
 # ## In ten lines

@@ -18,18 +18,22 @@
 #
 # (`><` is short for `>> <<`.) The decoder can continue with `3 =` only if Z1 shows that `12 *` came before.
 # So the encoder has to put it there, and in a form that the decoder can read: a mixture of word embeddings.
+# Stage 2 (lesson 7) has no encoder: the model learns to predict these latents from the question alone.
 
 # %%
 import copy
 
 import torch
 from lesson import BLUE, GREY, ORANGE, plt, show
+from schematics import stages_figure
 
 from minilatent import tasks
 from minilatent.batch import encode
 from minilatent.masks import LATENT, TAIL, TEXT, dual_track_positions, induction_mask, supervision_mask
 from minilatent.methods.latent_sft import LatentSFT
 from minilatent.run import initial_model, resolve
+
+show(stages_figure(), "06-stages")
 
 config = resolve({"method": "latent_sft", "ratio": 2})
 model, tok, *_ = initial_model(config)
