@@ -59,6 +59,9 @@ def error(*args, **kwargs) -> str:
             {"question": "A||B?", "answer": "#### 1,080"},
             Example("A||B?", (), "1080"),
         ),  # JSON, whatever it contains
+        ({"question": "q?", "answer": "#### +4"}, Example("q?", (), "4")),
+        ({"question": "q?", "answer": "#### 1.5 million"}, Example("q?", (), "1500000")),
+        ({"question": "q?", "answer": "#### – 12 500"}, Example("q?", (), "-12500")),
         ("Who {or what}?|| #### -2", Example("Who {or what}?", (), "-2")),
         (
             "q?||<<1+1=2>> #### 2 is no answer <<2*2=4>> #### 4",
