@@ -159,6 +159,17 @@ def test_eval_writes_a_table_and_a_list(runs, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_two_files_of_one_name_stay_apart(runs, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("a/test.jsonl", "b/test.jsonl", "b/other.jsonl")]
+    for n, path in enumerate(paths, 1):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"question": "Ava has 3 apples?", "answer": n}), encoding="utf-8")
+    argv = ["--ckpt", str(runs["no_cot"]), "--brief", "--data", *map(str, paths)]
+    script("eval")([*argv, "--json", str(tmp_path / "r.json")])
+    results = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [r["data"] for r in results] == [str(paths[0]), str(paths[1]), "other.jsonl"]
+
+
 def test_eval_judges_the_runs_own_data_when_none_is_named(runs, capsys):
     script("eval")(["--ckpt", str(runs["no_cot"]), "--limit", "5"])
     assert capsys.readouterr().out.splitlines()[1].startswith("mini ")
