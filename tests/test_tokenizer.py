@@ -319,6 +319,51 @@ def test_the_end_of_sequence_is_the_models_own(tmp_path, files, eos):
     check_markers(tok)
 
 
+@pytest.mark.parametrize("where", ["config", "generation_config", "tokenizer_config"])
+def test_an_end_of_sequence_that_was_not_added_as_a_special_token_is_one(tmp_path, where):
+    tokens = [added(256, "<tool>", special=False), added(257, "</s>", special=False)]
+    bare_folder(tmp_path, added_tokens=tokens)
+    content = {"eos_token": "</s>"} if where == "tokenizer_config" else {"eos_token_id": [257]}
+    (tmp_path / f"{where}.json").write_text(json.dumps(content), encoding="utf-8")
+    tok = Tokenizer.from_hf(tmp_path)
+    assert tok.eos == 257 and tok.special == {"</s>": 257}
+    assert tok.encode("<tool></s>") == [256, *b"</s>"]
+    check_markers(tok)
+
+
+LLAMA3 = ["<|end_of_text|>", "<|eom_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_end_of_llama_3_instruct_is_that_of_its_turns(tmp_path, special):
+    """Its files name several, <|end_of_text|> first, as the hub's do."""
+    tokens = [added(256 + i, text, special=special) for i, text in enumerate(LLAMA3)]
+    config = {"eos_token_id": [256, 257, 260], "bos_token_id": 256}
+    chat = {"chat_template": "{{ '<|start_header_id|>' }}", "eos_token": "<|eot_id|>"}
+    tok = Tokenizer.from_hf(bare_folder(tmp_path, (), config, chat, added_tokens=tokens))
+    assert tok.chat == "llama3" and tok.eos == 260
+    check_markers(tok)
+    data = tokenizer_json(tok)
+    names = [token["content"] for token in data["added_tokens"]]
+    assert len(names) == len(set(names)) and "<eos>" not in names
+    base = bare_folder(tmp_path, (), {"eos_token_id": 256}, {}, added_tokens=tokens)  # not trained to chat
+    assert Tokenizer.from_hf(base).eos == 256
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("end", [None, 257])
+def test_an_undeclared_eos_is_exported_once(tmp_path, special, end):
+    tokens = [added(256, "<eos>", special=special), added(257, "</s>")]
+    tok = Tokenizer.from_hf(bare_folder(tmp_path, (), {"eos_token_id": end}, added_tokens=tokens))
+    assert tok.eos == (end or 256)
+    contents = [token["content"] for token in tokenizer_json(tok)["added_tokens"]]
+    assert sorted(contents) == sorted({"<eos>", "</s>", "<think>", "</think>", "<latent>", "<pad>"})
+    vocab = {**{c: i for i, c in enumerate(byte_letters())}, "<eos>": 256}
+    ordinary = bare_folder(tmp_path, model={"type": "BPE", "vocab": vocab, "merges": []})
+    with pytest.raises(UserError, match="ordinary token '<eos>'"):
+        tokenizer_json(Tokenizer.from_hf(ordinary))
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
