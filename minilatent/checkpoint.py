@@ -50,7 +50,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     foreign."""
     try:
         with safe_open(path, "pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}
+            # Copies: Windows would not replace a file that tensors are still mapped to.
+            tensors = {name: f.get_tensor(name).clone() for name in f.keys()}
             header = json.loads((f.metadata() or {})["minilatent"])
         if checksum(tensors, header["meta"]) == header["checksum"]:
             return tensors, json.loads(header["meta"])

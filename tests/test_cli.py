@@ -287,7 +287,7 @@ def test_a_broken_pipe_a_full_disk_and_a_terminal_without_our_letters_are_no_tra
     if sys.platform == "linux":
         targets.append((open("/dev/full", "w", encoding="utf-8"), "No space left"))
     for out, said in targets:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         if process.stdout:
             process.stdout.close()
         err = process.stderr.read()
@@ -299,6 +299,39 @@ def test_a_broken_pipe_a_full_disk_and_a_terminal_without_our_letters_are_no_tra
 
 def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
     command = [sys.executable, ROOT / "train.py", "--method", "no_cot", "--pull", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, encoding="utf-8")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "--pull belongs to latent_sft" in done.stderr
+
+
+LOCALE = r"""
+import json, locale, sys
+from pathlib import Path
+root, tests, folder = map(Path, sys.argv[1:])
+sys.path[:0] = [str(root), str(tests)]
+from conftest import script, tiny
+from minilatent import run
+text = "Zo\u00eb has 3 \u00e9clairs at 2\u202f\u20ac each, \u2212 1. \u65e5?"
+data, out = folder / "data.jsonl", folder / "run"
+lines = [json.dumps({"question": f"{n} {text}", "answer": f"<<{n}+1={n + 1}>> #### {n + 1}"},
+                    ensure_ascii=False) for n in range(30)]
+data.write_bytes("\n".join(lines).encode())
+run.train(run.parse_args([*tiny("cot_sft"), "--data", str(data), "--out", str(out)]))
+argv = ["--brief", "--data", str(data), "--limit", "2", "--json", str(folder / "r.json")]
+script("eval")(["--ckpt", str(out), *argv])
+script("sample")(["--ckpt", str(out), "--question", text])
+print(locale.getpreferredencoding(False))
+"""
+
+
+def test_files_are_utf8_under_a_locale_that_is_not(tmp_path):
+    """Data with names and currencies are trained on, judged, stored and shown."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment |= {"PYTHONIOENCODING": "ascii:replace"}  # a terminal that is no better
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", LOCALE, ROOT, ROOT / "tests", tmp_path]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "utf" not in done.stdout.splitlines()[-1].lower()
+    warned = [line for line in done.stderr.splitlines() if "EncodingWarning" in line]
+    assert not [line for line in warned if "minilatent" in line or ROOT.name in line]
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))[0]["n"] == 2

@@ -269,17 +269,19 @@ def flipped(folder):
 
 
 def foreign_config(folder):
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
 def half_a_config(folder):
-    (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8")[:100])
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text(encoding="utf-8")[:100], encoding="utf-8"
+    )
 
 
 def few_tokens(folder):
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings["model"]["vocab_size"] = 9
-    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +298,6 @@ def test_a_bad_checkpoint_is_one_clear_line(tok, tmp_path, harm):
 
 def test_the_exit_code_of_bad_input_is_two(tmp_path):
     command = [sys.executable, "eval.py", "--ckpt", str(tmp_path / "nothing")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

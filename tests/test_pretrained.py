@@ -173,7 +173,7 @@ def test_a_folder_of_the_older_transformers_gives_the_same_model(tmp_path):
     config["torch_dtype"] = config.pop("dtype")
     for scaling in (None, {"type": "default"}, {"rope_type": "default"}):
         older = config | {"rope_theta": theta, "rope_scaling": scaling}
-        (tmp_path / "config.json").write_text(json.dumps(older))
+        (tmp_path / "config.json").write_text(json.dumps(older), encoding="utf-8")
         model = load_transformer(tmp_path)
         assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
 
@@ -294,7 +294,7 @@ GPT2_JSON = GPT2 | {"model_type": "gpt2"}
     ],
 )
 def test_what_we_do_not_compute_is_refused_by_name(config, said, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     refused(tmp_path, said)
 
 
@@ -308,7 +308,7 @@ def test_what_changes_nothing_is_not_refused(tmp_path):
         "hidden_act": "silu",
         "model_type": "qwen2",
     }
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON | harmless))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON | harmless), encoding="utf-8")
     assert model_config(tmp_path / "config.json")[0].qkv_bias
 
 
@@ -400,7 +400,7 @@ def test_rope_parameters_by_type_of_layer_are_those_of_full_attention(tmp_path):
 
 
 def test_truncated_foreign_missing_and_pickled_weights_are_one_clear_error(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON), encoding="utf-8")
     weights = tmp_path / "model.safetensors"
     refused(tmp_path, "has no model.safetensors")
     save_file({"model.norm.weight": torch.ones(32)}, weights)
@@ -415,7 +415,7 @@ def test_truncated_foreign_missing_and_pickled_weights_are_one_clear_error(tmp_p
 
 def test_a_folder_without_config_or_with_a_broken_one_is_one_clear_error(tmp_path):
     refused(tmp_path, "config.json does not exist")
-    (tmp_path / "config.json").write_text('{"model_type": "llama", ')
+    (tmp_path / "config.json").write_text('{"model_type": "llama", ', encoding="utf-8")
     refused(tmp_path, "truncated or no JSON")
 
 
