@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     frequent = None if brief else training_tokens(method)
     for name, examples in tests.items():
         shown = Path(name).name if files.count(Path(name).name) == 1 else name
+        print(f"{shown}: {len(examples)} questions are judged", file=sys.stderr)
         for speed in speeds:
             if speed:
                 config.speed = speed

@@ -60,10 +60,9 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         own = {marker: special[marker] for marker in markers if marker in special}
         chat = chat_format(folder, settings, special)
         turn = special[CHAT_TOKENS[chat][1]] if chat else None
-        for end in sorted(ends, key=lambda end: end != turn):  # of Llama 3's ends, <|eot_id|>
-            if end in special.values() and end not in own.values():
-                own["<eos>"] = end
-                break
+        ends = sorted(ends, key=lambda end: end != turn)  # of Llama 3's ends, <|eot_id|>
+        if free := [end for end in ends if end in special.values() and end not in own.values()]:
+            own["<eos>"] = free[0]
         return {
             "backend": backend,
             "markers": own,

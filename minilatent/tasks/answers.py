@@ -51,19 +51,16 @@ _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
 _MAX_DIGITS = 100  # a longer number is noise
 
 # Other ways to write a number, turned one after the other into what _NUMBER reads.
-_CHARACTERS = str.maketrans("‐‑‒–−﹣－，．", "-------,.")
+_CHARACTERS = str.maketrans("‐‑‒–−﹣－，．", "-------,.") | {188: ".25", 189: ".5", 190: ".75"}  # ¼ ½ ¾
 _SCALE = r"(?<=\d)((?:\s*(?:hundred|thousand|million|billion|trillion)s?\b(?!-))+)"
-_QUARTERS = {"¼": ".25", "½": ".5", "¾": ".75"}
 _ZEROS = {"hun": 2, "tho": 3, "mil": 6, "bil": 9, "tri": 12}
 _REWRITE = [
     (r"(?![0-9])\d", lambda m: str(int(m[0]))),  # the digits of other scripts
     (r"\\(?:text|math)(?:bf|it|rm)?\{([^{}]*)\}", r" \1 "),
     (r"\\boxed\s*\{?|\\[!;()\[\]]|\^\{?\\circ\}?|\\?[$%]|[¢£¤¥₠-⃀￥٪％°]", ""),
     (r"(?<![\w*])([*_]{1,2})(?=\S)([^*_\n]*[^*_\s])\1(?![\w*])", r"\2"),  # **bold** and _italics_
-    (r"\*\*", ""),
     (r"(?<![\d.,])\d{1,3}(?:(?:\\[, ]|\{,\}|[^\S\n]|[~'’])\d{3})+(?!\d)", lambda m: re.sub(r"\D", "", m[0])),
-    (r"\\[, ]|\{,\}", lambda m: " " if m[0][-1] == " " else ""),
-    (r"(?:(?<!\d)(\d{1,9}) ?)?([¼½¾])", lambda m: f"{m[1] or ' 0'}{_QUARTERS[m[2]]}"),
+    (r"(?<=\d) (?=\.(?:25|5|75)(?!\d))", ""),  # 2 ½
     (r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:(-?\d\d?)|\{(-?\d\d?)\})(?!\d)", r"e\1\2"),
     (_SCALE, lambda m: f"e{sum(_ZEROS[word[:3].lower()] for word in m[1].split())}"),
     (r"(^|[=:#]|\bis)[^\S\n]*([-+])[^\S\n]*(?=[\d.])", lambda m: f"{m[1]} {m[2].strip('+')}"),  # signs

@@ -190,11 +190,10 @@ def from_hub(name: str, split: str, style: str) -> list[Example]:
 def download(name: str, split: str) -> list[Record]:
     """The records of a split (the source's name). UserError says what to do without a network."""
     source = SOURCES[name]
-    is_file = source.repo.startswith("https://")
     try:
         from datasets import load_dataset  # slow to import, and only these names need it
 
-        if is_file:
+        if source.repo.startswith("https://"):
             rows = load_dataset("json", data_files=source.repo, split=split)
         else:
             rows = load_dataset(source.repo, source.config, split=split)
