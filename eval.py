@@ -56,20 +56,22 @@ def main(argv: list[str]) -> None:
     check_interventions(method, names)
     options = {"limit": given.get("limit"), "chain_style": config.chain_style}
     tests = {name: tasks.load(name, "test", **options) for name in given.get("data", [config.data])}
-    brief, results = "brief" in given, []
+    brief, results, files = "brief" in given, [], [Path(name).name for name in tests]
     frequent = None if brief else training_tokens(method)
     for name, examples in tests.items():
+        shown = Path(name).name if files.count(Path(name).name) == 1 else name
+        print(f"{shown}: {len(examples)} questions are judged", file=sys.stderr)
         for speed in speeds:
             if speed:
                 config.speed = speed
-            result = evaluate(method, examples, Path(name).name, frequent=frequent, batch=batch, brief=brief)
+            result = evaluate(method, examples, shown, frequent=frequent, batch=batch, brief=brief)
             if speed:
                 result["speed"] = speed if speed == "auto" else int(speed)
             if names:
                 result["interventions"] = intervene(method, examples, names, batch)
             results.append(result)
-            shown = f"{label(result)}: accuracy {result['accuracy']:.3f}"
-            print(f"{shown} after {result['seconds']:.1f} s", file=sys.stderr)
+            found = f"{label(result)}: accuracy {result['accuracy']:.3f}"
+            print(f"{found} after {result['seconds']:.1f} s", file=sys.stderr)
             if "json" in given:  # after each one: what is done is safe
                 write_json(Path(given["json"]), results)
     print("\n\n".join([report(results), *(report_interventions(r) for r in results if names)]))

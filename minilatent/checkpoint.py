@@ -50,7 +50,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     foreign."""
     try:
         with safe_open(path, "pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}
+            tensors = {n: f.get_tensor(n).clone() for n in f.keys()}  # Windows replaces no mapped file
             header = json.loads((f.metadata() or {})["minilatent"])
         if checksum(tensors, header["meta"]) == header["checksum"]:
             return tensors, json.loads(header["meta"])

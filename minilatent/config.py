@@ -32,7 +32,7 @@ class Config:
 
     method: str = opt("", "method to train")
     preset: str = opt("mini", "named set of defaults")
-    init: str = opt("", "run folder, Hugging Face folder, hub name, or none (default on mini: mini-base)")
+    init: str = opt("", "run or Hugging Face folder, hub name, or none (default on mini: mini-base)")
     out: str = opt("", "run folder (default: out/METHOD)")
     seed: int = opt(0, "seed of the data order, the noise and, with --init none, the weights")
     resume: bool = opt(False, "continue the run in --out")
@@ -173,7 +173,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that reports a wrong call in one line and names the nearest key it knows."""
 
     def __init__(self, **kwargs):
-        shape = partial(argparse.HelpFormatter, max_help_position=26, width=110)
+        shape = partial(argparse.HelpFormatter, max_help_position=26, width=100)
         super().__init__(allow_abbrev=False, formatter_class=shape, **kwargs)
         self.belongs: dict[str, list[str]] = {}  # options that only other methods have -> these methods
 

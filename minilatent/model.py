@@ -38,6 +38,7 @@ class ModelConfig:
     mlp: str = "swiglu"  # swiglu | gelu
     bias: bool = False  # on the output projection, the MLP and layernorms
     qkv_bias: bool = False
+    o_bias: bool = False  # the output projection alone
     qk_norm: bool = False  # RMSNorm on each head's q and k (Qwen3)
     tied: bool = True  # the language head is the input embedding
     rope_theta: float = 10_000.0
@@ -117,7 +118,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(C, config.n_head * D, bias=config.qkv_bias)
         self.k = nn.Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
         self.v = nn.Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
-        self.o = nn.Linear(config.n_head * D, C, bias=config.bias)
+        self.o = nn.Linear(config.n_head * D, C, bias=config.bias or config.o_bias)
         if config.qk_norm:
             self.q_norm, self.k_norm = make_norm(config, D), make_norm(config, D)
 

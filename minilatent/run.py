@@ -2,6 +2,7 @@
 the rest."""
 
 import dataclasses
+import shlex
 import zlib
 from argparse import Namespace
 from itertools import count
@@ -218,13 +219,15 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
         trained = sum(t.numel() for t in checkpoint.own_state(method).values())
         size += f" ({trained / 1e6:.2f} M trained)"
     lines = [
-        f"{config.method} on {config.data}: {size}, {len(rows)} training examples "
-        f"({tokens / 1e6:.1f} M tokens), {len(val)} to validate on, {method.device}, {config.dtype}"
+        f"{config.method} on {config.data}: {size}, {method.device}, {config.dtype}",
+        f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on",
     ]
     lines += [left_out] if left_out else []
     free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
     cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)
-    if free and cut_off:  # not for a method with a fixed number of latents
+    if (
+        free and cut_off and config.preset != "smoke"
+    ):  # which cuts them off on purpose; not for a method with a fixed number of latents
         share = f"{cut_off / len(rows):.1%} of the chains are longer than --max_chain"
         lines.append(f"{share}: at inference these are cut off")
     for stage in stages:
@@ -263,26 +266,26 @@ def train(given: dict) -> None:
     model.grad_checkpoint = config.grad_checkpoint
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered
-    if first and not config.resume:
+    method.adopt(beside, settings)
+    method.to(device)
+    stages = method.stages(rows)
+    if first and not config.resume:  # what can fail has been done: an earlier run is moved aside
         prepare_folder(config, folder)
         checkpoint.write_config(folder, config, model.config, **kept)
         tok.save(folder)
     parallel.wait()
-    method.adopt(beside, settings)
-    method.to(device)
-    stages = method.stages(rows)
     print(summary(method, stages, rows, val, left_out), flush=True)
     trainer = Trainer(method, folder)
     if config.resume:
         trainer.resume()
     trainer.fit(stages, val)
-    minutes, tokens = trainer.seconds / 60, trainer.tokens / 1e6
-    print(f"saved {folder}/model.safetensors after {minutes:.1f} min, {tokens:.1f} M tokens")
+    print(f"{trainer.tokens:,} tokens in {trainer.seconds / 60:.1f} min\nsaved {folder}/model.safetensors")
     test_data = " --data TEST_FILE"
     if config.data in tasks.NAMES:  # a file has no test split of its own: eval.py takes one
         report_test(method)
         test_data = ""
-    print(f"next: python eval.py --ckpt {folder}{test_data}    python sample.py --ckpt {folder}")
+    ckpt = f"--ckpt {shlex.quote(str(folder))}"
+    print(f"next: python eval.py {ckpt}{test_data}\n      python sample.py {ckpt}")
     parallel.finish()
 
 
@@ -291,6 +294,7 @@ def report_test(method: Method) -> None:
     config = method.config
     test = fitting(method, tasks.load(config.data, "test", limit=config.test_size))
     mine = parallel.shard(test)
+    print(f"{config.data} test: {len(test)} questions are judged", flush=True)
     result = parallel.average(method.accuracy(mine), len(mine))
     low, high = wilson(round(result["accuracy"] * len(test)), len(test))
     interval = f"95 % {low:.3f} to {high:.3f}, n {len(test)}"

@@ -86,7 +86,7 @@ class Trainer:
         else:
             self.at = {"stage": index, "step": 0, "best": -1.0}
             if stage.judge_start:
-                self.validate(stage, val)
+                self.validate(stage, val, f"0/{steps}: ")
         start, epoch, order = self.at["step"], -1, []
         per_epoch = -(-len(stage.items) // config.batch_size)
         quiet = True if parallel.rank() else None  # None: shown on a terminal only
@@ -115,7 +115,7 @@ class Trainer:
             if done % config.log_every == 0 or last:
                 self.log(stage, **logged)
             if done % every == 0 or last:
-                self.validate(stage, val)
+                self.validate(stage, val, f"{done}/{steps}: loss {logged['loss']:.3f}, ")
                 method.train()
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
@@ -179,14 +179,14 @@ class Trainer:
         self.scaler.update()
         return float(norm)
 
-    def validate(self, stage: Stage, val) -> None:
-        """Validate, log, and keep the weights if they are the best so far (of equals the later, which saw
-        more)."""
+    def validate(self, stage: Stage, val, shown: str) -> None:
+        """Validate, log, and keep the weights if they are the best so far (of equals the later). shown: what
+        stands before the score where there is no bar."""
         scores = parallel.average(stage.validate(val), len(val))
         name, score = next(iter(scores.items()))
         self.log(stage, **{f"val_{key}": value for key, value in scores.items()})
         if not sys.stderr.isatty():  # there is no bar
-            print(f"{stage.name} step {self.at['step']}: validation {name} {score:.3f}", flush=True)
+            print(f"{stage.name} step {shown}validation {name} {score:.3f}", flush=True)
         if score >= self.at["best"]:
             self.at["best"] = score
             meta = {"step": self.at["step"], name: score}

@@ -300,3 +300,98 @@ def test_without_the_library_an_answer_in_latex_says_what_to_install_and_numbers
         with pytest.raises(UserError, match="pip install math-verify"):
             is_correct(prediction, r"$5\pi$")
     assert is_correct("$5", "5")
+
+
+# --- a table of answers and verdicts, compared with math-verify --------------------------------------------
+
+# Gold -> predictions, separated by ¦.
+RIGHT = {
+    "18": r"18 ¦ 18. ¦ 18.0 ¦ 18.00 ¦ 018 ¦ 18 eggs ¦ $18 ¦ $18$ ¦ **18** ¦ 18% ¦ 18\% ¦ £18 ¦ €18 ¦ ¥18 ¦ "
+    r"18 € ¦ \(18\) ¦ \[18\] ¦ \boxed{18} ¦ \boxed{+18} ¦ $\boxed{18}$ ¦ \boxed{\$18} ¦ "
+    r"\boxed{18\%} ¦ \boxed{\text{18}} ¦ \boxed{\textbf{18}} ¦ \boxed{18 \text{ cm}} ¦ "
+    r"\boxed{18\,\mathrm{cm}} ¦ \boxed{18^\circ} ¦ \boxed{x = 18} ¦ \boxed{9 \times 2 = 18} ¦ "
+    r"#### 18 ¦ #### $18 ¦ #### 18 eggs ¦ #### 18.00 ¦ The answer is 18. ¦ The answer is: 18 ¦ "
+    r"The answer is $18$. ¦ The answer is $18. ¦ Answer: 18 ¦ **Answer**: 18 eggs (9 boxes of 2) ¦ "
+    r"**Answer:** 18 ¦ *Answer:* 18 ¦ Final answer: **18** ¦ 9 * 2 = 18 ¦ <<9*2=18>> ¦ "
+    r"She has 9 boxes of 2, so 18. ¦ The answer is 9 + 9 = 18 dollars.",
+    "-18": r"-18 ¦ -18.0 ¦ $-18 ¦ \boxed{-18} ¦ \boxed{- 18} ¦ \boxed{−18} ¦ #### -18",
+    "12500": r"12500 ¦ 12,500 ¦ 12 500 ¦ $12,500 ¦ $12 500 ¦ #### 12 500 ¦ \boxed{12{,}500} ¦ 12,500.00 ¦ "
+    r"\boxed{1.25 \times 10^{4}}",
+    "1500000": r"1,500,000 ¦ 1 500 000",
+    "2.5": r"2.5 ¦ 2.50 ¦ 02.5 ¦ $2.50 ¦ \boxed{2.5} ¦ The answer is 2.5.",
+    "0.5": r".5 ¦ 0.5 ¦ 0.50 ¦ #### .5",
+}
+WRONG = {
+    "18": r"81 ¦ 180 ¦ -18 ¦ 18.001 ¦ 1.8 ¦ 18^2 ¦ \boxed{18\sqrt{2}} ¦ \boxed{18\pi} ¦ \boxed{18^{2}} ¦ "
+    r"\boxed{[18,20)} ¦ \boxed{(18,20)} ¦ \boxed{18, 20} ¦ \boxed{18 \text{ and } 20} ¦ "
+    r"\boxed{18 \text{ or } 20} ¦ \boxed{x > 18} ¦ #### 18, 20 ¦ #### 18 or 20 ¦ #### 18 and 20 ¦ "
+    r"#### 18 to 20 ¦ #### 18-20 ¦ #### 18/20 ¦ #### (18, 20) ¦ The answer is 9 eggs, not 18 ¦ "
+    r"eighteen ¦ no number ¦ 18 or 20 ¦ 3.18 ¦ \frac{18}{5} ¦ 18/5 ¦ \boxed{3} or 18 ¦ 18.0000001 ¦ "
+    r"17.9999999",
+    "-18": r"18 ¦ −1.8 ¦ 20-18 is 18 ¦ \boxed{18}",
+    "1.5": r"15 ¦ 1½ thousand",
+    "500": r"12 500 ¦ -¥500 ¦ 1,500",
+    "5": r"5 \times 10^{3} ¦ \boxed{5 \times 10^{3}} ¦ ½5",
+    "2": r"\boxed{2^{10}} ¦ \boxed{[2,5)} ¦ ½ ¦ 1/2",
+    "3": r"\boxed{(3,5)} ¦ \frac{3}{-4} ¦ \frac{3}{4} ¦ 3/4 ¦ x_3",
+    "1331": r"\boxed{1331 \text{ and } 1728}",
+    "0.5": r"5 ¦ 0.05",
+    "-0.75": r"0.75",
+    "0.1": r"1",
+}
+# The same where math-verify reads another number, or none.
+RIGHT_HERE = {
+    "18": r"+18 ¦ \$18 ¦ *18* ¦ _18_ ¦ __18__ ¦ `18` ¦ １８ ¦ १८ ¦ ١٨ ¦ #### +18 ¦ ####18 ¦ "
+    r"The answer is _18_. ¦ The answer is 18 (9 boxes of 2)",
+    "-18": r"- 18 ¦ −18 ¦ ‐18 ¦ ‑18 ¦ ‒18 ¦ –18 ¦ ﹣18 ¦ －18 ¦ -$18 ¦ -¥18 ¦ -£18 ¦ - $18 ¦ #### - 18 ¦ "
+    r"#### –18 ¦ The answer is −18. ¦ The answer is - 18 ¦ x = - 18",
+    "12500": r"12\ 500 ¦ 12\,500 ¦ 12{,}500 ¦ 12,\!500 ¦ 12~500 ¦ 12'500 ¦ \boxed{12\,500} ¦ 12.5 thousand ¦ "
+    r"1.25e4 ¦ 1.25 \times 10^4 ¦ 1.25 × 10^4",
+    "1500000": r"1.5 million ¦ 1.5 million dollars ¦ $1.5 million ¦ #### 1.5 million ¦ 15 hundred thousand ¦ "
+    r"\boxed{1.5 \text{ million}} ¦ 1.5e6",
+    "2.5": r"2½ ¦ 2 ½ ¦ #### 2½",
+    "0.5": r"½",
+}
+# What math-verify takes for a part of the text, or calculates.
+WRONG_HERE = {
+    "18": r"18² ¦ 18! ¦ 18x ¦ 18k ¦ 18\pi ¦ 18\sqrt{2} ¦ #### 18–20 ¦ #### 18:30 ¦ #### 18 million ¦ "
+    r"The answer is between 18 and 20. ¦ The answer is 18 hours and 20 minutes. ¦ #### 3 of 18 ¦ "
+    r"36/2 ¦ \boxed{6 \times 3} ¦ \boxed{\sqrt{324}}",
+    "1.5": r"1.5 million ¦ 1,5",
+    "500": r"12\ 500",
+    "5": r"5e3 ¦ 5 thousand ¦ 5½ ¦ 5⅓",
+    "2": r"2½",
+    "3": r"3:4",
+    "0.5": r"1/2 ¦ \frac{1}{2} ¦ \boxed{\frac12} ¦ 50%",
+    "-0.75": r"\frac{3}{-4} ¦ \boxed{-\frac{3}{4}}",
+    "0.1": r"0.10000000000000001",
+}
+
+
+def pairs(table: dict[str, str]) -> list[tuple[str, str]]:
+    return [(answer, text) for answer, texts in table.items() for text in texts.split(" ¦ ")]
+
+
+BLANKS = [("12500", f"12{blank}500") for blank in "\u00a0\u202f\u2009"]
+JUDGED = [(*pair, True) for pair in [*pairs(RIGHT), *pairs(RIGHT_HERE), *BLANKS]]
+JUDGED += [(*pair, False) for pair in [*pairs(WRONG), *pairs(WRONG_HERE), ("500", "12\u00a0500"), ("18", "")]]
+
+
+def test_a_table_of_answers_and_verdicts():
+    assert len(set(JUDGED)) >= 150
+    assert [row for row in JUDGED if is_correct(row[1], row[0]) is not row[2]] == []
+    read = [(text, normalise(text), extract_answer(text)) for _, text, right in JUDGED if right]
+    assert [row for row in read if row[1] not in (None, row[2])] == []  # the gold side reads the same
+
+
+def test_the_library_gives_the_same_verdicts_but_where_the_table_says_that_it_does_not():
+    library = pytest.importorskip("math_verify")
+
+    def verdict(answer, text):
+        return library.verify(library.parse(f"${answer}$"), library.parse(text))
+
+    assert [pair for pair in pairs(RIGHT) if not verdict(*pair)] == []
+    assert [pair for pair in pairs(WRONG) if verdict(*pair)] == []
+    # It is older or newer if it has come round to some of these.
+    assert sum(verdict(*pair) for pair in pairs(RIGHT_HERE)) < len(pairs(RIGHT_HERE)) / 2
+    assert sum(verdict(*pair) for pair in pairs(WRONG_HERE)) > len(pairs(WRONG_HERE)) / 2

@@ -31,6 +31,16 @@ def test_tensors_and_their_meta_data_come_back_as_they_were(saved):
     assert all(torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in tensors.items())
 
 
+def test_what_is_loaded_does_not_live_in_its_file(saved):
+    """Windows does not replace a file that is mapped, and a run replaces state/resume.safetensors while it
+    has the moments that were in it."""
+    path, tensors = saved
+    back, _ = checkpoint.load_tensors(path)
+    with open(path, "r+b") as f:  # in place: a mapped file would show through
+        f.write(bytes(path.stat().st_size))
+    assert all(torch.equal(back[n], t) for n, t in tensors.items())
+
+
 def test_one_flipped_bit_anywhere_is_noticed_or_does_not_matter(saved):
     """In a weight, in a tensor's name, in the step number: every byte of the file, header included."""
     path, tensors = saved
@@ -58,7 +68,7 @@ def test_a_truncated_a_foreign_and_a_missing_file_each_get_one_line(saved, tmp_p
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="not written by minilatent"):
         checkpoint.load_tensors(path)
-    path.write_text("hello, this is a text file and no tensor at all" * 10)
+    path.write_text("hello, this is a text file and no tensor at all" * 10, encoding="utf-8")
     with pytest.raises(UserError):
         checkpoint.load_tensors(path)
     with pytest.raises(UserError, match="does not exist"):
@@ -82,6 +92,6 @@ def test_every_tensor_finds_its_place_or_the_first_that_does_not_is_named():
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write .*a.json"):
         write_json(tmp_path / "file" / "a.json", {})

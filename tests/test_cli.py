@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -90,7 +91,7 @@ def shown_help(capsys, *argv) -> str:
 def test_the_help_fits_on_two_screens_and_is_grouped(capsys):
     text = shown_help(capsys)
     lines = text.splitlines()
-    assert len(lines) <= 100 and max(map(len, lines)) <= 110
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
     for title in ("data", "optimisation", "machine", "decoding"):
         assert f"{title}:" in lines
     words = " ".join(text.split())
@@ -105,7 +106,7 @@ def test_the_help_fits_on_two_screens_and_is_grouped(capsys):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_help_of_a_method_adds_its_group_with_a_line_for_each_option(capsys, method):
     common, lines = shown_help(capsys).splitlines(), shown_help(capsys, "--method", method).splitlines()
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 100
     own = own_settings(method)
     assert (f"{method}:" in lines) == bool(own)
     words = " ".join(" ".join(lines).split())
@@ -231,7 +232,7 @@ def test_a_run_on_a_file_counts_what_it_skips_and_the_next_command_asks_for_a_te
     assert code == 0, err
     counted = [line for line in out.splitlines() if "longer than 100 tokens" in line]
     assert len(counted) == 1 and 1 <= int(counted[0].split("chain, ")[1].split()[0]) <= 3
-    assert "--data TEST_FILE    python sample.py" in out
+    assert f"next: python eval.py --ckpt {tmp_path / 'run'} --data TEST_FILE\n      python sample.py" in out
 
 
 def test_a_chain_that_leaves_no_room_for_a_question_is_refused_before_anything_is_made(refused, tmp_path):
@@ -264,6 +265,32 @@ def test_an_earlier_run_is_not_touched_or_moved_aside_whole(call, refused, tmp_p
     assert code == 0 and "finished" in text
 
 
+def test_a_command_that_fails_has_not_moved_an_earlier_run(refused, tmp_path, uninterrupted):
+    """latent_rl finds out only from its --init that it cannot start."""
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    settings["method"] = settings["config"]["method"] = "latent_rl"
+    (out / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    before = files(out)
+    rl = [*tiny("latent_rl"), "--out", out]
+    assert "starts from a Latent-SFT run" in refused(*rl)
+    assert "--lora_dropout 0" in refused(
+        *rl, "--lora_rank", 2, "--lora_dropout", 0.1, "--init", uninterrupted
+    )
+    assert files(out) == before and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("method", ["latent_rl", "colar_rl"])
+def test_a_group_of_one_has_no_advantage_and_is_refused(refused, method):
+    assert "--group 1 is out of range: 2 or more" in refused(*tiny(method), "--group", 1)
+
+
+def test_smoke_does_not_warn_of_its_own_settings(call, tmp_path):
+    argv = ["--method", "cot_sft", "--preset", "smoke", "--max_steps", 1, "--test_size", 1, "--init", "none"]
+    code, out, _ = call(*argv, "--max_chain", 4, "--max_answer", 2, "--out", tmp_path / "run")
+    assert code == 0 and "longer than" not in out
+
+
 def test_an_output_that_is_a_file_or_a_folder_of_something_else(refused, tmp_path):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert "file" in refused(*SHORT, "--out", tmp_path / "file")
@@ -287,7 +314,7 @@ def test_a_broken_pipe_a_full_disk_and_a_terminal_without_our_letters_are_no_tra
     if sys.platform == "linux":
         targets.append((open("/dev/full", "w", encoding="utf-8"), "No space left"))
     for out, said in targets:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         if process.stdout:
             process.stdout.close()
         err = process.stderr.read()
@@ -299,6 +326,39 @@ def test_a_broken_pipe_a_full_disk_and_a_terminal_without_our_letters_are_no_tra
 
 def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
     command = [sys.executable, ROOT / "train.py", "--method", "no_cot", "--pull", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, encoding="utf-8")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "--pull belongs to latent_sft" in done.stderr
+
+
+LOCALE = r"""
+import json, locale, sys
+from pathlib import Path
+root, tests, folder = map(Path, sys.argv[1:])
+sys.path[:0] = [str(root), str(tests)]
+from conftest import script, tiny
+from minilatent import run
+text = "Zo\u00eb has 3 \u00e9clairs at 2\u202f\u20ac each, \u2212 1. \u65e5?"
+data, out = folder / "data.jsonl", folder / "run"
+lines = [json.dumps({"question": f"{n} {text}", "answer": f"<<{n}+1={n + 1}>> #### {n + 1}"},
+                    ensure_ascii=False) for n in range(30)]
+data.write_bytes("\n".join(lines).encode())
+run.train(run.parse_args([*tiny("cot_sft"), "--data", str(data), "--out", str(out)]))
+argv = ["--brief", "--data", str(data), "--limit", "2", "--json", str(folder / "r.json")]
+script("eval")(["--ckpt", str(out), *argv])
+script("sample")(["--ckpt", str(out), "--question", text])
+print(locale.getpreferredencoding(False))
+"""
+
+
+def test_files_are_utf8_under_a_locale_that_is_not(tmp_path):
+    """Data with names and currencies are trained on, judged, stored and shown."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment |= {"PYTHONIOENCODING": "ascii:replace"}  # a terminal that is no better
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", LOCALE, ROOT, ROOT / "tests", tmp_path]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "utf" not in done.stdout.splitlines()[-1].lower()
+    warned = [line for line in done.stderr.splitlines() if "EncodingWarning" in line]
+    assert not [line for line in warned if "minilatent" in line or ROOT.name in line]
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))[0]["n"] == 2

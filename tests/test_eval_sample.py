@@ -159,6 +159,17 @@ def test_eval_writes_a_table_and_a_list(runs, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_two_files_of_one_name_stay_apart(runs, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("a/test.jsonl", "b/test.jsonl", "b/other.jsonl")]
+    for n, path in enumerate(paths, 1):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"question": "Ava has 3 apples?", "answer": n}), encoding="utf-8")
+    argv = ["--ckpt", str(runs["no_cot"]), "--brief", "--data", *map(str, paths)]
+    script("eval")([*argv, "--json", str(tmp_path / "r.json")])
+    results = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [r["data"] for r in results] == [str(paths[0]), str(paths[1]), "other.jsonl"]
+
+
 def test_eval_judges_the_runs_own_data_when_none_is_named(runs, capsys):
     script("eval")(["--ckpt", str(runs["no_cot"]), "--limit", "5"])
     assert capsys.readouterr().out.splitlines()[1].startswith("mini ")
@@ -258,17 +269,19 @@ def flipped(folder):
 
 
 def foreign_config(folder):
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
 def half_a_config(folder):
-    (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8")[:100])
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text(encoding="utf-8")[:100], encoding="utf-8"
+    )
 
 
 def few_tokens(folder):
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings["model"]["vocab_size"] = 9
-    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -285,6 +298,6 @@ def test_a_bad_checkpoint_is_one_clear_line(tok, tmp_path, harm):
 
 def test_the_exit_code_of_bad_input_is_two(tmp_path):
     command = [sys.executable, "eval.py", "--ckpt", str(tmp_path / "nothing")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -97,7 +97,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(t
         export(odd, tok, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(UserError, match="is not empty"):
         export(tiny_model(tok.vocab_size), tok, tmp_path / "mine")
     taken = Tokenizer(Tiktoken(tok.backend.pattern, [*tok.backend.ranks, b"<pad>"]))

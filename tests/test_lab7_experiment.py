@@ -62,19 +62,21 @@ def bench(tmp_path):
     repo, work = tmp_path / "repo", tmp_path / "work"
     (repo / "minilatent").mkdir(parents=True)
     work.mkdir()
-    (repo / "train.py").write_text(TRAIN)
+    (repo / "train.py").write_text(TRAIN, encoding="utf-8")
     for name, source in PACKAGE.items():
-        (repo / "minilatent" / f"{name}.py").write_text(source)
+        (repo / "minilatent" / f"{name}.py").write_text(source, encoding="utf-8")
 
     class Bench:
         folder = work
 
         def run(self, *args):
             command = [sys.executable, str(FOLDER / "experiment.py"), *map(str, args)]
-            return subprocess.run(command, cwd=work, capture_output=True, text=True)
+            return subprocess.run(command, cwd=work, capture_output=True, text=True, encoding="utf-8")
 
         def train(self, what, *args, **config):
-            (work / "config.json").write_text(json.dumps({"method": "latent_sft", "steps": 5, **config}))
+            (work / "config.json").write_text(
+                json.dumps({"method": "latent_sft", "steps": 5, **config}), encoding="utf-8"
+            )
             return self.run(what, "config.json", "--repo", repo, *args)
 
         def log(self):
@@ -206,9 +208,9 @@ def test_check_says_what_is_wrong_with_an_entry(changes, word):
 
 
 def test_check_reports_each_file_and_fails_if_one_is_wrong(bench):
-    (bench.folder / "good.json").write_text(json.dumps(entry()))
-    (bench.folder / "bad.json").write_text(json.dumps({"name": "bob"}))
-    (bench.folder / "text.json").write_text("hello")
+    (bench.folder / "good.json").write_text(json.dumps(entry()), encoding="utf-8")
+    (bench.folder / "bad.json").write_text(json.dumps({"name": "bob"}), encoding="utf-8")
+    (bench.folder / "text.json").write_text("hello", encoding="utf-8")
     done = bench.run("check", "good.json", "bad.json")
     assert done.returncode == 1 and "good.json: complete" in done.stdout
     assert "bad.json: 'seed' is missing" in done.stdout
@@ -246,8 +248,8 @@ def test_the_board_ignores_the_limits_that_an_entry_names():
 
 def test_the_board_of_all_files_in_a_folder_skips_a_configuration(bench):
     for e in (entry("ada", 0, 300), entry("ada", 1, 310), entry("bob", 0, 400, split="val")):
-        (bench.folder / f"{e['name']}-seed{e['seed']}.json").write_text(json.dumps(e))
-    (bench.folder / "config.json").write_text('{"method": "no_cot"}')
+        (bench.folder / f"{e['name']}-seed{e['seed']}.json").write_text(json.dumps(e), encoding="utf-8")
+    (bench.folder / "config.json").write_text('{"method": "no_cot"}', encoding="utf-8")
     done = bench.run("board", *sorted(p.name for p in bench.folder.glob("*.json")))
     assert done.returncode == 0 and done.stderr == "config.json is not an entry: it has no name or no seed\n"
     first, second = done.stdout.splitlines()

@@ -139,8 +139,10 @@ def test_grade_writes_points_and_a_report_that_agree(tmp_path):
     folder, points, report = tmp_path / "ada", tmp_path / "points.json", tmp_path / "report.md"
     folder.mkdir()
     (folder / "lab7.py").write_text(read("lab7_experiment", "solution.py"), encoding="utf-8")
-    (folder / "test_lab7.py").write_text("raise RuntimeError('the tests must be the teacher\\'s')\n")
-    (folder / "torch.py").write_text("raise RuntimeError('not this torch')\n")
+    (folder / "test_lab7.py").write_text(
+        "raise RuntimeError('the tests must be the teacher\\'s')\n", encoding="utf-8"
+    )
+    (folder / "torch.py").write_text("raise RuntimeError('not this torch')\n", encoding="utf-8")
     done = run("grade", folder, "--json", points, "--report", report, "--seed", 5)
     assert done.returncode == 0, done.stderr
     result = json.loads(points.read_text(encoding="utf-8"))

@@ -146,7 +146,8 @@ def test_the_reading_path_of_a_method_is_at_most_1500_lines(method):
 
 
 HOUSE = 7500  # lines, for what the package could do when its rooms were built
-ADDED = {"SIM-CoT and looped": 137}  # capabilities that came later
+# Capabilities that came later.
+ADDED = {"SIM-CoT and looped": 137, "numbers as people write them": 25, "files that people have": 27}
 
 
 def test_the_package_does_not_grow():
@@ -154,17 +155,66 @@ def test_the_package_does_not_grow():
     assert lines(*PATHS) <= HOUSE + sum(ADDED.values())
 
 
-def test_no_line_of_python_is_longer_than_110_columns():
+def all_python() -> list:
     paths = [*SCRIPTS]
     for folder in ("minilatent", "tests", "tutorials", "results"):
         paths += sorted((ROOT / folder).rglob("*.py"))
+    return [path for path in paths if not re.fullmatch(r"lab\d\.py", path.name)]  # a student's
+
+
+def test_no_line_of_python_is_longer_than_110_columns():
     long = []
-    for path in paths:
-        if not re.fullmatch(r"lab\d\.py", path.name):  # a student's
-            for number, line in enumerate(text(path).splitlines(), 1):
-                if len(line) > 110:
-                    long.append(f"{path.relative_to(ROOT)}:{number}")
+    for path in all_python():
+        for number, line in enumerate(text(path).splitlines(), 1):
+            if len(line) > 110:
+                long.append(f"{path.relative_to(ROOT)}:{number}")
     assert not long
+
+
+def in_the_locales_encoding(source: str) -> list[int]:
+    """The lines with calls that read or write text and do not say how it is encoded."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        function = getattr(node, "func", None)
+        name = getattr(function, "attr", getattr(function, "id", ""))
+        owner = getattr(getattr(function, "value", None), "id", "")
+        if not isinstance(node, ast.Call) or any(k.arg in ("encoding", None) for k in node.keywords):
+            continue
+        given = {k.arg: k.value for k in node.keywords}
+        values = [v.value for v in [*node.args, *given.values()] if isinstance(v, ast.Constant)]
+        binary = any(isinstance(v, str) and re.fullmatch(r"[rwaxt+]*b[rwaxt+]*", v) for v in values)
+        opens = name in ("open", "fdopen") and (owner, name) != ("os", "open") and not binary
+        speaks = owner == "subprocess" and bool({"text", "universal_newlines"} & set(given))
+        if opens or speaks or name in ("read_text", "write_text") and isinstance(function, ast.Attribute):
+            found.append(node.lineno)
+    return found
+
+
+def test_text_is_utf8_whatever_the_locale():
+    """cp1252, GBK and C read other people's files wrongly, or not at all."""
+    lines = {f"{p.relative_to(ROOT)}:{n}" for p in all_python() for n in in_the_locales_encoding(text(p))}
+    assert not lines
+
+
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        ("open(p)", False),
+        ("open(p, 'w')", False),
+        ("open('b', 'rb')", True),
+        ("p.open()", False),
+        ("p.open('wb')", True),
+        ("open(p, encoding='utf-8')", True),
+        ("p.read_text()", False),
+        ("p.write_text(s)", False),
+        ("p.write_text(s, encoding='utf-8')", True),
+        ("subprocess.run(c, text=True)", False),
+        ("subprocess.run(c)", True),
+        ("os.open(p, 0)", True),
+    ],
+)
+def test_the_check_above_sees_what_it_is_to_see(call, named):
+    assert (in_the_locales_encoding(call) == []) is named
 
 
 # --- how it installs ----------------------------------------------------------------------------------------

@@ -74,7 +74,9 @@ def trained(tmp_path_factory) -> dict[str, tuple[list[str], Path]]:
     (folder / "all.py").write_text(ALL_IN_ONE_LAUNCH, encoding="utf-8")
     command = [*TWO, folder / "all.py", folder / "runs.txt"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, encoding="utf-8"
+    )
     assert done.returncode != 0  # the last run dies
     assert done.stdout.count("saved ") == done.stdout.count("next: ") == len(settings) - 1, done.stderr
     (folder / "stderr").write_text(done.stderr, encoding="utf-8")

@@ -51,6 +51,9 @@ FAMILIES = {  # what is unlike its default cannot be passed over in silence
     "qwen2": ("Qwen2", LLAMA | ROPE | dict(tie_word_embeddings=True)),
     "qwen3": ("Qwen3", LLAMA | ROPE | dict(head_dim=12, num_key_value_heads=1, tie_word_embeddings=True)),
     "qwen3 untied": ("Qwen3", LLAMA | ROPE | dict(head_dim=16)),
+    "qwen3 with biases": ("Qwen3", LLAMA | dict(attention_bias=True)),
+    "llama with biases": ("Llama", LLAMA | dict(attention_bias=True, tie_word_embeddings=True)),
+    "qwen2 with a key that it does not know": ("Qwen2", LLAMA | dict(attention_bias=True)),
 }
 
 
@@ -170,7 +173,7 @@ def test_a_folder_of_the_older_transformers_gives_the_same_model(tmp_path):
     config["torch_dtype"] = config.pop("dtype")
     for scaling in (None, {"type": "default"}, {"rope_type": "default"}):
         older = config | {"rope_theta": theta, "rope_scaling": scaling}
-        (tmp_path / "config.json").write_text(json.dumps(older))
+        (tmp_path / "config.json").write_text(json.dumps(older), encoding="utf-8")
         model = load_transformer(tmp_path)
         assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
 
@@ -274,8 +277,16 @@ GPT2_JSON = GPT2 | {"model_type": "gpt2"}
             LLAMA_JSON | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
             "sliding_attention",
         ),
-        (LLAMA_JSON | {"attention_bias": True}, "attention_bias = True is not implemented, only False"),
-        (LLAMA_JSON | {"mlp_bias": True}, "mlp_bias = True"),
+        (
+            LLAMA_JSON | {"rope_parameters": {"sliding_attention": {"rope_theta": 5.0}}},
+            "sliding_attention layers are not implemented",
+        ),
+        (
+            LLAMA_JSON | {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
+            "rope_type = 'yarn'",
+        ),
+        (LLAMA_JSON | {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention layers"),
+        (LLAMA_JSON | {"mlp_bias": True}, "mlp_bias = True is not implemented, only False"),
         (LLAMA_JSON | {"quantization_config": {"bits": 4}}, "quantization_config = "),
         ({k: v for k, v in LLAMA_JSON.items() if k != "hidden_size"}, "lacks 'hidden_size'"),
         (LLAMA_JSON | {"num_attention_heads": 0}, "damaged"),
@@ -283,7 +294,7 @@ GPT2_JSON = GPT2 | {"model_type": "gpt2"}
     ],
 )
 def test_what_we_do_not_compute_is_refused_by_name(config, said, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     refused(tmp_path, said)
 
 
@@ -297,7 +308,7 @@ def test_what_changes_nothing_is_not_refused(tmp_path):
         "hidden_act": "silu",
         "model_type": "qwen2",
     }
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON | harmless))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON | harmless), encoding="utf-8")
     assert model_config(tmp_path / "config.json")[0].qkv_bias
 
 
@@ -351,8 +362,45 @@ def test_a_tied_head_in_the_file_is_the_embedding_once_more(tmp_path):
     assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama tied"])
+def test_a_tied_model_may_be_stored_as_its_head_alone(family, tmp_path):
+    theirs = make(tmp_path, family)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(("wte.weight", "embed_tokens.weight")))
+    embedding = tensors.pop(name)
+    save_file(tensors, file)
+    refused(tmp_path, f"lacks the tensor '{name.partition('.')[2]}'")
+    save_file(tensors | {"lm_head.weight": embedding}, file)
+    model = load_transformer(tmp_path)
+    assert model.config.tied and not hasattr(model, "head")
+    assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
+    # Where both are there, the embedding counts, as in transformers, in whatever order they come.
+    save_file(tensors | {"lm_head.weight": embedding + 1, name: embedding}, file)
+    assert torch.equal(load_transformer(tmp_path).embed.weight, embedding)
+
+
+def test_rotary_buffers_of_any_name_are_no_weights(tmp_path):
+    theirs = make(tmp_path, "llama untied")
+    file = tmp_path / "model.safetensors"
+    buffers = ["model.rotary_emb.inv_freq", "rotary_emb.original_inv_freq"]
+    buffers += [f"model.layers.1.self_attn.rotary_emb.{name}" for name in ("inv_freq", "cos_cached")]
+    save_file(load_file(file) | {name: torch.ones(4) for name in buffers}, file)
+    model = load_transformer(tmp_path)
+    assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
+
+
+def test_rope_parameters_by_type_of_layer_are_those_of_full_attention(tmp_path):
+    theirs = make(tmp_path, "llama 3 with a stretched context")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["rope_parameters"] = {"full_attention": config["rope_parameters"]}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_transformer(tmp_path)
+    assert_close(model.logits(model(random_ids(2, 30))), theirs(random_ids(2, 30)).logits)
+
+
 def test_truncated_foreign_missing_and_pickled_weights_are_one_clear_error(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON), encoding="utf-8")
     weights = tmp_path / "model.safetensors"
     refused(tmp_path, "has no model.safetensors")
     save_file({"model.norm.weight": torch.ones(32)}, weights)
@@ -367,7 +415,7 @@ def test_truncated_foreign_missing_and_pickled_weights_are_one_clear_error(tmp_p
 
 def test_a_folder_without_config_or_with_a_broken_one_is_one_clear_error(tmp_path):
     refused(tmp_path, "config.json does not exist")
-    (tmp_path / "config.json").write_text('{"model_type": "llama", ')
+    (tmp_path / "config.json").write_text('{"model_type": "llama", ', encoding="utf-8")
     refused(tmp_path, "truncated or no JSON")
 
 

@@ -54,7 +54,7 @@ def test_the_format_is_what_the_folders_own_files_say(tmp_path, tokens, template
     assert folder_of(tmp_path, tokens, template, eos_token=eos).chat == format
     if isinstance(template, str):  # newer folders keep it in a file of its own
         folder_of(tmp_path, tokens, None, eos_token=eos)
-        (tmp_path / "chat_template.jinja").write_text(template)
+        (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
         assert Tokenizer.from_hf(tmp_path).chat == format
 
 
@@ -106,7 +106,7 @@ def test_training_and_inference_ask_alike(chat_tok):
 def test_the_exported_template_asks_alike(chat_tok, tmp_path):
     transformers = pytest.importorskip("transformers")
     file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps(tokenizer_json(chat_tok)))
+    file.write_text(json.dumps(tokenizer_json(chat_tok)), encoding="utf-8")
     options = {"tokenizer_file": str(file), "chat_template": chat_template(chat_tok)}
     hf = transformers.PreTrainedTokenizerFast(**options)
     plain = " Ava has 3 eggs.\nHow many? {}"
@@ -118,7 +118,7 @@ def test_a_run_remembers_the_format(tmp_path, chat_tok, monkeypatch):
     model = tiny_model(chat_tok.vocab_size, context=200)
     monkeypatch.setattr(run, "initial_model", lambda config: (model, chat_tok, {}, {}))
     lines = [{"question": f"{i}+1?", "answer": f"<<{i}+1={i + 1}>> #### {i + 1}"} for i in range(20)]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     args = f"--method cot_sft --data {tmp_path}/data.jsonl --max_steps 1 --batch_size 2 --max_chain 2"
     out = str(tmp_path / "run")
     run.train(run.parse_args([*args.split(), "--device", "cpu", "--out", out]))

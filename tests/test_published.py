@@ -59,6 +59,9 @@ def error(*args, **kwargs) -> str:
             {"question": "A||B?", "answer": "#### 1,080"},
             Example("A||B?", (), "1080"),
         ),  # JSON, whatever it contains
+        ({"question": "q?", "answer": "#### +4"}, Example("q?", (), "4")),
+        ({"question": "q?", "answer": "#### 1.5 million"}, Example("q?", (), "1500000")),
+        ({"question": "q?", "answer": "#### – 12 500"}, Example("q?", (), "-12500")),
         ("Who {or what}?|| #### -2", Example("Who {or what}?", (), "-2")),
         (
             "q?||<<1+1=2>> #### 2 is no answer <<2*2=4>> #### 4",
@@ -75,6 +78,21 @@ def test_one_file_may_mix_formats_and_have_a_bom_crlf_and_blank_lines(tmp_path):
     path = write(tmp_path / "x.txt", GSM8K, "", AUG, "   ", PAL, newline="\r\n", encoding="utf-8-sig")
     assert [e.answer for e in load(path, "test")] == ["72", "4", "51"]
     assert load(path, "test")[1].steps[-1] == "<<2/.5=4>>"
+
+
+def test_a_json_list_is_read_on_any_lines_as_its_items_on_lines_of_their_own_are(tmp_path):
+    lines = write(tmp_path / "lines", GSM8K, STEPS, PAL)
+    for indent in (None, 1, 4):
+        text = json.dumps([GSM8K, STEPS, PAL], indent=indent)
+        for name, around in (("x.json", "{}"), ("y", "\ufeff\n {}\n\n")):
+            path = write(tmp_path / name, around.format(text))
+            assert load(path, "test") == load(lines, "test")
+
+
+def test_line_ends_of_every_system_give_the_same_examples(tmp_path):
+    expected = load(write(tmp_path / "x", AUG, GSM8K), "test")
+    for newline in ("\r", "\r\n"):
+        assert load(write(tmp_path / "y", AUG, GSM8K, newline=newline), "test") == expected
 
 
 def test_the_text_style_gives_sentences_without_marks_and_without_the_answer_line(tmp_path):
@@ -188,12 +206,26 @@ def test_a_file_too_small_to_divide_is_an_error_not_an_empty_split(tmp_path):
         ({"input": "q?", "target": [5]}, "no answer"),
         ("q?||<<2+3=5>>", "no answer"),
         ("||<<2+3=5>> #### 5", "'question'"),
+        ("What is ||v|| for v = (3, 4)?||<<9+16=25>> #### 5", "more than one ||"),
+        ("q?||<<5*4=20> <<20+1=21>> #### 21", "broken <<...>>: '<<5*4=20>"),
+        ("q?||<5*4=20>> <<20+1=21>> #### 21", "broken <<...>>"),
+        ("q?||<<5*4=20 <<20+1=21>>>> #### 21", "broken <<...>>"),
+        ({"question": "q?", "answer": "It is <<5*4=20>20.\n<<20+1=21>>21\n#### 21"}, "broken <<...>>"),
+        ({"question": "q?", "steps": ["<<5*4=20", "20+1=21>>"], "answer": "21"}, "broken <<...>>"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file_its_number_and_what_is_wrong(tmp_path, line, says):
     path = write(tmp_path / "x.jsonl", GSM8K, "", line, GSM8K)
     message = error(path, "test")
     assert message.startswith(f"{path}, line 3: ") and says in message and len(message) < 400
+
+
+def test_a_bad_item_of_a_list_is_named_by_its_number_and_a_list_that_is_cut_off_by_the_line(tmp_path):
+    for bad, says in ((3, "object"), ({"question": "q?"}, "'answer'"), ([], "object")):
+        path = write(tmp_path / "x.json", json.dumps([GSM8K, bad, GSM8K], indent=1))
+        assert error(path, "test").startswith(f"{path}, item 2: ") and says in error(path, "test")
+    path.write_text(json.dumps([GSM8K, GSM8K], indent=1)[:-40], encoding="utf-8")
+    assert error(path, "test").startswith(f"{path}: not a JSON list") and "line 8" in error(path, "test")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +237,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path, content):
     assert error(path).startswith(f"{path}: not UTF-8")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf", b"[]\n"])
 def test_an_empty_file_is_called_empty(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     assert error(tmp_path / "x") == f"{tmp_path / 'x'} is empty"

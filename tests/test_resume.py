@@ -133,7 +133,7 @@ def test_kill_9_while_a_file_is_written_loses_nothing(tmp_path, uninterrupted, f
     out = tmp_path / "run"
     arguments = [f"{file}.safetensors", stage, out / "metrics.jsonl", *tiny(), "--out", out]
     command = [sys.executable, "-c", KILL_9, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert metrics(out)[-1]["stage"] == stage and list(out.rglob("*.tmp"))
     train(out, "latent_sft", "--resume")

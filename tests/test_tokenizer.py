@@ -134,7 +134,7 @@ def assert_same(a: Tokenizer, b: Tokenizer) -> None:
 def test_a_saved_tokenizer_is_the_same_when_it_is_loaded_and_a_lost_one_is_one_clear_error(mini, tmp_path):
     mini.save(tmp_path)
     assert_same(mini, Tokenizer.load(tmp_path))
-    (tmp_path / FILE).write_text((tmp_path / FILE).read_text(encoding="utf-8")[:-100])
+    (tmp_path / FILE).write_text((tmp_path / FILE).read_text(encoding="utf-8")[:-100], encoding="utf-8")
     with pytest.raises(UserError, match="truncated"):
         Tokenizer.load(tmp_path)
     (tmp_path / FILE).unlink()
@@ -156,7 +156,7 @@ def test_a_damaged_tokenizer_file_is_one_clear_error(mini, tmp_path, damage):
     mini.save(tmp_path)
     data = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
     damage(data)
-    (tmp_path / FILE).write_text(json.dumps(data))
+    (tmp_path / FILE).write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(UserError, match="damaged or not ours") as error:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(error.value)
@@ -234,10 +234,10 @@ def bare_folder(folder, special=(), config=None, settings=None, **changes) -> Pa
         "decoder": byte_level,
         "added_tokens": [added(256 + i, text) for i, text in enumerate(special)],
     }
-    (folder / "tokenizer.json").write_text(json.dumps(data | changes))
+    (folder / "tokenizer.json").write_text(json.dumps(data | changes), encoding="utf-8")
     for name, content in (("config.json", config), ("tokenizer_config.json", settings)):
         if content is not None:
-            (folder / name).write_text(json.dumps(content))
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
@@ -276,7 +276,7 @@ def test_a_byte_that_the_vocabulary_lacks_is_dropped_or_unknown_but_never_a_mark
     assert tok.encode("a\x04b") == list(b"ab")
     unknown = bare_folder(tmp_path, ["<unk>"], model={**model, "unk_token": "<unk>"})
     assert Tokenizer.from_hf(unknown).encode("a\x04b") == [97, 256, 98]
-    (tmp_path / "config.json").write_text('{"eos_token_id": 256}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": 256}', encoding="utf-8")
     tok = Tokenizer.from_hf(tmp_path)
     assert tok.eos == 256 and tok.encode("a\x04b") == list(b"ab")
 
@@ -313,10 +313,55 @@ def test_new_markers_come_behind_the_embedding_and_behind_the_largest_id(tmp_pat
 def test_the_end_of_sequence_is_the_models_own(tmp_path, files, eos):
     bare_folder(tmp_path, ["<a>", "<b>"])
     for name, content in files.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     tok = Tokenizer.from_hf(tmp_path)
     assert tok.eos == eos
     check_markers(tok)
+
+
+@pytest.mark.parametrize("where", ["config", "generation_config", "tokenizer_config"])
+def test_an_end_of_sequence_that_was_not_added_as_a_special_token_is_one(tmp_path, where):
+    tokens = [added(256, "<tool>", special=False), added(257, "</s>", special=False)]
+    bare_folder(tmp_path, added_tokens=tokens)
+    content = {"eos_token": "</s>"} if where == "tokenizer_config" else {"eos_token_id": [257]}
+    (tmp_path / f"{where}.json").write_text(json.dumps(content), encoding="utf-8")
+    tok = Tokenizer.from_hf(tmp_path)
+    assert tok.eos == 257 and tok.special == {"</s>": 257}
+    assert tok.encode("<tool></s>") == [256, *b"</s>"]
+    check_markers(tok)
+
+
+LLAMA3 = ["<|end_of_text|>", "<|eom_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_end_of_llama_3_instruct_is_that_of_its_turns(tmp_path, special):
+    """Its files name several, <|end_of_text|> first, as the hub's do."""
+    tokens = [added(256 + i, text, special=special) for i, text in enumerate(LLAMA3)]
+    config = {"eos_token_id": [256, 257, 260], "bos_token_id": 256}
+    chat = {"chat_template": "{{ '<|start_header_id|>' }}", "eos_token": "<|eot_id|>"}
+    tok = Tokenizer.from_hf(bare_folder(tmp_path, (), config, chat, added_tokens=tokens))
+    assert tok.chat == "llama3" and tok.eos == 260
+    check_markers(tok)
+    data = tokenizer_json(tok)
+    names = [token["content"] for token in data["added_tokens"]]
+    assert len(names) == len(set(names)) and "<eos>" not in names
+    base = bare_folder(tmp_path, (), {"eos_token_id": 256}, {}, added_tokens=tokens)  # not trained to chat
+    assert Tokenizer.from_hf(base).eos == 256
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("end", [None, 257])
+def test_an_undeclared_eos_is_exported_once(tmp_path, special, end):
+    tokens = [added(256, "<eos>", special=special), added(257, "</s>")]
+    tok = Tokenizer.from_hf(bare_folder(tmp_path, (), {"eos_token_id": end}, added_tokens=tokens))
+    assert tok.eos == (end or 256)
+    contents = [token["content"] for token in tokenizer_json(tok)["added_tokens"]]
+    assert sorted(contents) == sorted({"<eos>", "</s>", "<think>", "</think>", "<latent>", "<pad>"})
+    vocab = {**{c: i for i, c in enumerate(byte_letters())}, "<eos>": 256}
+    ordinary = bare_folder(tmp_path, model={"type": "BPE", "vocab": vocab, "merges": []})
+    with pytest.raises(UserError, match="ordinary token '<eos>'"):
+        tokenizer_json(Tokenizer.from_hf(ordinary))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +386,9 @@ def test_a_missing_or_truncated_tokenizer_json_is_one_clear_error(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json does not exist"):
         Tokenizer.from_hf(tmp_path)
     bare_folder(tmp_path)
-    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text(encoding="utf-8")[:1000])
+    (tmp_path / "tokenizer.json").write_text(
+        (tmp_path / "tokenizer.json").read_text(encoding="utf-8")[:1000], encoding="utf-8"
+    )
     with pytest.raises(UserError, match="truncated or no JSON"):
         Tokenizer.from_hf(tmp_path)
 
@@ -384,9 +431,9 @@ def test_an_exported_tokenizer_is_the_same_in_tokenizers_and_here(kind, mini, tm
         tok = Tokenizer(mini.backend, size=2000)
     else:
         train(kind).save(str(tmp_path / "tokenizer.json"))
-        (tmp_path / "config.json").write_text('{"vocab_size": 2000}')
+        (tmp_path / "config.json").write_text('{"vocab_size": 2000}', encoding="utf-8")
         tok = Tokenizer.from_hf(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tok)))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tok)), encoding="utf-8")
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert {marker: library.token_to_id(marker) for marker in MARKERS} == tok.markers
     assert library.encode("a<think>").ids == [*tok.encode("a"), tok.think] and tok.think == 2000
@@ -407,7 +454,7 @@ def test_a_real_tokenizer_gives_the_same_ids_also_after_it_was_exported(tmp_path
     if not folder:
         pytest.skip("MINILATENT_SMOLLM2 names no folder of SmolLM2-135M")
     tok = Tokenizer.from_hf(folder)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tok)))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tok)), encoding="utf-8")
     texts = [*NASTY, *random_texts(2000), Path(__file__).read_text(encoding="utf-8")]
     for source in (folder, tmp_path):
         library = tokenizers.Tokenizer.from_file(str(Path(source) / "tokenizer.json"))

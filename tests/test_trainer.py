@@ -4,6 +4,7 @@ import ctypes
 import errno
 import math
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,16 +223,32 @@ def test_the_bar_shows_loss_and_speed(tmp_path, monkeypatch):
 
 def test_the_summary_names_parameters_tokens_and_stages(tmp_path, capsys):
     train(tmp_path / "run", "latent_sft", "--max_chain", 4, "--max_steps", 1)
-    first, cut_off, *stages = capsys.readouterr().out.splitlines()[:6]
+    lines = capsys.readouterr().out.splitlines()
+    first, second, cut_off, *stages = lines[:7]
     method = run.load_run(tmp_path / "run", torch.device("cpu"))
     size = f"{method.model.num_parameters() / 1e6:.2f} M parameters"
-    assert size in first and "64 training examples" in first and "M tokens" in first
+    assert size in first and re.match(r"64 training examples \(\d+,\d{3} tokens\)", second)
+    assert "0.0 M" not in "\n".join(lines) and max(map(len, lines)) <= 100
     assert "longer than --max_chain" in cut_off  # 4 latents of 2 tokens: one step
     names = ["stage1-encoder", "stage1-decoder", "stage1-both", "stage2"]
     assert [line.split()[0] for line in stages] == names
     assert all(line.split()[1:3] == ["1", "steps"] for line in stages)
     # --max_steps stops every stage.
     assert {(e["index"], e["step"]) for e in metrics(tmp_path / "run")} == {(i, 1) for i in range(4)}
+
+
+def test_what_a_piped_run_says_as_it_goes(tmp_path, capsys):
+    """The step of how many, and the loss; and it says that it judges before it does."""
+    train(tmp_path / "a run", "cot_sft", "--max_steps", 4)
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if line.startswith("cot step ")]
+    assert len(steps) == 2 and all(re.search(r"step \d/4: loss \d+\.\d+, validation ", s) for s in steps)
+    judged, accuracy, one, other = lines[-4:]
+    assert judged == "mini test: 8 questions are judged" and accuracy.startswith("mini test: accuracy ")
+    folder = f"'{tmp_path / 'a run'}'"  # pasted into a shell, it is one word
+    assert (
+        one == f"next: python eval.py --ckpt {folder}" and other == f"      python sample.py --ckpt {folder}"
+    )
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------

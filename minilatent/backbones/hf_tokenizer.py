@@ -7,7 +7,7 @@ import tokenizers
 
 from ..config import UserError
 from ..files import read_json
-from .chat import chat_format
+from .chat import CHAT_TOKENS, chat_format
 
 
 class HuggingFace:
@@ -50,35 +50,38 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         if data["model"].get("type", "BPE") != "BPE":
             raise UserError(f"{folder} has a {data['model']['type']} tokenizer; only BPE is implemented")
         data["added_tokens"] = data.get("added_tokens") or []
-        for token in data["added_tokens"]:  # Qwen3's <think> is not special there
-            token["special"] = token["special"] or token["content"] in markers
+        ends = own_ends(folder, config, data, settings)
+        control = {*markers, settings.get("bos_token"), *sum(CHAT_TOKENS.values(), ())}
+        for token in data["added_tokens"]:  # Qwen3's <think> is not special there, nor is another's end
+            token["special"] |= token["content"] in control or token["id"] in ends
         backend = HuggingFace(data)
         vocab = backend.library.get_vocab()
         special = {t["content"]: vocab[t["content"]] for t in data["added_tokens"] if t["special"]}
         own = {marker: special[marker] for marker in markers if marker in special}
-        for end in own_ends(folder, config, settings, special):
-            if end in special.values() and end not in own.values():
-                own["<eos>"] = end
-                break
+        chat = chat_format(folder, settings, special)
+        turn = special[CHAT_TOKENS[chat][1]] if chat else None
+        ends = sorted(ends, key=lambda end: end != turn)  # of Llama 3's ends, <|eot_id|>
+        if free := [end for end in ends if end in special.values() and end not in own.values()]:
+            own["<eos>"] = free[0]
         return {
             "backend": backend,
             "markers": own,
             "size": max(backend.size, config.get("vocab_size") or 0),
             "special": special,
             "bos": own_start(backend, settings, special),
-            "chat": chat_format(folder, settings, special),
+            "chat": chat,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: its tokenizer is damaged ({type(error).__name__}: {error})") from None
 
 
-def own_ends(folder: Path, config: dict, settings: dict, special: dict[str, int]) -> list[int | None]:
+def own_ends(folder: Path, config: dict, data: dict, settings: dict) -> list[int | None]:
     """The ids that end the model's own texts, as the folder's files name them, the likeliest first."""
     ends = []
     for file in (config, read_json(folder / "generation_config.json", {})):
         end = file.get("eos_token_id")
         ends += end if isinstance(end, list) else [end]
-    return [*ends, special.get(settings.get("eos_token"))]
+    return ends + [t["id"] for t in data["added_tokens"] if t["content"] == settings.get("eos_token")]
 
 
 def own_start(backend: HuggingFace, settings: dict, special: dict[str, int]) -> int | None:

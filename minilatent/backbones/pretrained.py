@@ -66,7 +66,7 @@ MODULES = {
 }
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # Llama 3's
 # Buffers that older versions of transformers saved.
-NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(.+\.)?rotary_emb\.\w+")
 
 # Keys of config.json and their only values that `model.py` implements. A missing key is fine.
 ONLY = {
@@ -75,7 +75,6 @@ ONLY = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False,),
-    "attention_bias": (False,),
     "mlp_bias": (False,),
     "rope_type": ("default", "llama3"),
     "partial_rotary_factor": (1,),
@@ -138,20 +137,24 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
         raise UserError(f"{path}: model_type {family!r} is not implemented; there is {', '.join(DEFAULTS)}")
     # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling (with `type`).
     rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
-    rope |= hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    more = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope |= more.get("full_attention", more)  # some write them for each type of layer
     rope.setdefault("rope_type", rope.get("type", "default"))
     given = rope | hf | {"rope_theta": rope["rope_theta"]}
     for key, values in ONLY.items():
         if given.get(key) is not None and given[key] not in values:
             only = f", only {' or '.join(map(repr, values))}" if values else ""
             raise UserError(f"{path}: {key} = {given[key]!r} is not implemented{only}")
-    if "sliding_attention" in (hf.get("layer_types") or []):
-        raise UserError(f"{path}: sliding_attention layers are not implemented, only full_attention")
+    others = {*(hf.get("layer_types") or []), *(key for key in rope if key.endswith("_attention"))}
+    if others := sorted(others - {"full_attention"}):
+        raise UserError(f"{path}: {others[0]} layers are not implemented, only full_attention")
     try:
         fields = dict(DEFAULTS[family])
         for field, key in column(FIELDS, family).items():
             if given.get(key) is not None or field not in fields:
                 fields[field] = given[key]
+        if given.get("attention_bias") and family != "qwen2":  # which has no such key
+            fields |= {"qkv_bias": True, "o_bias": True}
         C, H = fields["width"], fields["n_head"]
         for field, usual in (("n_kv_head", H), ("head_dim", C // H), ("hidden", 4 * C)):
             if fields.get(field) is None:
@@ -208,11 +211,11 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
         model = Transformer(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     places = tensor_places(config, family, shapes)
+    if config.tied:  # some files hold the embedding twice, some as the head alone
+        places["lm_head.weight"] = ["embed.weight"]
 
     weights: dict[str, Tensor] = {}
     for path, theirs, tensor in read_tensors(folder):
-        if theirs == "lm_head.weight" and config.tied:
-            continue  # some files hold the embedding twice
         if theirs not in places:
             raise UserError(f"{path} has a tensor '{theirs}' without a place in the model, or twice")
         ours, transposed = places.pop(theirs), is_transposed(family, theirs)
@@ -224,8 +227,10 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
             raise UserError(f"{path}: '{theirs}' is {found}, this model needs floats of shape {shape}")
         tensor = tensor.t() if transposed else tensor
         for name, part in zip(ours, tensor.split(rows)):
+            if name in weights and theirs == "lm_head.weight":
+                continue
             weights[name] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if places:
-        raise UserError(f"{folder} lacks the tensor '{next(iter(places))}'")
+    if missing := [theirs for theirs, ours in places.items() if ours[0] not in weights]:
+        raise UserError(f"{folder} lacks the tensor '{missing[0]}'")
     model.load_state_dict(weights, assign=True)
     return model

@@ -38,7 +38,7 @@ from .method import Stage
 
 @dataclass
 class GRPOSettings(Config):
-    group: int = opt(8, "G, chains and answers sampled for each question")
+    group: int = opt(8, "G, chains and answers sampled for each question", least=2)
     inner: int = opt(1, "updates on each rollout")
     end_temperature: float = opt(1.0, "temperature of the decision to go on or end, in rollouts", least=1e-3)
     clip_ratio: float = opt(0.2, "ε of the clipped surrogate")

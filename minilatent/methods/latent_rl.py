@@ -1,7 +1,7 @@
 """Latent-GRPO: GRPO on top of Latent-SFT, whose superpositions are sampled with Gumbel noise.
 
-"Latent-GRPO", arXiv 2604.27998, read from the released code. It starts from a run of Latent-SFT; grpo.py
-has the objective.
+"Latent-GRPO", arXiv 2604.27998, read from the released code, but for what is below. It starts from a run of
+Latent-SFT; grpo.py has the objective.
 
     sample    y = log p + clamp(s·g, -1.5, 3) + 1.5 over the vocabulary, g ~ Gumbel(0, 1)
               the k highest y, their softmax α; z = Σ_j α_j e_j is fed back
@@ -28,8 +28,8 @@ back to one token a step.
 Where we differ, and why:
   - Whether to go on or to end is a decision of its own, sampled from p(</think>) at each latent and
     learnt, as in CoLaR's RL. So a chain has one latent at least, at inference too.
-  - Answer tokens are sampled from the whole distribution (the release: T 0.6, top-p 0.95), which is the
-    one that ρ is of.
+  - Latents are drawn from all tokens (the release: from the top-p 0.95), answers from the whole distribution
+    (T 0.6, top-p 0.95): the one that ρ is of. The release scales after clamping: the same at s = 1.
   - The objective is averaged inside a sample first (--no-average: over all latents and tokens).
 """
 

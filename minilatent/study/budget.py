@@ -144,7 +144,7 @@ def machine(device: torch.device) -> dict:
     since."""
     cpus, folder = Path("/proc/cpuinfo"), Path(__file__).parent
     model = re.search(r"model name\s*: (.*)", cpus.read_text(encoding="utf-8") if cpus.exists() else "")
-    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, encoding="utf-8")
     commit = ""
     with contextlib.suppress(OSError):  # git may not be installed
         changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1

@@ -35,28 +35,52 @@ class Example:
 # Digits with or without thousands commas: "1,234" is one number, "1, 2" and "1,2" are two. The 2 of "m2" is
 # part of a name, and in "(1+2)-2" the minus is no sign.
 _NUMBER = re.compile(
-    r"(?<![\w)\]}])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w)\]}.])-?\.\d+", re.ASCII
+    r"(?:(?<![\w)\]}])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w)\]}.])-?\.\d+)"
+    r"(?:[eE]-?\d\d?(?!\d))?",
+    re.ASCII,
 )
-# What makes a number a part of an expression, where it stands right before or behind it: an operator, a
-# bracket, a command of LaTeX, a letter ("4x", "1e3"; two are a unit: "5kg"), the colon of a ratio.
+# What makes a number a part of something, where it stands right before or behind it: an operator, a bracket,
+# a command of LaTeX, a letter ("4x"; two are a unit: "5kg"), the colon of a ratio, "3 or 5", "3 to 5".
 _ARITHMETIC = re.compile(r"(?:^|[\d)])\s*[-+*]\s*$|<<$")  # of numbers, as before the 2 of "3-2"
-_BEFORE = re.compile(r"(?:[-+*/^_<([{√]|\d:|\\[A-Za-z]+)\s*$")
+_BEFORE = re.compile(r"(?:[-+*/×÷·^_<([{√]|\d:|\\[A-Za-z]+)\s*$")
 _BEHIND = re.compile(
-    r"[\^_!(){}\]√²³]|:\d|\s*\\[A-Za-z]|[^\W\d](?![^\W\d])|\s*[-+*/]\s*(?:[\d.({\\]|[^\W\d]\b)"
+    r"[\^_!(){}\]√²³¹⁰-₉⅐-⅟]|:\d|\s*\\[A-Za-z]|[^\W\d](?![^\W\d])|\s*[-+*/×÷·]\s*(?:[\d.({\\]|[^\W\d]\b)"
+    r"|(?:\s*[,;&]|\s+(?:[^\W\d]+\s+)?(?:and|or|to)\s)\s*-?\.?\d"
 )
 _ANSWER_IS = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*[:=])", re.IGNORECASE)
 _MAX_DIGITS = 100  # a longer number is noise
+
+# Other ways to write a number, turned one after the other into what _NUMBER reads.
+_CHARACTERS = str.maketrans("‐‑‒–−﹣－，．", "-------,.") | {188: ".25", 189: ".5", 190: ".75"}  # ¼ ½ ¾
+_SCALE = r"(?<=\d)((?:\s*(?:hundred|thousand|million|billion|trillion)s?\b(?!-))+)"
+_ZEROS = {"hun": 2, "tho": 3, "mil": 6, "bil": 9, "tri": 12}
+_REWRITE = [
+    (r"(?![0-9])\d", lambda m: str(int(m[0]))),  # the digits of other scripts
+    (r"\\(?:text|math)(?:bf|it|rm)?\{([^{}]*)\}", r" \1 "),
+    (r"\\boxed\s*\{?|\\[!;()\[\]]|\^\{?\\circ\}?|\\?[$%]|[¢£¤¥₠-⃀￥٪％°]", ""),
+    (r"(?<![\w*])([*_]{1,2})(?=\S)([^*_\n]*[^*_\s])\1(?![\w*])", r"\2"),  # **bold** and _italics_
+    (r"(?<![\d.,])\d{1,3}(?:(?:\\[, ]|\{,\}|[^\S\n]|[~'’])\d{3})+(?!\d)", lambda m: re.sub(r"\D", "", m[0])),
+    (r"(?<=\d) (?=\.(?:25|5|75)(?!\d))", ""),  # 2 ½
+    (r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:(-?\d\d?)|\{(-?\d\d?)\})(?!\d)", r"e\1\2"),
+    (_SCALE, lambda m: f"e{sum(_ZEROS[word[:3].lower()] for word in m[1].split())}"),
+    (r"(^|[=:#]|\bis)[^\S\n]*([-+])[^\S\n]*(?=[\d.])", lambda m: f"{m[1]} {m[2].strip('+')}"),  # signs
+]
+_REWRITE = [(re.compile(pattern, re.IGNORECASE), new) for pattern, new in _REWRITE]
 
 
 def extract_answer(text: str | None, wanted: str | int | float = 0) -> str | None:
     r"""The number that a text gives as its answer, in the form of `normalise`; None if it gives none. If the
     wanted answer is a word, the text's words, without case, punctuation and extra spaces, or None.
 
-    The last \boxed{x} counts, and x must be a number alone. Else the last "#### x", else the last "answer is
-    x" (or "answer: x"), else the last number of the text; a mark with no number behind it (the text was cut
-    off) does not count. Percent signs, currencies and units are dropped: "50%" is "50". A number that is part
-    of an expression is no answer: neither is 2 of "1/2", nor 4 of "4\sqrt{2}". (Without a mark arithmetic is
-    a chain that was cut off: the last number of "3-2" is 2.) Never raises, whatever the text.
+    The last \boxed{x} counts, and x must be a number alone. Else the first number behind the last "####" or
+    else "answer is" (or "answer:"), else the last number of the text; a mark with no number behind it (the
+    text was cut off) does not count. Percent signs, currencies and units are dropped: "50%" is "50".
+    A number that is a part is no answer: neither is 2 of "1/2", nor 4 of "4\sqrt{2}", nor 3 of "#### 3 or 5".
+    (Without a mark arithmetic is a chain that was cut off: the last number of "3-2" is 2.) Never raises.
+
+    Where math-verify judges otherwise, on purpose: nothing is calculated ("1/2" is not "0.5", "36/2" not
+    "18"), compared exactly, and a part never counts (there "18!" and "18:30" give 18). "12\,500", "1.5
+    million", "1.25e4", "2½", "–18" and "_18_" are numbers here.
     """
     if not isinstance(text, str):
         return None
@@ -128,9 +152,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    r"""Without what may stand around a number or inside it: currencies, %, bold, \text{}, LaTeX's spaces."""
-    text = re.sub(r"\\(?:text|mathbf)\{([^{}]*)\}", r" \1 ", text.replace("−", "-").replace("{,}", ","))
-    return re.sub(r"\\boxed\s*\{?|\\[,!;]|\*\*|\\?[$%]|[€£]", "", text)
+    r"""A text whose numbers are written as _NUMBER reads them, without what may stand around them or inside:
+    currencies, %, bold, \text{}, blanks between thousands."""
+    text = text.translate(_CHARACTERS)
+    for pattern, new in _REWRITE:
+        text = pattern.sub(new, text)
+    return text
 
 
 def _value(number: re.Match, marked: bool = True) -> str | None:
@@ -141,10 +168,9 @@ def _value(number: re.Match, marked: bool = True) -> str | None:
         before = ""
     if _BEFORE.search(before) or _BEHIND.match(behind) or len(number[0]) > _MAX_DIGITS:
         return None
-    whole, _, fraction = number[0].lstrip("-").replace(",", "").partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    shown = f"{whole}.{fraction}" if fraction else whole
-    return "-" + shown if number[0][0] == "-" and shown != "0" else shown
+    shown = format(Decimal(number[0].replace(",", "")), "f")
+    shown = shown.rstrip("0").rstrip(".") if "." in shown else shown
+    return "0" if shown == "-0" else shown
 
 
 def _is_word(answer: str | int | float) -> bool:

@@ -7,6 +7,7 @@ The names are those of SOURCES; the library `datasets` downloads and caches them
     jsonl with question, steps and answer               GSM8K-Aug on the hub
     jsonl with input and target                         GSM-Hard, SVAMP, MultiArith (Gao et al. 2022)
     jsonl with problem and solution or answer           MATH, AIME (Hendrycks et al. 2021)
+    a JSON list of such objects, on any lines           Coconut (Hao et al. 2024), SIM-CoT
 """
 
 import hashlib
@@ -45,7 +46,7 @@ SOURCES = {
     "math500": Source("HuggingFaceH4/MATH-500", {"test": "test"}),
     "aime24": Source("HuggingFaceH4/aime_2024", _TEST),
 }
-_MARK = re.compile(r"<<[^<>]*>>")
+_MARK = re.compile(r"<<[^<>\n]*>>")
 
 # The fields of question and answer; a row of MATH may have its answer in the solution.
 FIELDS = (("question", "answer"), ("input", "target"), ("problem", "answer"))
@@ -81,39 +82,46 @@ def divide(examples: list[Example], split: str) -> list[Example]:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file, line by line. UserError names the file and the line."""
+    """The records of a file. UserError names the file and the line, or of a list the item."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None
-    if not any(map(str.strip, lines)):
+    if text.strip() in ("", "[]"):
         raise UserError(f"{path} is empty")
-    for number, line in enumerate(lines, 1):
+    unit, rows = "line", text.split("\n")
+    if text.lstrip().startswith("["):
         try:
-            if line.strip():
-                yield _parse(line.strip())
+            unit, rows = "item", json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not a JSON list ({error})") from None
+    for number, row in enumerate(rows, 1):
+        try:
+            if unit == "item" or row.strip():
+                yield _record(row if unit == "item" else _parse(row.strip()))
         except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
+            raise UserError(f"{path}, {unit} {number}: {error}") from None
 
 
-def _parse(line: str) -> Record:
-    """One line in any of the formats."""
+def _parse(line: str) -> dict:
+    """One line in any of the formats, as a row."""
     if not line.startswith("{") and "||" in line:
         question, _, rest = line.partition("||")
-        return _record({"question": question, "answer": rest})
+        if "||" in rest:
+            raise UserError(f"has more than one ||: {line[:60]!r}")
+        return {"question": question, "answer": rest}
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error}), nor `question||chain #### answer`: {line[:40]!r}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"one JSON object a line is expected, not a {type(row).__name__}")
-    return _record(row)
 
 
 def _record(row: dict) -> Record:
     """The record of a row of a file or of the hub. Its answer is a number, or LaTeX in a row of MATH."""
+    if not isinstance(row, dict):
+        raise UserError(f"a JSON object is expected, not {type(row).__name__}")
     names = next((names for names in FIELDS if names[0] in row), FIELDS[0])
     question, answer = (row.get(name) for name in names)
     if not isinstance(question, str) or not question.strip():
@@ -125,6 +133,8 @@ def _record(row: dict) -> Record:
     if isinstance(answer, str) and "####" in answer:
         text, _, answer = answer.rpartition("####")
         solution = solution or text
+    if half := re.search(r"<<.*|.*>>", _MARK.sub("", solution)):
+        raise UserError(f"has a broken <<...>>: {half[0][-40:]!r}")
     number = normalise(answer)
     if number is None:
         wanted = f"{names[1]!r} must be a number or end with '#### NUMBER'"
@@ -180,11 +190,10 @@ def from_hub(name: str, split: str, style: str) -> list[Example]:
 def download(name: str, split: str) -> list[Record]:
     """The records of a split (the source's name). UserError says what to do without a network."""
     source = SOURCES[name]
-    is_file = source.repo.startswith("https://")
     try:
         from datasets import load_dataset  # slow to import, and only these names need it
 
-        if is_file:
+        if source.repo.startswith("https://"):
             rows = load_dataset("json", data_files=source.repo, split=split)
         else:
             rows = load_dataset(source.repo, source.config, split=split)
@@ -201,5 +210,8 @@ def download(name: str, split: str) -> list[Record]:
         except UserError:  # a row of the hub cannot be repaired here: skip and count it
             bad += 1
     if bad:
-        print(f"{source.repo}, {split}: {bad} rows skipped, without question or answer", file=sys.stderr)
+        print(
+            f"{source.repo}, {split}: {bad} rows skipped: no question, no answer or a broken <<...>>",
+            file=sys.stderr,
+        )
     return records

@@ -33,8 +33,9 @@ def hf_config(config: ModelConfig) -> dict:
         family = "gpt2"
         more = {"activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
-        family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias and not config.bias else "llama"
+        family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias and not config.o_bias else "llama"
         more = {"hidden_act": "silu", "mlp_bias": config.bias, "rope_scaling": config.rope_scaling}
+        more |= {"attention_bias": config.o_bias}
     name = "GPT2LMHeadModel" if family == "gpt2" else f"{family.capitalize()}ForCausalLM"
     hf = {"architectures": [name], "model_type": family, **more}
     hf |= {key: getattr(config, field) for field, key in column(FIELDS, family).items()}

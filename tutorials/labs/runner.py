@@ -285,7 +285,7 @@ def generic(function, name: str, changed: list):
 def restrain(seconds: int) -> None:
     os.setsid()
     used = (
-        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
         if Path("/proc/self/statm").exists()
         else None
     )
@@ -463,7 +463,7 @@ def finish(fd: int, selector, active: dict) -> dict:
 
 def main() -> None:
     request = json.load(sys.stdin)
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     results = []
     for job in request["jobs"]:
         job["why"] = objection(job["source"])

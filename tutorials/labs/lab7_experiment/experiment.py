@@ -126,7 +126,8 @@ def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> flo
         cwd=repo,
         preexec_fn=restrain,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # of a locale that is another
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -154,7 +155,8 @@ def measure(run: Path, repo: Path, split: str, questions: int) -> dict:
         [sys.executable, "-c", code, str(repo), str(run), split, str(questions)],
         cwd=repo,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     try:
         return json.loads(done.stdout)
