@@ -1,0 +1,143 @@
+"""Build the playground: one HTML page, in which trained models think in the reader's browser.
+
+    python -m minilatent.tools.playground RUN [RUN ...] --out playground.html
+
+The page holds weights, tokenizers and questions, and asks nobody for anything. Its sources are in page/:
+engine.js (the model and the decoding loop, to be read beside ours), ui.js, page.html and page.css.
+
+Weights are bfloat16, compressed: the exponents of trained weights are much alike, and lie side by side.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint, tasks
+from ..config import Parser, UserError, run_script
+from ..files import replace_file
+from ..methods import Method
+from ..run import load_run
+from ..tasks.words import TEST_SETS
+from ..tokenizer import MINI_PATTERN, Tiktoken
+
+PAGE = Path(__file__).parent / "page"
+METHODS = ("cot_sft", "latent_sft", "colar")
+MODEL = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "qkv_bias": False}
+MODEL |= {"tied": True, "rope_scaling": None}
+LARGEST = 3_000_000  # parameters
+# What HTML changes in a text, the last being the beginning of a tag: they get an eighth bit.
+ESCAPED = {ord(c): ord(c) + 128 for c in "\0\r<"}
+
+
+def check(method: Method, folder: str) -> None:
+    """UserError if the page cannot show this run."""
+    config, shape = method.config, method.model.config
+    fault = ""
+    if config.method not in METHODS:
+        fault = f"it is a run of {config.method}, and the page shows {', '.join(METHODS)}"
+    elif config.lora_rank:
+        fault = "it has adapters (--lora_rank)"
+    elif not isinstance(method.tok.backend, Tiktoken) or method.tok.backend.pattern != MINI_PATTERN:
+        fault = "its tokenizer is not mini's"
+    elif other := [name for name, value in MODEL.items() if getattr(shape, name) != value]:
+        fault = f"its model has another {other[0]}"
+    elif method.model.num_parameters() > LARGEST:
+        fault = f"its model has more than {LARGEST / 1e6:.0f} M parameters"
+    elif getattr(config, "latent", "") == "hidden":
+        fault = "its latents are hidden states (--latent hidden)"
+    elif getattr(config, "latent_temperature", 0) or getattr(config, "sample_end", False):
+        fault = "it samples, and the page does not: --latent_temperature 0 --no-sample_end"
+    elif getattr(config, "speed", "") == "auto":
+        fault = "its speed is auto, and the page says a number"
+    if fault:
+        raise UserError(f"{folder}: {fault}")
+
+
+def tensors_of(method: Method) -> dict[str, Tensor]:
+    """What the page computes with: the model's tensors and the latent head's, but for its σ."""
+    tensors = {name.removeprefix("model."): tensor for name, tensor in method.state_dict().items()}
+    return {name: t for name, t in tensors.items() if name != "scale" and "log_sigma" not in name}
+
+
+def planes(tensors: dict[str, Tensor]) -> bytes:
+    """bfloat16: all exponents, then all signs with their mantissas."""
+    bits = torch.cat([t.flatten() for t in tensors.values()]).bfloat16().view(torch.int16).int()
+    both = torch.cat([bits >> 7, (bits & 127) | (bits >> 8 & 128)])
+    return bytes((both & 255).to(torch.uint8).tolist())
+
+
+def as_text(data: bytes) -> str:
+    """7 bits a character, 1.17 bytes a byte. (base64 takes 1.33, and three models would not fit in 5 MB.)"""
+    bits = (torch.tensor(list(data), dtype=torch.uint8)[:, None] >> torch.arange(7, -1, -1)) & 1
+    bits = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 7)).view(-1, 7)
+    values = (bits * 2 ** torch.arange(6, -1, -1)).sum(1)
+    return bytes(values.tolist()).decode("ascii").translate(ESCAPED)
+
+
+def describe(method: Method, tensors: dict[str, Tensor]) -> dict:
+    """All that the page must know of a run beside its weights."""
+    config, tok = method.config, method.tok
+    title = {"cot_sft": "CoT-SFT", "latent_sft": f"Latent-SFT({method.ratio})", "colar": "CoLaR"}
+    own = {key: getattr(config, key, 0) for key in ("max_chain", "max_answer", "k", "c_max")}
+    return own | {
+        "method": config.method,
+        "title": title[config.method],
+        "ratio": method.ratio,
+        "speed": int(getattr(config, "speed", 0)),
+        "scale": float(getattr(method, "scale", 0)),
+        "parameters": method.model.num_parameters(),
+        "model": vars(method.model.config),
+        "shapes": [[name, t.numel()] for name, t in tensors.items()],
+        "tokenizer": {
+            "pattern": tok.backend.pattern,
+            "ranks": [token.decode("latin-1") for token in tok.backend.ranks],
+            "markers": tok.markers,
+            "opening": tok.opening,
+        },
+    }
+
+
+def questions(each: int = 4) -> list[dict]:
+    """To pick from: some of every test set, with chain and answer."""
+    found = []
+    for name in TEST_SETS:
+        for e in tasks.load(name, "test", limit=each):
+            found.append({"set": name, "question": e.question, "chain": e.chain, "answer": e.answer})
+    return found
+
+
+def build(folders: list[str]) -> str:
+    """The page of these run folders."""
+    runs, weights = [], []
+    for folder in folders:
+        if checkpoint.read_run(folder)["config"].get("method") not in METHODS:
+            raise UserError(f"{folder}: the page shows runs of {', '.join(METHODS)} only")
+        method = load_run(folder, torch.device("cpu"))
+        check(method, folder)
+        tensors = tensors_of(method)
+        runs.append(describe(method, tensors))
+        weights.append(as_text(zlib.compress(planes(tensors), 9)))
+    data = json.dumps({"runs": runs, "questions": questions()}).replace("<", "\\u003c")
+    parts = {name: (PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "engine.js", "ui.js")}
+    parts |= {"data": data, "weights": "\n".join(f'<script type="text/plain">{w}</script>' for w in weights)}
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        page = page.replace(f"{{{{{name}}}}}", part)
+    return page
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="python -m minilatent.tools.playground", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of train.py; base: the base model")
+    parser.add_argument("--out", default="playground.html", help="file to write [playground.html]")
+    args = parser.parse_args(argv)
+    page = build(args.runs)
+    replace_file(Path(args.out), lambda path: path.write_bytes(page.encode()))
+    print(f"{args.out}: {len(page.encode()) / 1e6:.2f} MB; open it in a browser")
+
+
+if __name__ == "__main__":
+    run_script(main)
