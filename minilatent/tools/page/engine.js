@@ -92,38 +92,27 @@ class Tokenizer {
 
 // ---------------------------------------------------------------- model.py
 
-/* x (T, I) times the transpose of W (O, I), as nn.Linear has it -> (T, O). Four rows at a time: each weight
-   is read once for all of them. */
+/* x (T, I) times the transpose of W (O, I), as nn.Linear has it -> (T, O). Two rows and four outputs at a time:
+   sums that do not wait for each other. At an edge the last row or output is done again. */
 function linear(x, W, I, bias) {
   const T = x.length / I, O = W.length / I, y = new Float64Array(T * O);
-  for (let o = 0; o < O; o++) {
-    const w = o * I, b0 = bias ? bias[o] : 0;
-    let t = 0;
-    for (; t + 4 <= T; t += 4) {
-      const p = t * I, q = p + I, r = q + I, s = r + I;
-      let a = b0, b = b0, c = b0, d = b0;
+  for (let o = 0; o < O; o += 4) {
+    const o1 = Math.min(o + 1, O - 1), o2 = Math.min(o + 2, O - 1), o3 = Math.min(o + 3, O - 1);
+    const w = o * I, w1 = o1 * I, w2 = o2 * I, w3 = o3 * I;
+    for (let t = 0; t < T; t += 2) {
+      const t1 = Math.min(t + 1, T - 1), p = t * I, p1 = t1 * I;
+      let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
       for (let i = 0; i < I; i++) {
-        const weight = W[w + i];
-        a += weight * x[p + i];
-        b += weight * x[q + i];
-        c += weight * x[r + i];
-        d += weight * x[s + i];
+        const m = x[p + i], n = x[p1 + i], j = W[w + i], k = W[w1 + i], l = W[w2 + i], r = W[w3 + i];
+        a += j * m, b += k * m, c += l * m, d += r * m;
+        e += j * n, f += k * n, g += l * n, h += r * n;
       }
-      y[t * O + o] = a;
-      y[(t + 1) * O + o] = b;
-      y[(t + 2) * O + o] = c;
-      y[(t + 3) * O + o] = d;
-    }
-    for (; t < T; t++) {
-      const p = t * I;
-      let a = b0, b = 0;
-      for (let i = 0; i + 1 < I; i += 2) {
-        a += W[w + i] * x[p + i];
-        b += W[w + i + 1] * x[p + i + 1];
-      }
-      y[t * O + o] = I % 2 ? a + b + W[w + I - 1] * x[p + I - 1] : a + b;
+      const at = t * O, at1 = t1 * O;
+      y[at + o] = a, y[at + o1] = b, y[at + o2] = c, y[at + o3] = d;
+      y[at1 + o] = e, y[at1 + o1] = f, y[at1 + o2] = g, y[at1 + o3] = h;
     }
   }
+  if (bias) for (let i = 0; i < y.length; i++) y[i] += bias[i % O];
   return y;
 }
 
@@ -141,13 +130,15 @@ function rmsNorm(x, weight, eps) {
 
 /* Rotary positions: turn the pairs (x_i, x_{i+D/2}) of every head by position · θ^(-2i/D). x (T, heads, D) */
 function rotate(x, first, heads, D, theta) {
-  for (let at = 0; at < x.length; at += D) {
-    const position = first + Math.floor(at / (heads * D));
-    for (let i = 0; i < D / 2; i++) {
-      const angle = position * theta ** ((-2 * i) / D), cos = Math.cos(angle), sin = Math.sin(angle);
-      const a = x[at + i], b = x[at + i + D / 2];
-      x[at + i] = a * cos - b * sin;
-      x[at + i + D / 2] = b * cos + a * sin;
+  for (let i = 0; i < D / 2; i++) {
+    const frequency = theta ** ((-2 * i) / D), T = x.length / (heads * D);
+    for (let t = 0; t < T; t++) {
+      const cos = Math.cos((first + t) * frequency), sin = Math.sin((first + t) * frequency);
+      for (let h = 0, at = t * heads * D + i; h < heads; h++, at += D) {
+        const a = x[at], b = x[at + D / 2];
+        x[at] = a * cos - b * sin;
+        x[at + D / 2] = b * cos + a * sin;
+      }
     }
   }
 }
@@ -270,6 +261,38 @@ function latentHead(hidden, weights) {
   const scale = 1 / Math.sqrt(x.reduce((a, b) => a + (b - mean) ** 2, 0) / x.length + 1e-5);
   const gain = weights["latent_head.body.3.weight"], bias = weights["latent_head.body.3.bias"];
   return layer(x.map((v, i) => (v - mean) * scale * gain[i] + bias[i]), "mu");
+}
+
+// ---------------------------------------------------------------- masks.py
+
+const [PREFIX, LATENT, TEXT, TAIL] = [0, 1, 2, 3];
+
+/* Stage 1's two sequences of a chain in segments of r tokens: names, kinds and blocks of their positions.
+   encoder   Q <think> S_1 L1 S_2 L2 .. </think>        decoder   Q <think> Z1 S_2 Z2 S_3 .. </think> answer */
+function layout(chain, r, encoder) {
+  const rows = [["Q", PREFIX, 0], ["<think>", PREFIX, 0]], text = (i) => {
+    for (const token of chain.slice((i - 1) * r, i * r)) rows.push([token, TEXT, encoder ? i : i - 1]);
+  };
+  for (let i = 1; i <= Math.ceil(chain.length / r); i++) {
+    if (encoder) text(i);
+    rows.push([(encoder ? "L" : "Z") + i, LATENT, i]);
+    if (!encoder) text(i + 1);
+  }
+  return [...rows, ["</think>", TAIL, 0], ...(encoder ? [] : [["answer", TAIL, 0]])];
+}
+
+/* May position i attend to j? Induction: to no earlier latent. Supervision: the text of a block to that block
+   alone, everything else to no text of the chain. */
+const induction = (rows) => (i, j) => j <= i && (rows[j][1] !== LATENT || i === j);
+const supervision = (rows) => (i, j) => {
+  const same = rows[i][2] === rows[j][2] && rows[j][1] !== PREFIX;
+  return j <= i && (rows[i][1] === TEXT ? same : rows[j][1] !== TEXT);
+};
+
+/* The decoder's positions: text counts on from its latent, but takes no place on the main track. */
+function dualTrack(rows) {
+  let track = -1, beside = 0;
+  return rows.map(([, kind]) => (kind === TEXT ? track + ++beside : ((beside = 0), ++track)));
 }
 
 // ---------------------------------------------------------------- decode.py
