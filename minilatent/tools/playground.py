@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import checkpoint, tasks
+from .. import tasks
 from ..config import Parser, UserError, run_script
 from ..files import replace_file
 from ..methods import Method
 from ..run import load_run
 from ..tasks.words import TEST_SETS
-from ..tokenizer import MINI_PATTERN, Tiktoken
+from ..tokenizer import MINI_PATTERN
 
 PAGE = Path(__file__).parent / "page"
 METHODS = ("cot_sft", "latent_sft", "colar")
@@ -34,25 +34,22 @@ ESCAPED = {ord(c): ord(c) + 128 for c in "\0\r<"}
 
 def check(method: Method, folder: str) -> None:
     """UserError if the page cannot show this run."""
-    config, shape = method.config, method.model.config
-    fault = ""
-    if config.method not in METHODS:
-        fault = f"it is a run of {config.method}, and the page shows {', '.join(METHODS)}"
-    elif config.lora_rank:
-        fault = "it has adapters (--lora_rank)"
-    elif not isinstance(method.tok.backend, Tiktoken) or method.tok.backend.pattern != MINI_PATTERN:
-        fault = "its tokenizer is not mini's"
-    elif other := [name for name, value in MODEL.items() if getattr(shape, name) != value]:
-        fault = f"its model has another {other[0]}"
-    elif method.model.num_parameters() > LARGEST:
-        fault = f"its model has more than {LARGEST / 1e6:.0f} M parameters"
-    elif getattr(config, "latent", "") == "hidden":
-        fault = "its latents are hidden states (--latent hidden)"
-    elif getattr(config, "latent_temperature", 0) or getattr(config, "sample_end", False):
-        fault = "it samples, and the page does not: --latent_temperature 0 --no-sample_end"
-    elif getattr(config, "speed", "") == "auto":
-        fault = "its speed is auto, and the page says a number"
-    if fault:
+    config, model = method.config, method.model
+    of = lambda name: getattr(config, name, None)
+    other = [
+        f"{name} {getattr(model.config, name)}" for name in MODEL if vars(model.config)[name] != MODEL[name]
+    ]
+    faults = {
+        f"the page shows runs of {', '.join(METHODS)}, not of {config.method}": config.method not in METHODS,
+        "it has adapters (--lora_rank)": config.lora_rank,
+        "its tokenizer is not mini's": getattr(method.tok.backend, "pattern", "") != MINI_PATTERN,
+        f"the page does not know models with {', '.join(other)}": other,
+        f"its model has more than {LARGEST / 1e6:.0f} M parameters": model.num_parameters() > LARGEST,
+        "its latents are hidden states (--latent hidden)": of("latent") == "hidden",
+        "it samples (--latent_temperature, --sample_end)": of("latent_temperature") or of("sample_end"),
+        "its speed is auto, and the page says a number": of("speed") == "auto",
+    }
+    for fault in (fault for fault, found in faults.items() if found):
         raise UserError(f"{folder}: {fault}")
 
 
@@ -113,8 +110,6 @@ def build(folders: list[str]) -> str:
     """The page of these run folders."""
     runs, weights = [], []
     for folder in folders:
-        if checkpoint.read_run(folder)["config"].get("method") not in METHODS:
-            raise UserError(f"{folder}: the page shows runs of {', '.join(METHODS)} only")
         method = load_run(folder, torch.device("cpu"))
         check(method, folder)
         tensors = tensors_of(method)
@@ -131,7 +126,7 @@ def build(folders: list[str]) -> str:
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m minilatent.tools.playground", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of train.py; base: the base model")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of train.py")
     parser.add_argument("--out", default="playground.html", help="file to write [playground.html]")
     args = parser.parse_args(argv)
     page = build(args.runs)

@@ -77,7 +77,9 @@ function unchanged(run, question, k, speed) {
   const key = JSON.stringify([run.id, question, k, speed]);
   if (!memory.has(key)) {
     if (memory.size > 60) memory.clear();
-    memory.set(key, run.solve(question, { k, speed }));
+    const start = performance.now();
+    memory.set(key, (run.last = run.solve(question, { k, speed })));
+    run.last.time = performance.now() - start;
   }
   return memory.get(key);
 }
@@ -132,12 +134,12 @@ function donorIndex(length, run) {
 }
 
 function compute() {
-  const start = performance.now(), { run, k, speed, cut, edits } = settings();
+  const { run, k, speed, cut, edits } = settings();
   const wrong = fault(run, state.q) || (words ? fault(words, state.q) : "");
   $("error").textContent = wrong && `error: ${wrong}`;
   if (wrong) return (now = null);
-  const upper = words && unchanged(words, state.q, words.k, words.speed);
   const own = unchanged(run, state.q, k, speed);
+  const upper = words && unchanged(words, state.q, words.k, words.speed);
   const index = donorIndex(upper ? upper.steps.length : own.steps.length * run.ratio, run);
   const edited = Object.keys(edits).length > 0;
   const swaps = state.all === "swap" || Object.values(edits).some((e) => e.kind === "swap");
@@ -161,8 +163,9 @@ function compute() {
     };
   }
   const changed = edited || state.all || cut < own.steps.length;
-  const lower = run.solve(state.q, changes); // again where nothing changed: attention is read from its cache
-  now = { run, k, speed, cut, upper, own, lower, donor, index, edits, fed, changed, time: performance.now() - start };
+  // Attention is read from the cache, where the last chain stands: it may be that of an earlier change.
+  const lower = !changed && run.last === own ? own : (run.last = run.solve(state.q, changes));
+  now = { run, k, speed, cut, upper, own, lower, donor, index, edits, fed, changed };
 }
 
 // ---------------------------------------------------------------- the rows of steps
@@ -171,7 +174,7 @@ function compute() {
 function content(run, step, n, fed, donor, count) {
   const names = (ids, values) => ids.map((id, i) => [run.tok.name(id), values[i]]);
   const best = (probs) => {
-    const { ids } = topK(probs, count);
+    const ids = topK(probs, count).ids.filter((id, i) => !i || probs[id] >= 0.005);
     return names(ids, ids.map((id) => probs[id]));
   };
   if (!fed) return { label: "", bars: best(step.probs) };
@@ -217,7 +220,7 @@ function lane(letter, run, result, { width, count, shown, fed = {}, donor, force
     const { label, bars } = content(run, step, i, fed[i], donor, count), id = `${letter}${i + 1}`;
     const spoken = `${what === "tokens" ? "Token" : "Latent"} ${i + 1}${label && ", replaced by " + label.slice(2)}: ` +
       bars.map(([name, p]) => `${name} ${Math.round(100 * p)} %`).join(", ") + `; entropy ${step.entropy.toFixed(2)}`;
-    return `<li><button type="button" id="${id}" class="step${label ? " changed" : ""}" style="width:${width - 2}px"
+    return `<li><button type="button" id="${id}" class="step${label ? " changed" : ""}${width > 60 ? "" : " narrow"}" style="width:${width}px"
       aria-pressed="${state.sel === id}" aria-label="${safe(spoken)}" title="${safe(spoken)}"><span class="no">${i + 1}
       ${width > 60 ? label || step.entropy.toFixed(2) : label && "✎"}</span>${bars.map((b) => bar(b, width > 60)).join("")}</button></li>`;
   });
@@ -239,7 +242,7 @@ const visibleText = (text) => strip(text).replace(/[\x00-\x1f\x7f-\x9f]/g, "�"
 function showLanes() {
   if (!now) return ($("lanes").innerHTML = "");
   const { run, upper, lower, fed, donor, cut } = now, r = run.method === "colar" ? now.speed : run.ratio;
-  const unit = Math.max(46, 86 / r), most = 1 + Math.max(upper ? upper.steps.length : 0, lower.steps.length);
+  const unit = Math.max(40, 80 / r), most = 1 + Math.max(upper ? upper.steps.length : 0, lower.steps.length);
   const shown = clamp(state.shown, 0, most, most), forced = lower.steps.length >= cut || state.all !== "" || state.rest === "kept";
   const rows = upper ? lane("W", words, upper, { width: unit, count: 3, shown }) : "";
   const below = { width: unit * r, count: 5, shown, fed, donor, forced: forced && now.changed };
@@ -284,7 +287,7 @@ function showDetail() {
     ${safe(run.title)}.</p>`;
   if (letter === "L") {
     const button = (kind, text) =>
-      `<button type="button" id="do-${kind}" data-kind="${kind}" aria-pressed="${(edit?.kind || "keep") === kind}">${text}</button>`;
+      `<button type="button" id="do-${kind}" data-kind="${kind}" aria-pressed="${(state.all ? "" : edit?.kind || "keep") === kind}">${text}</button>`;
     side = `<h3>Feed instead of ${what.toLowerCase()} ${n}</h3><div class="buttons">${button("keep", "what it thought")}
       ${button("noise", edit?.kind === "noise" ? "other noise" : "noise of the same norm")}
       ${button("top", run.method === "colar" ? "its nearest token" : "its likeliest token")}${button("swap", "another question's")}
@@ -440,18 +443,19 @@ function showControls() {
   $("k-field").hidden = run.method !== "latent_sft";
   $("c-field").hidden = run.method !== "colar";
   $("k").value = k;
-  $("k-out").textContent = k === run.k ? `${k}, its own` : k;
+  $("k-out").textContent = k === run.k ? `${k} (its own)` : k;
   options("c", Array.from({ length: run.c_max || 1 }, (_, i) => [i + 1, i + 1]), speed);
   const own = now ? now.own.steps.length : run.max_chain, cut = Math.min(now ? now.cut : run.max_chain, own);
   $("cut").max = own;
   $("cut").value = cut;
-  $("cut-out").textContent = cut < own ? `${cut} of ${own}` : "its own";
+  $("cut-out").textContent = cut < own ? `${cut} of ${own}` : "its own end";
   $("all").value = state.all;
   $("rest").value = state.rest === "kept" ? "kept" : "anew";
   options("donor", data.questions.map((e, i) => [i, `${short(e.question)} (${e.answer})`]), now ? now.index : 0);
   const m = (run.parameters / 1e6).toFixed(2);
   $("size").textContent = `${m} million`;
-  $("time").textContent = now ? `computed in ${now.time < 10 ? now.time.toFixed(1) : Math.round(now.time)} ms` : "";
+  const took = (result) => `${Math.round(result.time)} ms`;
+  $("time").textContent = now ? `in latents ${took(now.own)}` + (now.upper ? `, in words ${took(now.upper)}` : "") : "";
   const views = ["think", "attention", "masks"], view = views.includes(state.view) ? state.view : "think";
   for (const name of views) {
     $(name).hidden = name !== view;
