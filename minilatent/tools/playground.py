@@ -4,8 +4,6 @@
 
 The page holds weights, tokenizers and questions, and asks nobody for anything. Its sources are in page/:
 engine.js (the model and the decoding loop, to be read beside ours), ui.js, page.html and page.css.
-
-Weights are bfloat16, compressed: the exponents of trained weights are much alike, and lie side by side.
 """
 
 import json
@@ -13,14 +11,12 @@ import zlib
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .. import tasks
 from ..config import Parser, UserError, run_script
 from ..files import replace_file
 from ..methods import Method
 from ..run import load_run
-from ..tasks.words import TEST_SETS
 from ..tokenizer import MINI_PATTERN
 
 PAGE = Path(__file__).parent / "page"
@@ -34,17 +30,15 @@ ESCAPED = {ord(c): ord(c) + 128 for c in "\0\r<"}
 
 def check(method: Method, folder: str) -> None:
     """UserError if the page cannot show this run."""
-    config, model = method.config, method.model
+    config, shape = method.config, vars(method.model.config)
     of = lambda name: getattr(config, name, None)
-    other = [
-        f"{name} {getattr(model.config, name)}" for name in MODEL if vars(model.config)[name] != MODEL[name]
-    ]
+    other = [f"{name} {shape[name]}" for name, value in MODEL.items() if shape[name] != value]
     faults = {
         f"the page shows runs of {', '.join(METHODS)}, not of {config.method}": config.method not in METHODS,
         "it has adapters (--lora_rank)": config.lora_rank,
         "its tokenizer is not mini's": getattr(method.tok.backend, "pattern", "") != MINI_PATTERN,
         f"the page does not know models with {', '.join(other)}": other,
-        f"its model has more than {LARGEST / 1e6:.0f} M parameters": model.num_parameters() > LARGEST,
+        f"its model has more than {LARGEST / 1e6:.0f} M parameters": method.model.num_parameters() > LARGEST,
         "its latents are hidden states (--latent hidden)": of("latent") == "hidden",
         "it samples (--latent_temperature, --sample_end)": of("latent_temperature") or of("sample_end"),
         "its speed is auto, and the page says a number": of("speed") == "auto",
@@ -53,14 +47,14 @@ def check(method: Method, folder: str) -> None:
         raise UserError(f"{folder}: {fault}")
 
 
-def tensors_of(method: Method) -> dict[str, Tensor]:
+def tensors_of(method: Method) -> dict[str, torch.Tensor]:
     """What the page computes with: the model's tensors and the latent head's, but for its σ."""
     tensors = {name.removeprefix("model."): tensor for name, tensor in method.state_dict().items()}
     return {name: t for name, t in tensors.items() if name != "scale" and "log_sigma" not in name}
 
 
-def planes(tensors: dict[str, Tensor]) -> bytes:
-    """bfloat16: all exponents, then all signs with their mantissas."""
+def planes(tensors: dict[str, torch.Tensor]) -> bytes:
+    """bfloat16: all exponents, which are much alike and compress well, then all signs with their mantissas."""
     bits = torch.cat([t.flatten() for t in tensors.values()]).bfloat16().view(torch.int16).int()
     both = torch.cat([bits >> 7, (bits & 127) | (bits >> 8 & 128)])
     return bytes((both & 255).to(torch.uint8).tolist())
@@ -68,16 +62,17 @@ def planes(tensors: dict[str, Tensor]) -> bytes:
 
 def as_text(data: bytes) -> str:
     """7 bits a character, 1.17 bytes a byte. (base64 takes 1.33, and three models would not fit in 5 MB.)"""
-    bits = (torch.tensor(list(data), dtype=torch.uint8)[:, None] >> torch.arange(7, -1, -1)) & 1
-    bits = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 7)).view(-1, 7)
-    values = (bits * 2 ** torch.arange(6, -1, -1)).sum(1)
-    return bytes(values.tolist()).decode("ascii").translate(ESCAPED)
+    down = torch.arange(7, -1, -1, dtype=torch.uint8)
+    bits = (torch.tensor(list(data), dtype=torch.uint8)[:, None] >> down & 1).flatten()
+    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 7)).view(-1, 7)
+    return bytes((bits << down[1:]).sum(1).tolist()).decode("ascii").translate(ESCAPED)
 
 
-def describe(method: Method, tensors: dict[str, Tensor]) -> dict:
+def describe(method: Method, tensors: dict[str, torch.Tensor]) -> dict:
     """All that the page must know of a run beside its weights."""
     config, tok = method.config, method.tok
     title = {"cot_sft": "CoT-SFT", "latent_sft": f"Latent-SFT({method.ratio})", "colar": "CoLaR"}
+    ranks = [token.decode("latin-1") for token in tok.backend.ranks]  # a character a byte
     own = {key: getattr(config, key, 0) for key in ("max_chain", "max_answer", "k", "c_max")}
     return own | {
         "method": config.method,
@@ -89,8 +84,8 @@ def describe(method: Method, tensors: dict[str, Tensor]) -> dict:
         "model": vars(method.model.config),
         "shapes": [[name, t.numel()] for name, t in tensors.items()],
         "tokenizer": {
-            "pattern": tok.backend.pattern,
-            "ranks": [token.decode("latin-1") for token in tok.backend.ranks],
+            "pattern": MINI_PATTERN,
+            "ranks": ranks,
             "markers": tok.markers,
             "opening": tok.opening,
         },
@@ -99,11 +94,8 @@ def describe(method: Method, tensors: dict[str, Tensor]) -> dict:
 
 def questions(each: int = 4) -> list[dict]:
     """To pick from: some of every test set, with chain and answer."""
-    found = []
-    for name in TEST_SETS:
-        for e in tasks.load(name, "test", limit=each):
-            found.append({"set": name, "question": e.question, "chain": e.chain, "answer": e.answer})
-    return found
+    some = [(name, e) for name in tasks.words.TEST_SETS for e in tasks.load(name, "test", limit=each)]
+    return [{"set": n, "question": e.question, "chain": e.chain, "answer": e.answer} for n, e in some]
 
 
 def build(folders: list[str]) -> str:
