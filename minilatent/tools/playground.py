@@ -54,7 +54,7 @@ def tensors_of(method: Method) -> dict[str, torch.Tensor]:
 
 
 def planes(tensors: dict[str, torch.Tensor]) -> bytes:
-    """bfloat16: all exponents, which are much alike and compress well, then all signs with their mantissas."""
+    """bfloat16: all exponents, which are alike and compress well, then all signs with their mantissas."""
     bits = torch.cat([t.flatten() for t in tensors.values()]).bfloat16().view(torch.int16).int()
     both = torch.cat([bits >> 7, (bits & 127) | (bits >> 8 & 128)])
     return bytes((both & 255).to(torch.uint8).tolist())
