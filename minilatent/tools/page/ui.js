@@ -41,11 +41,11 @@ function writeAddress() {
 
 /* Changes of single steps: "3-noise-1_5-mix-267x50-283x50" and back. */
 function edits() {
-  const found = {};
+  const found = {}, vocabulary = Math.min(...runs.map((run) => run.model.config.vocab_size));
   for (const part of state.e.split("_")) {
     const [n, kind, ...rest] = part.split("-");
     if (!/^\d+$/.test(n) || !["noise", "top", "swap", "mix"].includes(kind)) continue;
-    const parts = rest.map((r) => r.split("x").map(Number)).filter(([id, w]) => id >= 0 && id < 1e5 && w >= 0);
+    const parts = rest.map((r) => r.split("x").map(Number)).filter(([id, w]) => id >= 0 && id < vocabulary && w >= 0);
     if (kind !== "mix" || parts.length) found[n] = { kind, seed: +rest[0] || 1, parts };
   }
   return found;
@@ -118,8 +118,8 @@ function replacement(run, edit, n, step, donor) {
   if (edit.kind === "noise") return noise(step.own, edit.seed * 1000 + n);
   if (edit.kind === "top") return model.embed([likeliest(run, step)]);
   if (edit.kind === "swap") return donor.steps.length ? donor.steps[Math.min(n, donor.steps.length - 1)].feed : null;
-  const parts = edit.parts.filter(([id]) => id < run.tok.ranks.length + 5), total = parts.reduce((sum, p) => sum + p[1], 0) || 1;
-  return mix(model, parts.map((p) => p[0]), parts.map((p) => p[1] / total));
+  const total = edit.parts.reduce((sum, p) => sum + p[1], 0) || 1;
+  return mix(model, edit.parts.map((p) => p[0]), edit.parts.map((p) => p[1] / total));
 }
 
 /* Another question, with a chain as long where there is one. */
@@ -454,8 +454,10 @@ function showControls() {
   options("donor", data.questions.map((e, i) => [i, `${short(e.question)} (${e.answer})`]), now ? now.index : 0);
   const m = (run.parameters / 1e6).toFixed(2);
   $("size").textContent = `${m} million`;
-  const took = (result) => `${Math.round(result.time)} ms`;
-  $("time").textContent = now ? `in latents ${took(now.own)}` + (now.upper ? `, in words ${took(now.upper)}` : "") : "";
+  const took = (result, what) => (result ? [`in ${what} ${Math.round(result.time)} ms`] : []);
+  const latents = now && run !== words ? now.own : null, inWords = now && (now.upper || (run === words ? now.own : null));
+  $("time").textContent = [...took(latents, "latents"), ...took(inWords, "words")].join(", ");
+  $("announce").textContent = now ? `${run.title}: answer ${visibleText(now.lower.answer)}, ${now.lower.steps.length} steps` : "";
   const views = ["think", "attention", "masks"], view = views.includes(state.view) ? state.view : "think";
   for (const name of views) {
     $(name).hidden = name !== view;
@@ -591,7 +593,7 @@ function listen() {
   on("back", "click", () => set({ shown: String(Math.max(0, now.shown - 1)) }));
   on("next", "click", () => set({ shown: now.shown + 1 >= now.most ? "" : String(now.shown + 1) }));
   on("last", "click", () => set({ shown: "" }));
-  on("reset", "click", () => set({ e: "", all: "", cut: "", k: "", rest: "anew" }));
+  on("reset", "click", () => set({ e: "", all: "", cut: "", k: "", c: "", rest: "anew" }));
 
   on("lanes", "click", (event) => {
     const step = event.target.closest(".step");
@@ -643,7 +645,7 @@ function listen() {
   on("tour", "click", (event) => {
     const by = { "tour-back": -1, "tour-next": 1 }[event.target.id];
     if (by) visit(+state.tour, +state.stop + by);
-    if (event.target.id === "tour-end") set({ tour: "" });
+    if (event.target.id === "tour-end") set({ tour: "", stop: "1" });
   });
   addEventListener("hashchange", () => {
     readAddress();
