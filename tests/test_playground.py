@@ -242,6 +242,17 @@ def test_every_link_leads_to_a_lesson():
         assert head.startswith(f"# # {number} · {title}")
 
 
+@pytest.mark.parametrize("lesson", ["08_collapse.py", "12_what_latents_hold.py"])
+def test_a_lessons_links_are_states_that_the_page_knows(lesson):
+    text = (ROOT / "tutorials" / lesson).read_text(encoding="utf-8")
+    links = re.findall(r"\.\./playground/index\.html#([^)]*)\)", text)
+    script = (playground.PAGE / "ui.js").read_text(encoding="utf-8")
+    keys = re.findall(r"(\w+): ", re.search(r"const DEFAULTS = \{(.*?)\};", script, re.DOTALL)[1])
+    assert {"q", "model", "all", "cut"} <= set(keys) and len(links) == 2
+    for link in links:
+        assert {pair.partition("=")[0] for pair in link.split("&")} <= set(keys)
+
+
 def refused(folder, tmp_path) -> str:
     out = tmp_path / "page.html"
     with pytest.raises(UserError) as error:

@@ -248,7 +248,7 @@ function showLanes() {
   const below = { width: unit * r, count: 5, shown, fed, donor, forced: forced && now.changed };
   keepFocus(() => {
     const left = $("lanes").querySelector(".scroll")?.scrollLeft || 0;
-    $("lanes").innerHTML = `<div class="lanes scroll">${rows}${lane("L", run, lower, below)}</div>`;
+    $("lanes").innerHTML = `<div class="lanes scroll"><div class="score">${rows}${lane("L", run, lower, below)}</div></div>`;
     $("lanes").querySelector(".scroll").scrollLeft = left;
   });
   $("shown-out").textContent = shown === most ? "all steps" : `${shown} of ${most} steps`;
@@ -403,8 +403,7 @@ function showMasks() {
     return `<tr data-row="${i}"><th>${places[i]}</th><th scope="row"${mark(row)}><button type="button" id="row-${i}">${safe(row[0])}</button></th>${cells}</tr>`;
   });
   keepFocus(() => {
-    $("grid").innerHTML = `<table class="mask"><caption class="quiet">× may attend, · may not although it comes before</caption>
-      <thead><tr><th scope="col">position</th><th></th>${head}</tr></thead><tbody>${body.join("")}</tbody></table>`;
+    $("grid").innerHTML = `<table class="mask" aria-label="Who may attend to whom"><thead><tr><th scope="col">position</th><th></th>${head}</tr></thead><tbody>${body.join("")}</tbody></table>`;
   });
   const point = (i) => {
     document.querySelectorAll(".mask tr.now").forEach((tr) => tr.classList.remove("now"));
