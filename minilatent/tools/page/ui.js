@@ -232,7 +232,7 @@ function lane(letter, run, result, { width, count, shown, fed = {}, donor, force
   const told = ended ? `answer <b>${safe(answer)}</b>${safe(verdict(result.answer))}` : "…";
   const was = ended && fed && letter === "L" && now.changed && now.own.answer !== result.answer
     ? `<span class="quiet">before the change: ${safe(visibleText(now.own.answer))}</span>` : "";
-  return `<div class="lanehead"><h2>${safe(run.title)}</h2><span>#L ${Math.min(shown, n)}${ended ? "" : " so far"} ${what}</span>
+  return `<div class="lanehead"><h2>${safe(run.title)}</h2><span>#L ${Math.min(shown, n)}${what}${ended ? "" : " so far"}</span>
     <span class="answer">${told}</span>${was}<span class="quiet">line: entropy, 0 to ${full.toFixed(1)} nats</span></div>
     <div class="stave">${entropyLine(all.map((s) => s.entropy), width, full)}<ol class="steps">${items.join("")}</ol></div>`;
 }
@@ -242,7 +242,7 @@ const visibleText = (text) => strip(text).replace(/[\x00-\x1f\x7f-\x9f]/g, "�"
 function showLanes() {
   if (!now) return ($("lanes").innerHTML = "");
   const { run, upper, lower, fed, donor, cut } = now, r = run.method === "colar" ? now.speed : run.ratio;
-  const unit = Math.max(40, 80 / r), most = 1 + Math.max(upper ? upper.steps.length : 0, lower.steps.length);
+  const unit = run.method === "cot_sft" ? 40 : Math.max(40, 80 / r), most = 1 + Math.max(upper ? upper.steps.length : 0, lower.steps.length);
   const shown = clamp(state.shown, 0, most, most), forced = lower.steps.length >= cut || state.all !== "" || state.rest === "kept";
   const rows = upper ? lane("W", words, upper, { width: unit, count: 3, shown }) : "";
   const below = { width: unit * r, count: 5, shown, fed, donor, forced: forced && now.changed };
@@ -447,7 +447,7 @@ function showControls() {
   const own = now ? now.own.steps.length : run.max_chain, cut = Math.min(now ? now.cut : run.max_chain, own);
   $("cut").max = own;
   $("cut").value = cut;
-  $("cut-out").textContent = cut < own ? `${cut} of ${own}` : "its own end";
+  $("cut-out").textContent = cut < own ? `${cut} of ${own}` : "its own";
   $("all").value = state.all;
   $("rest").value = state.rest === "kept" ? "kept" : "anew";
   options("donor", data.questions.map((e, i) => [i, `${short(e.question)} (${e.answer})`]), now ? now.index : 0);
