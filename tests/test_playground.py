@@ -26,7 +26,7 @@ ODD = [
     "\ufeff x\u2003y\u0085z ",
     "a\n\tb",
 ]
-ODD += ["0007 .,.? >> << >>", "\x1c12\x1f", "zzzz Qqq"]
+ODD += ["0007 .,.? >> << >>", "<<12*3=36>> <<36%8=4>>", "\x1c12\x1f", "zzzz Qqq"]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_changes_reach_what_is_fed(engine, methods):
     assert changed["probs"][3] != whole["probs"][3]
 
 
-@pytest.mark.parametrize("shape", [{"n_kv_head": 1}, {"qk_norm": True, "hidden": 22}, {"rope_theta": 500.0}])
+@pytest.mark.parametrize("shape", [{"n_head": 4}, {"qk_norm": True, "hidden": 22}, {"rope_theta": 500.0}])
 def test_other_shapes_of_the_model_agree(engine, tok, shape):
     method = chatty(tok, "latent_sft")
     config = {**vars(method.model.config), "tied": True, "n_head": 2, "n_kv_head": 2, **shape}
@@ -132,6 +132,17 @@ def test_other_shapes_of_the_model_agree(engine, tok, shape):
     out = method.solve(["Ava has 12 apples."], max_chain=5)
     theirs = solve(engine, "other", "Ava has 12 apples.", "{cut: 5}")
     assert torch.allclose(torch.tensor(theirs["fed"]), out.latents[0], atol=1e-3)
+
+
+def test_a_chain_of_colar_has_a_latent_even_where_the_model_would_end_at_once(engine, tok):
+    method, question = small(tok, "colar"), "Ava has 12 apples."
+    with torch.no_grad():
+        hidden = method.model(torch.tensor([method.prompt(question)]))[0, -1]
+        method.model.embed.weight[tok.end_think] = 9 * hidden
+    put(engine, "eager", method)
+    out = method.solve([question])
+    assert out.chain[0, 0] == tok.end_think
+    assert solve(engine, "eager", question)["chain"] == out.chain[0].tolist()
 
 
 def test_texts_become_the_same_tokens_and_tokens_the_same_texts(engine, methods):
