@@ -165,6 +165,10 @@ assert results[0] > results[-3] + 0.3
 # 95 %<!-- results[0]:.0% -->, and with one too many 95 %<!-- results[1]:.0% -->. The answer is read from the
 # last latent.
 #
+# Try it on one question. The [playground](../playground/index.html#sel=L12), a file to open in a browser,
+# shows the chain of above; here it is
+# [closed three latents too early](../playground/index.html#sel=L9&cut=9).
+#
 # ## Exercises
 # 1. In `my_think`, feed the *embedding of the most likely token* instead of the superposition
 #    (`feed = model.embed.weight[token]`). Is the answer still correct? Lesson 12 does that for all questions.

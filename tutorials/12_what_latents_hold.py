@@ -234,6 +234,10 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 # answer comes from them. (Noise alone would be weak evidence: a model that never saw such input may break for
 # that reason. Swap feeds real latents, and the answer follows them.)
 #
+# The same for one question, in a browser: the playground with
+# [another question's latents](../playground/index.html#sel=L2&all=swap) and with
+# [another question's words](../playground/index.html#model=cot_sft&sel=L2&all=swap).
+#
 # ## Where the kinds of evidence disagree
 #
 # `top1` feeds one token per step, the most likely one, instead of the mixture:
