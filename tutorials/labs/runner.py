@@ -237,6 +237,7 @@ GENERIC = {
     "a tenth of a per cent too large": floating(lambda x: x * 1.001),
     "no gradient flows": on_tensors(lambda x: x.detach()),
     "single precision": on_tensors(lambda x: x.float() if x.dtype == torch.float64 else x),
+    "whole numbers as floats": on_tensors(lambda x: x.double() if x.dtype == torch.long else x),
     "every row is the first": on_tensors(
         lambda x: x[:1].expand_as(x).clone() if x.dim() and len(x) > 1 else x
     ),
@@ -282,7 +283,7 @@ def generic(function, name: str, changed: list):
 # ---------------------------------------------------------------- a problem in its own process
 
 
-def restrain(seconds: int) -> None:
+def restrain(seconds: int, trusted: bool) -> None:
     os.setsid()
     used = (
         int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -295,10 +296,11 @@ def restrain(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:  # an empty network namespace (Linux)
-        ctypes.CDLL(None).unshare(0x40000000 | 0x10000000)
-    except (OSError, AttributeError):
-        pass
+    if not trusted:
+        try:  # an empty network namespace (Linux)
+            ctypes.CDLL(None).unshare(0x40000000 | 0x10000000)
+        except (OSError, AttributeError):
+            pass
     import socket
 
     def refuse(*_, **__):
@@ -404,7 +406,7 @@ def run(
             if pid == 0:
                 try:
                     os.close(read)
-                    restrain(seconds)
+                    restrain(seconds, trusted)
                     found = judge(
                         job["lab"], job["problem"], job["source"], first_only, job.get("mistake"), trusted
                     )
@@ -433,18 +435,14 @@ def finish(fd: int, selector, active: dict) -> dict:
     selector.unregister(fd)
     os.close(fd)
     late = time.monotonic() > deadline
-    if not late:  # the pipe is closed: the process has ended, or pretends to
-        for _ in range(20):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
-            time.sleep(0.05)
-    if late or not ended:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+    until = time.monotonic() + (0 if late else 1)  # the pipe is closed: the process has ended, or pretends to
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.001)
+    try:
+        os.killpg(pid, signal.SIGKILL)  # with everything that it has started
+    except (ProcessLookupError, PermissionError):
+        pass
+    status = ended[1] if ended[0] else os.waitpid(pid, 0)[1]
     try:
         found = json.loads(bytes(data))
         if found.pop("word") == word:
