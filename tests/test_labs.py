@@ -128,7 +128,7 @@ ACCEPTED = {
     "byte order mark": "\ufeff",
     "main": "if __name__ == '__main__':\n    import sys\n    print(open(sys.argv[1]))\n",
     "names of builtins": "def f(type, input):\n    object = type\n    return object\n",
-    "torch.nn": "import torch.nn.functional as F\nfrom torch import nn\nX = F.relu, nn.functional.relu, nn.ReLU()\n",
+    "torch.nn": "import torch.nn.functional as F\nfrom torch import nn\nX = F.relu, nn.ReLU()\n",
 }
 SURROGATE = "def causal(kind):\n    raise ValueError('\\ud800 unpaired')\n"
 SUMS = (

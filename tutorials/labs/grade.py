@@ -131,7 +131,7 @@ def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
                     and not problems[other]["points"]
                     and calls(sources, lab, problem, other)
                 ):
-                    why += f" (calls {other}: make {lab[3]}.{number} pass first)"
+                    why = f"it calls {other}, so make {lab[3]}.{number} pass first; {why}"
             problems[problem] = {"points": points if solved else 0, "of": points, "why": why, "tests": tests}
         out["labs"][lab] = {
             "points": sum(p["points"] for p in problems.values()),

@@ -198,9 +198,9 @@ def tests_of(lab: str):
         module = sys.modules[name] = types.ModuleType(name)
         module.__file__ = str(path)
         rewrite_asserts(tree := ast.parse(source), source, str(path))  # messages with values, as in pytest
+        remember(str(path), source.decode())
         exec(compile(tree, str(path), "exec"), module.__dict__)
     module = sys.modules[name]
-    linecache.getlines(module.__file__)  # messages quote it when no file can be opened any more
     found = {}
     for problem in module.POINTS:
         cls = getattr(module, f"Test_{problem}")
@@ -225,9 +225,14 @@ def tests_of(lab: str):
 def module_from(source: str, name: str) -> types.ModuleType:
     module, file = types.ModuleType(name), f"{name}.py"
     module.__dict__["__builtins__"] = {**BUILTINS, "__import__": builtins.__import__}
-    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # for messages
+    remember(file, source)
     exec(compile(parsed(source), file, "exec"), module.__dict__)
     return module
+
+
+def remember(file: str, source: str) -> None:
+    """Messages quote its lines, also when no file can be opened any more."""
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
 
 
 def described(error: BaseException) -> str:
