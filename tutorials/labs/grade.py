@@ -7,9 +7,12 @@ file, never those in the folder. Works offline; the answers run in separate proc
 """
 
 import argparse
+import ast
+import importlib.util
 import json
 import os
 import re
+import site
 import stat
 import subprocess
 import sys
@@ -33,6 +36,10 @@ class Parser(argparse.ArgumentParser):
 def run(main) -> None:
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except Bad as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -55,29 +62,51 @@ def points_of(lab: str) -> dict[str, int]:
     return {name: int(points) for name, points in re.findall(r'"(\w+)":\s*(\d+)', inside)}
 
 
-def answers(folder: Path) -> dict[str, str]:
-    """The source of each lab's answers in the folder."""
+def answers(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The source of each lab's answers in the folder, and why there is none."""
     if not folder.is_dir():
         raise Bad(f"{folder} is not a folder")
-    found = {}
+    found, missing = {}, {}
     for lab in LABS:
         name = lab.split("_")[0]
+        missing[lab] = "not handed in"
         for path in (folder / lab / f"{name}.py", folder / f"{name}.py"):
             try:
-                if stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
+                if path.resolve() != folder.resolve() / path.relative_to(folder) or is_solution(path, lab):
+                    missing[lab] = f"{path.name} is a link: hand in the file itself"
+                elif stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
                     with open(path, "rb") as file:
-                        found[lab] = file.read(1_000_000).decode("utf-8", "replace")
+                        found[lab] = decoded(file.read(1_000_000))
                     break
             except OSError:
                 continue
+        like = re.compile(rf"{name}\b.*\.py", re.IGNORECASE)
+        beside = [p.name for at in (folder / lab, folder) if at.is_dir() for p in sorted(at.iterdir())]
+        if other := [repr(n) for n in beside if like.fullmatch(n) and n != f"{name}.py"]:
+            missing[lab] += f"; {', '.join(other)} should be called {name}.py"
     if not found:
-        raise Bad(f"{folder} contains none of {', '.join(lab.split('_')[0] + '.py' for lab in LABS)}")
-    return found
+        hints = "; ".join(why for why in missing.values() if why != "not handed in")
+        names = ", ".join(lab.split("_")[0] + ".py" for lab in LABS)
+        raise Bad(f"{folder} contains none of {names}" + (f" ({hints})" if hints else ""))
+    return found, missing
+
+
+def is_solution(path: Path, lab: str) -> bool:
+    solution = HERE / lab / "solution.py"
+    return path.exists() and solution.exists() and path.samefile(solution)
+
+
+def decoded(data: bytes) -> str:
+    """A source as Python reads it: a byte order mark or a coding line names its encoding."""
+    try:
+        return importlib.util.decode_source(data)
+    except (SyntaxError, UnicodeDecodeError):
+        return data.decode("utf-8", "replace")
 
 
 def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
     """{"seed", "points", "of", "labs": {lab: {"points", "of", "problems": {problem: {..}}}}}"""
-    sources = answers(folder)
+    sources, missing = answers(folder)
     jobs = [
         {"lab": lab, "problem": problem, "source": source}
         for lab, source in sources.items()
@@ -94,7 +123,15 @@ def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
                 solved = bool(tests) and not any(t["wrong"] for t in tests) and not result.get("why")
                 why = result.get("why") or next((t["wrong"] for t in tests if t["wrong"]), None)
             else:
-                tests, solved, why = [], False, "not handed in"
+                tests, solved, why = [], False, missing[lab]
+            for number, other in enumerate(problems, 1):  # an earlier problem that this one calls
+                if (
+                    why
+                    and not solved
+                    and not problems[other]["points"]
+                    and calls(sources, lab, problem, other)
+                ):
+                    why = f"it calls {other}, so make {lab[3]}.{number} pass first; {why}"
             problems[problem] = {"points": points if solved else 0, "of": points, "why": why, "tests": tests}
         out["labs"][lab] = {
             "points": sum(p["points"] for p in problems.values()),
@@ -103,6 +140,16 @@ def grade(folder: Path, seed: int = 0, seconds: int = 20) -> dict:
         }
     out["points"], out["of"] = (sum(lab[key] for lab in out["labs"].values()) for key in ("points", "of"))
     return out
+
+
+def calls(sources: dict[str, str], lab: str, problem: str, other: str) -> bool:
+    """Whether the answer to a problem names another one."""
+    try:
+        body = ast.parse(sources.get(lab, "")).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    mine = [n for n in body if isinstance(n, ast.FunctionDef) and n.name == problem]
+    return any(isinstance(n, ast.Name) and n.id == other for f in mine for n in ast.walk(f))
 
 
 def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
@@ -117,9 +164,12 @@ def run_apart(jobs: list[dict], seed: int, seconds: int) -> list[dict]:
             "MINILATENT_LAB_SEED": str(seed),
             "PYTHONHASHSEED": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
+            # PyTorch may be installed for this user only, or be on the path of this shell
+            "PYTHONUSERBASE": site.getuserbase(),
+            "PYTHONPATH": os.pathsep.join(
+                os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p
+            ),
         }
-        if "SYSTEMROOT" in os.environ:
-            environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
         limit = 120 + 4 * seconds * len(jobs)
         try:
             done = subprocess.run(
@@ -194,7 +244,7 @@ def main_with(given: argparse.Namespace) -> int:
     ):
         if path:
             try:
-                path.write_text(text, encoding="utf-8")
+                path.write_text(text, encoding="utf-8", errors="replace")  # messages may hold lone surrogates
             except OSError as error:
                 raise Bad(f"{path}: {error.strerror}") from None
     for lab, found in result["labs"].items():

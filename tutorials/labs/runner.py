@@ -1,9 +1,10 @@
 """Runs a lab's tests on a student's source, each problem in its own restricted process.
 
-A process is forked from one that has loaded PyTorch and the tests but no student code. It may not write
-files, exceed its memory and time, or reach the network (where the system supports this); its output is
-discarded. It returns its results through a pipe, with a secret word that only both processes know. After a
-pass, the tests are run on a wrong answer: if they pass that, the student's file has changed them.
+A process is forked from one that has loaded PyTorch and the tests but no student code. It can open no file
+and no socket, and not exceed its memory and time; its output is discarded. It returns its results through a
+pipe, with a secret word that only both processes know, and is then killed with all that it has started. The
+source is read before: it may use only what is listed here. After a pass, the tests are run on a wrong answer:
+if they pass that, the student's file has changed them.
 
     python runner.py < JOBS.json > RESULTS.json
 
@@ -11,13 +12,16 @@ grade.py starts it; jobs: [{"lab", "source", "problem"}, ..].
 """
 
 import ast
+import builtins
+import collections.abc
 import ctypes
 import dataclasses
-import importlib
 import itertools
 import json
+import linecache
 import math
 import os
+import re
 import resource
 import secrets
 import selectors
@@ -29,86 +33,76 @@ import types
 from pathlib import Path
 
 import torch
+from _pytest.assertion.rewrite import rewrite_asserts
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 SECONDS, MEGABYTES, LARGEST = 20, 2000, 200_000  # limits: CPU seconds, memory, characters of a source
 NO_MEMORY = f"exceeded its memory of {MEGABYTES} MB"
-ALLOWED = {
-    "torch",
-    "torch.nn",
-    "torch.nn.functional",
-    "torch.nn.utils.rnn",
-    "torch.distributions",
-    "math",
-    "typing",
-    "dataclasses",
-    "functools",
-    "itertools",
-    "collections",
-    "collections.abc",
-    "__future__",
-    "toy",
-}
-FORBIDDEN_NAMES = {
-    "eval",
-    "exec",
-    "compile",
-    "open",
-    "input",
-    "globals",
-    "locals",
-    "vars",
-    "getattr",
-    "setattr",
-    "delattr",
-    "breakpoint",
-    "exit",
-    "quit",
-    "object",
-    "type",
-}
-FORBIDDEN_ATTRIBUTES = {
-    "os",
-    "sys",
-    "builtins",
-    "inspect",
-    "importlib",
-    "subprocess",
-    "ctypes",
-    "socket",
-    "shutil",
-    "pathlib",
-    "testing",
-    "hub",
-    "load",
-    "save",
-    "multiprocessing",
-    "package",
-    "serialization",
-    "library",
-    "overrides",
-    "modules",
-    "gc",
-    "types",
-    "threading",
-    "warnings",
-    "traceback",
-    "io",
-    "signal",
-    "jit",
-    "classes",
-    "ops",
-    "compile",
-    "set_default_dtype",
-    "set_default_device",
-    "from_file",
-    "fromfile",
-    "tofile",
-}
 
 
 # ---------------------------------------------------------------- which sources are accepted
+# Only what is listed here: kinds of syntax, builtins, names of modules, attributes. A list of what is
+# forbidden would never be complete.
+
+SYNTAX = """
+    Module Expr Assign AugAssign AnnAssign NamedExpr Delete FunctionDef Lambda arguments arg Return Yield
+    YieldFrom Call keyword Name Attribute Subscript Slice Starred Constant JoinedStr FormattedValue List Tuple
+    Dict Set ListComp SetComp DictComp GeneratorExp comprehension IfExp BinOp UnaryOp BoolOp Compare If For
+    While Break Continue Pass Assert Raise Try ExceptHandler With withitem Import ImportFrom alias Nonlocal
+    Global operator unaryop boolop cmpop expr_context"""
+SYNTAX = tuple(getattr(ast, name) for name in SYNTAX.split())
+WORDS = {"ClassDef": "class", "AsyncFunctionDef": "async", "Match": "match"}
+BUILTINS = """
+    abs all any bool callable chr complex dict divmod enumerate filter float format frozenset hash int
+    isinstance iter len list map max min next ord pow print range repr reversed round set slice sorted str sum
+    tuple zip Ellipsis NotImplemented"""
+BUILTINS = {name: getattr(builtins, name) for name in BUILTINS.split()} | {
+    name: x for name, x in vars(builtins).items() if isinstance(x, type) and issubclass(x, Exception)
+}
+NAMES = {  # of each module that may be imported
+    "torch": {name for name in dir(torch._C._VariableFunctions) if name != "from_file"}
+    | {name for name, x in vars(torch).items() if isinstance(x, torch.dtype)}
+    | {*torch.functional.__all__, *"Tensor LongTensor BoolTensor Generator Size device finfo iinfo".split()}
+    | {*"no_grad enable_grad is_tensor is_floating_point get_default_dtype inf nan pi e".split()},
+    "torch.nn": {
+        n for n, x in vars(torch.nn).items() if getattr(x, "__module__", "").startswith("torch.nn.m")
+    },
+    "torch.nn.functional": {
+        name
+        for name, x in vars(torch.nn.functional).items()
+        if type(x) is types.BuiltinFunctionType or getattr(x, "__module__", "") == "torch.nn.functional"
+    },
+    "torch.nn.utils.rnn": {"pad_sequence", "unpad_sequence"},
+    "torch.special": set(torch.special.__all__),
+    "torch.linalg": {n for n, x in vars(torch.linalg).items() if type(x) is types.BuiltinFunctionType},
+    "torch.distributions": {*torch.distributions.__all__} - {"register_kl", "transforms", "constraints"},
+    "math": set(dir(math)),
+    "itertools": set(dir(itertools)),
+    "functools": {"partial", "reduce", "cache", "lru_cache", "cmp_to_key"},
+    "collections": {"Counter", "OrderedDict", "defaultdict", "deque"},
+    "collections.abc": set(dir(collections.abc)),
+    "typing": {*"Any Callable Iterable Iterator List Dict Tuple Set Literal Optional Sequence Union".split()},
+    "__future__": {"annotations"},
+    "toy": {"Toy", "superpose", "naive_decode"},
+}
+ATTRIBUTES = {
+    name
+    for kind in (Tensor, torch.Generator, torch.Size, torch.finfo, str, int, float, list, tuple, dict, set)
+    + (frozenset, range, slice, collections.Counter, collections.defaultdict, collections.deque, torch.dtype)
+    for name in dir(kind)
+} - {"format", "format_map", "register_hook", "register_post_accumulate_grad_hook"}
+ATTRIBUTES |= {
+    *"values indices counts args layers table logits log_prob entropy probs loc scale rsample".split()
+}
+
+
+def parsed(source: str) -> ast.Module:
+    """The syntax tree without what runs only when the file is started by itself."""
+    tree = ast.parse(source.removeprefix("\ufeff"))
+    main = ("__name__ == '__main__'", "'__main__' == __name__")
+    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) in main)]
+    return tree
 
 
 def objection(source: str) -> str | None:
@@ -116,31 +110,73 @@ def objection(source: str) -> str | None:
     if len(source) > LARGEST:
         return f"the file is longer than {LARGEST} characters"
     try:
-        tree = ast.parse(source)
+        tree = parsed(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"not Python: {error}"
+    modules, own = {}, set()  # local name -> module; names that the file itself gives to something
     for node in ast.walk(tree):
-        line = f"line {getattr(node, 'lineno', '?')}: "
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name not in ALLOWED:
-                    return f"{line}import {alias.name} is not allowed in graded code"
+                whole = alias.name if alias.asname else alias.name.split(".")[0]
+                modules[alias.asname or whole] = whole
         elif isinstance(node, ast.ImportFrom):
-            if node.level or node.module not in ALLOWED:
-                module = "." * node.level + (node.module or "")
-                return f"{line}from {module} import .. is not allowed in graded code"
             for alias in node.names:
-                if alias.name in FORBIDDEN_ATTRIBUTES or alias.name.startswith("_") or alias.name == "*":
-                    return f"{line}importing {alias.name} is not allowed in graded code"
-        elif isinstance(node, ast.Name) and (node.id in FORBIDDEN_NAMES or node.id.startswith("__")):
-            return f"{line}{node.id} is not allowed in graded code"
-        elif isinstance(node, ast.Attribute):
-            if node.attr in FORBIDDEN_ATTRIBUTES or node.attr.startswith("_") and node.attr != "__init__":
-                return f"{line}.{node.attr} is not allowed in graded code"
-            if not isinstance(node.ctx, ast.Load) and not (
-                isinstance(node.value, ast.Name) and node.value.id == "self"
-            ):
-                return f"{line}setting .{node.attr} of something is not allowed in graded code"
+                name, whole = alias.asname or alias.name, f"{node.module}.{alias.name}"
+                if whole in NAMES:
+                    modules[name] = whole
+                else:
+                    own.add(name)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            own.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ExceptHandler)):
+            own.add(node.name)
+        elif isinstance(node, ast.arg):
+            own.add(node.arg)
+    for node in ast.walk(tree):
+        if wrong := refused(node, modules, own):
+            return f"line {getattr(node, 'lineno', '?')}: {wrong} is not allowed in graded code"
+        if isinstance(node, ast.Attribute):
+            node.value.has_dot = True
+    return None
+
+
+def refused(node: ast.AST, modules: dict[str, str], own: set[str]) -> str | None:
+    """What in this node is not allowed."""
+    if not isinstance(node, SYNTAX):
+        return WORDS.get(type(node).__name__, type(node).__name__)
+    if isinstance(node, ast.Import):
+        return next((f"import {alias.name}" for alias in node.names if alias.name not in NAMES), None)
+    if isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            known = NAMES.get(node.module, ()) if not node.level else ()
+            if alias.name[0] == "_" or alias.name not in known and f"{node.module}.{alias.name}" not in NAMES:
+                return f"from {'.' * node.level}{node.module or ''} import {alias.name}"
+    if isinstance(node, ast.Name):
+        if node.id in modules and not hasattr(node, "has_dot"):  # a module is good for its names only
+            return f"{node.id} by itself"
+        special = node.id.startswith("__") and node.id not in ("__name__", "__all__", "__doc__")
+        builtin = hasattr(builtins, node.id) and node.id not in BUILTINS and node.id not in own
+        return node.id if special or builtin else None
+    if isinstance(node, ast.Attribute):
+        if not isinstance(node.ctx, ast.Load):
+            return f"setting .{node.attr} of something"
+        module = module_of(node.value, modules)
+        known = NAMES[module] if module in NAMES else ATTRIBUTES
+        if node.attr[0] == "_" or node.attr not in known and f"{module}.{node.attr}" not in PACKAGES:
+            return f"{module or ''}.{node.attr}"
+    return None
+
+
+PACKAGES = {".".join(name.split(".")[:n]) for name in NAMES for n in range(1, name.count(".") + 2)}
+
+
+def module_of(node: ast.AST, modules: dict[str, str]) -> str | None:
+    """The module that a chain of names stands for, like torch.nn or F."""
+    if isinstance(node, ast.Name):
+        return modules.get(node.id)
+    if isinstance(node, ast.Attribute):
+        whole = f"{module_of(node.value, modules)}.{node.attr}"
+        return whole if whole in PACKAGES else None
     return None
 
 
@@ -155,7 +191,16 @@ def tests_of(lab: str):
         if path not in sys.path:
             sys.path.insert(0, path)
     os.environ["MINILATENT_LAB_MODULE"] = "none"
-    module = importlib.import_module(f"test_{lab.split('_')[0]}")
+    name = f"test_{lab.split('_')[0]}"
+    if name not in sys.modules:
+        path = folder / f"{name}.py"
+        source = path.read_bytes()
+        module = sys.modules[name] = types.ModuleType(name)
+        module.__file__ = str(path)
+        rewrite_asserts(tree := ast.parse(source), source, str(path))  # messages with values, as in pytest
+        remember(str(path), source.decode())
+        exec(compile(tree, str(path), "exec"), module.__dict__)
+    module = sys.modules[name]
     found = {}
     for problem in module.POINTS:
         cls = getattr(module, f"Test_{problem}")
@@ -178,14 +223,33 @@ def tests_of(lab: str):
 
 
 def module_from(source: str, name: str) -> types.ModuleType:
-    module = types.ModuleType(name)
-    sys.modules[name] = module  # dataclasses look it up there
-    exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    module, file = types.ModuleType(name), f"{name}.py"
+    module.__dict__["__builtins__"] = {**BUILTINS, "__import__": builtins.__import__}
+    remember(file, source)
+    exec(compile(parsed(source), file, "exec"), module.__dict__)
     return module
 
 
+def remember(file: str, source: str) -> None:
+    """Messages quote its lines, also when no file can be opened any more."""
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
+
+
+def described(error: BaseException) -> str:
+    """An error and where it came from: the line of the answer that raised it, else the test's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f for f in frames if re.fullmatch(r"lab\d\.py", f.filename)]
+    tests = [f for f in frames if Path(f.filename).name.startswith("test_")]
+    where = f" [{tests[-1].line}]" if tests else ""
+    if mine and not isinstance(error, AssertionError):
+        where = f" [line {mine[-1].lineno}: {mine[-1].line}]"
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, AssertionError) and text else f"{type(error).__name__}: "
+    return f"{kind}{text}{where}"[:400].encode("utf-8", "replace").decode()  # no lone surrogates
+
+
 def run_test(function) -> str | None:
-    """None if the test passes, else what went wrong and on which line of the test."""
+    """None if the test passes, else what went wrong and on which line."""
     try:
         function()
         return None
@@ -194,14 +258,7 @@ def run_test(function) -> str | None:
             return "not written yet"
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             return NO_MEMORY
-        frames = [
-            f
-            for f in traceback.extract_tb(error.__traceback__)
-            if Path(f.filename).name.startswith(("test_", "lab"))
-        ]
-        where = f" [{frames[-1].line}]" if frames else ""
-        text = " ".join(str(error).split())
-        return f"{type(error).__name__}: {text}{where}"[:400]
+        return described(error)
 
 
 # ---------------------------------------------------------------- mistakes that fit every problem
@@ -237,6 +294,7 @@ GENERIC = {
     "a tenth of a per cent too large": floating(lambda x: x * 1.001),
     "no gradient flows": on_tensors(lambda x: x.detach()),
     "single precision": on_tensors(lambda x: x.float() if x.dtype == torch.float64 else x),
+    "whole numbers as floats": on_tensors(lambda x: x.double() if x.dtype == torch.long else x),
     "every row is the first": on_tensors(
         lambda x: x[:1].expand_as(x).clone() if x.dim() and len(x) > 1 else x
     ),
@@ -282,76 +340,38 @@ def generic(function, name: str, changed: list):
 # ---------------------------------------------------------------- a problem in its own process
 
 
-def restrain(seconds: int) -> None:
-    os.setsid()
-    used = (
-        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        if Path("/proc/self/statm").exists()
-        else None
-    )
-    if used:
+def restrain(seconds: int, trusted: bool) -> None:
+    """No open files, no network, little time and memory. What the system does not support is left out."""
+    os.setsid()  # the group is killed as a whole
+    if (size := Path("/proc/self/statm")).exists():
+        used = int(size.read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:  # an empty network namespace (Linux)
-        ctypes.CDLL(None).unshare(0x40000000 | 0x10000000)
-    except (OSError, AttributeError):
-        pass
-    import socket
-
-    def refuse(*_, **__):
-        raise OSError("no network in a lab")
-
-    socket.socket = socket.create_connection = socket.getaddrinfo = refuse
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
-
-
-def intact() -> list:
-    """The functions that the tests rely on."""
-    import builtins
-
-    import labkit
-
-    return [
-        torch.testing.assert_close,
-        torch.equal,
-        torch.allclose,
-        torch.get_rng_state,
-        Tensor.__eq__,
-        Tensor.tolist,
-        Tensor.item,
-        Tensor.all,
-        Tensor.any,
-        labkit.close,
-        labkit.randn,
-        labkit.Checked.__getattr__,
-        run_test,
-        json.dumps,
-        os.write,
-        builtins.all,
-        builtins.any,
-        builtins.abs,
-        builtins.len,
-        builtins.zip,
-        builtins.range,
-        builtins.isinstance,
-        math.isclose,
-    ]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # no file, no socket, no pipe from here on
+    try:
+        libc = ctypes.CDLL(None)
+        libc.prctl(1, signal.SIGKILL)  # it dies with the grader (Linux)
+        if not trusted:
+            libc.unshare(
+                0x40000000 | 0x10000000
+            )  # an empty network, and the right to change the root (Linux)
+            os.chroot(".")  # the empty folder that the grader was started in
+    except (OSError, AttributeError):
+        pass
 
 
 def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | None, trusted: bool) -> dict:
     """The results of a problem's tests. Runs in the child process."""
     test_module, found = tests_of(lab)
-    tools, results, changed = intact(), [], []
+    results, changed = [], []
     try:
         module = module_from(source, lab.split("_")[0])
     except BaseException as error:
-        text = " ".join(str(error).split())
-        return {"why": f"the file cannot be imported: {type(error).__name__}: {text}"[:400], "tests": []}
+        return {"why": f"the file cannot be imported: {described(error)}", "tests": []}
     checked = test_module.lab
     checked.module = module
     function = module.__dict__.get(problem)
@@ -377,8 +397,6 @@ def judge(lab: str, problem: str, source: str, first_only: bool, mistake: str | 
                     "why": "the tests no longer catch a wrong answer: the file has changed them",
                     "tests": [],
                 }
-        if any(a is not b for a, b in zip(tools, intact())):
-            return {"why": "the file has changed what the tests use", "tests": []}
     return out
 
 
@@ -392,7 +410,8 @@ def run(
     """The result of each job {"lab", "problem", "source"[, "mistake"]}, in order."""
     for lab in {job["lab"] for job in jobs}:
         tests_of(lab)  # imported once, before forking
-    torch.testing.assert_close(torch.ones(1), torch.ones(1))  # its imports take half a second
+    # What is imported at its first use is imported now, once: later no file can be opened.
+    torch.testing.assert_close(torch.ones(2, 2) @ torch.ones(2, 2), torch.full((2, 2), 2.0))
     results, waiting, active = [None] * len(jobs), list(enumerate(jobs)), {}
     selector = selectors.DefaultSelector()
     while waiting or active:
@@ -404,7 +423,7 @@ def run(
             if pid == 0:
                 try:
                     os.close(read)
-                    restrain(seconds)
+                    restrain(seconds, trusted)
                     found = judge(
                         job["lab"], job["problem"], job["source"], first_only, job.get("mistake"), trusted
                     )
@@ -433,18 +452,14 @@ def finish(fd: int, selector, active: dict) -> dict:
     selector.unregister(fd)
     os.close(fd)
     late = time.monotonic() > deadline
-    if not late:  # the pipe is closed: the process has ended, or pretends to
-        for _ in range(20):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
-            time.sleep(0.05)
-    if late or not ended:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+    until = time.monotonic() + (0 if late else 1)  # the pipe is closed: the process has ended, or pretends to
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.001)
+    try:
+        os.killpg(pid, signal.SIGKILL)  # with everything that it has started
+    except (ProcessLookupError, PermissionError):
+        pass
+    status = ended[1] if ended[0] else os.waitpid(pid, 0)[1]
     try:
         found = json.loads(bytes(data))
         if found.pop("word") == word:

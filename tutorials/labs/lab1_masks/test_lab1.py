@@ -17,8 +17,10 @@ POINTS = {
 }
 PAD, PREFIX, LATENT, TEXT, TAIL = -1, 0, 1, 2, 3
 
-# prefix, lengths of the segments S_1 .. S_N, tail. N = 0, one-token segments, a shorter last one.
-SHAPES = [(3, [2, 2, 2], 3), (2, [3, 3, 1], 2), (1, [], 4), (4, [1, 1, 1, 1], 1), (2, [4], 2)]
+# prefix, lengths of the segments S_1 .. S_N, tail. N = 0, one-token segments, a shorter last one, and a row
+# that is longer than any window.
+LONG = (2, [3, 20, 1, 9, *[1] * 9], 5)
+SHAPES = [(3, [2, 2, 2], 3), (2, [3, 3, 1], 2), (1, [], 4), (4, [1, 1, 1, 1], 1), (2, [4], 2), LONG]
 
 
 def decoder_row(prefix, segments, tail):
@@ -58,14 +60,19 @@ def tensors(rows, extra=0):
 def check_mask(mask, rows, may_attend):
     """Check every entry against a rule for pairs of real positions; padding attends only to itself."""
     T = mask.shape[1]
-    assert mask.dtype == torch.bool and mask.shape == (len(rows), T, T)
-    mask = mask.tolist()
+    assert mask.dtype == torch.bool, f"a mask is bool, got {mask.dtype}"
+    assert mask.shape == (len(rows), T, T), f"expected shape {(len(rows), T, T)}, got {tuple(mask.shape)}"
+    expected = torch.eye(T, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding
     for b, row in enumerate(rows):
-        for i in range(T):
-            for j in range(T):
-                padded = i >= len(row) or j >= len(row)
-                expected = i == j if padded else j <= i and may_attend(row, i, j)
-                assert mask[b][i][j] == expected, f"row {b}: may {i} attend to {j}? It should be {expected}"
+        for i in range(len(row)):
+            expected[b, i, : i + 1] = torch.tensor([may_attend(row, i, j) for j in range(i + 1)])
+    for b, i, j in (mask != expected).nonzero().tolist()[:1]:
+        kinds = ["PREFIX", "LATENT", "TEXT", "TAIL", "PAD"]  # PAD is -1
+        what = [f"{kinds[k]} of block {n}" for k, n in rows[b] + [(PAD, PAD)] * (T - len(rows[b]))]
+        raise AssertionError(
+            f"row {b}: may position {i} ({what[i]}) attend to position {j} ({what[j]})? "
+            f"expected {bool(expected[b, i, j])}, got {bool(mask[b, i, j])}"
+        )
 
 
 class Test_decoder_layout:
@@ -88,8 +95,12 @@ class Test_decoder_layout:
     def test_the_rest_of_the_width_is_padding(self):
         assert lab.decoder_layout(1, 2, 1, 1, 7) == ([0, 1, 2, 1, 3, -1, -1], [0, 1, 1, 2, 0, -1, -1])
 
-    @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5])
-    @pytest.mark.parametrize("chain", [1, 4, 5, 9])
+    def test_without_a_question_or_without_a_tail_there_is_none(self):
+        assert lab.decoder_layout(0, 1, 2, 2, 3) == ([1, 3, 3], [1, 0, 0])
+        assert lab.decoder_layout(1, 1, 2, 0, 2) == ([0, 1], [0, 1])
+
+    @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 9])
+    @pytest.mark.parametrize("chain", [1, 4, 5, 9, 23])
     def test_every_length_and_ratio_against_rows_built_piece_by_piece(self, ratio, chain):
         segments = [len(range(chain)[at : at + ratio]) for at in range(0, chain, ratio)]
         row = decoder_row(2, segments, 3)
@@ -312,6 +323,14 @@ class Test_attend:
         for grad in (q.grad, k.grad, v.grad):
             assert grad is not None and (grad[:, :2] != 0).all(), "q, k and v must each have a gradient"
         assert (v.grad[:, 2] == 0).all() and (k.grad[:, 2] == 0).all()
+
+    def test_a_hidden_key_stays_hidden_where_all_other_scores_are_very_low(self):
+        """No number means "never": -1e9 would win here."""
+        q = torch.full((1, 1, 1), 1e6, dtype=torch.float64)
+        k = torch.tensor([[[-1e6], [0.0], [-1e6]]], dtype=torch.float64)  # scores -1e12, 0, -1e12
+        v = torch.tensor([[[1.0], [100.0], [3.0]]], dtype=torch.float64)
+        mask = torch.tensor([[[True, False, True]]])
+        close(lab.attend(q, k, v, mask), torch.tensor([[[2.0]]], dtype=torch.float64))
 
     def test_large_scores_do_not_overflow(self):
         q = torch.full((1, 1, 4), 200.0, dtype=torch.float64)

@@ -77,13 +77,8 @@ MUTANTS = [
         "scale * (-torch.log(-torch.log(u))).clamp(-1.5, 3)",
     ),
     ("gumbel", "normal noise", "torch.log(-torch.log(u))", "torch.special.ndtri(u)"),
-    ("gumbel", "added to the probabilities, not to their logarithms", "probs.log()", "probs"),
-    (
-        "gumbel",
-        "τ divides the logarithms only",
-        "((probs.log() + noise) / tau)",
-        "(probs.log() / tau + noise)",
-    ),
+    ("gumbel", "added to the probabilities, not to their logarithms", "((log + noise)", "((probs + noise)"),
+    ("gumbel", "τ divides the logarithms only", "((log + noise) / tau)", "(log / tau + noise)"),
     ("gumbel", "times τ", "/ tau", "* tau"),
     ("gumbel", "softmax over the first dimension", ".softmax(-1)", ".softmax(0)"),
     (
@@ -92,13 +87,13 @@ MUTANTS = [
         "torch.rand(probs.shape, generator=generator, dtype=probs.dtype)",
         "torch.rand(probs.shape[-1:], generator=generator, dtype=probs.dtype)",
     ),
-    ("gumbel", "an ε brings zeros back", "probs.log()", "(probs + 1e-6).log()"),
+    ("gumbel", "an ε brings zeros back", "((log + noise)", "(((probs + 1e-6).log() + noise)"),
     ("gumbel", "not normalised", ".softmax(-1)", ".exp()"),
     (
         "sparse_kl",
         "the wrong direction",
-        "(torch.special.xlogy(probs, probs) - probs * log_q).sum(-1)",
-        "(log_q.exp() * (log_q - probs.clamp(min=1e-30).log())).sum(-1)",
+        "(torch.special.xlogy(probs, probs) - probs * log_q)",
+        "(log_q.exp() * (log_q - probs.clamp(min=1e-30).log()))",
     ),
     (
         "sparse_kl",
@@ -114,8 +109,8 @@ MUTANTS = [
     ),
     ("sparse_kl", "softmax over the positions", "log_softmax(-1)", "log_softmax(0)"),
     ("sparse_kl", "logits instead of log-probabilities", ".log_softmax(-1)", ""),
-    ("sparse_kl", "sum over positions", ".sum(-1).mean()", ".sum()"),
-    ("sparse_kl", "mean over the entries, too", ".sum(-1).mean()", ".mean()"),
+    ("sparse_kl", "sum over positions", " / max(1, len(ids))", ""),
+    ("sparse_kl", "mean over the entries, too", "len(ids)", "ids.numel()"),
     ("sparse_kl", "minus", "return ", "return -1 * "),
     (
         "sparse_kl",
@@ -146,8 +141,8 @@ MUTANTS = [
     (
         "segment_cross_entropy",
         "mean over all tokens (the release)",
-        "return (total / count.clamp(min=1)).sum() / (count > 0).sum()",
-        "return nll.mean()",
+        "return (total / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)",
+        "return nll.sum() / max(1, len(nll))",
     ),
     ("segment_cross_entropy", "labels not shifted", "ids[:, 1:][labelled]", "ids[:, :-1][labelled]"),
     ("segment_cross_entropy", "logits not shifted", "logits[:, :-1][labelled]", "logits[:, 1:][labelled]"),
@@ -198,14 +193,14 @@ return (total / count.clamp(min=1)).sum() / (count > 0).sum()""",
         "0 * torch.arange(B)[:, None]",
     ),
     ("segment_cross_entropy", "the block of the position before", "block[:, 1:]", "block[:, :-1]"),
-    ("segment_cross_entropy", "empty blocks count", "(count > 0).sum()", "len(count)"),
+    ("segment_cross_entropy", "empty blocks count", "(count > 0).sum().clamp(min=1)", "max(1, len(count))"),
     (
         "segment_cross_entropy",
         "averaged by row first",
-        "return (total / count.clamp(min=1)).sum() / (count > 0).sum()",
+        "return (total / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)",
         """\
 each, some = (total / count.clamp(min=1)).view(B, groups).sum(1), (count > 0).view(B, groups).sum(1)
-    return (each / some).mean()""",
+    return (each / some.clamp(min=1)).mean()""",
     ),
     ("segment_cross_entropy", "sums of blocks, not means", "total / count.clamp(min=1)", "total"),
     ("segment_cross_entropy", "count + 1", "count.clamp(min=1)", "(count + 1)"),
@@ -257,12 +252,12 @@ each, some = (total / count.clamp(min=1)).view(B, groups).sum(1), (count > 0).vi
     ("autonomous_loss", "β is ignored", "- ce_weight *", "-"),
     ("autonomous_loss", "λ is ignored", "kl_weight * kl", "kl"),
     ("autonomous_loss", "the cross-entropy's sign", "- ce_weight", "+ ce_weight"),
-    ("autonomous_loss", "sum over the answer", ".mean()", ".sum()"),
-    ("autonomous_loss", "divided by the latents", ".mean()", ".sum() / len(probs)"),
+    ("autonomous_loss", "sum over the answer", " / max(1, len(labels))", ""),
+    ("autonomous_loss", "divided by the latents", "len(labels)", "len(probs)"),
     (
         "autonomous_loss",
         "both divided by all labels together",
-        "kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).mean()",
+        "kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).sum() / max(1, len(labels))",
         "(kl_weight * kl * len(probs) - ce_weight * log_q.gather(-1, labels[:, None]).sum()) / (len(probs) "
         "+ len(labels))",
     ),
@@ -300,7 +295,7 @@ return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).s
     (
         "autonomous_loss",
         "the cross-entropy averaged by row first",
-        "log_q.gather(-1, labels[:, None]).mean()",
+        "log_q.gather(-1, labels[:, None]).sum() / max(1, len(labels))",
         "(torch.zeros(len(ids), dtype=log_q.dtype).index_add(0, (following == TAIL).nonzero()[:, 0], "
         "log_q.gather(-1, labels[:, None])[:, 0]) / (following == TAIL).sum(1)).mean()",
     ),
@@ -311,4 +306,137 @@ return ((probs.log() - scale * torch.log(-torch.log(u))).clamp(-1.5, 3) / tau).s
         "before.transpose(0, 1)[following.T == LATENT]",
     ),
     ("top_k", "large logits are clamped", "best.softmax(-1)", "best.clamp(max=30).softmax(-1)"),
+    ("top_k", "forbidden logits become -10", 'float("-inf")', "-10.0"),
+    ("top_k", "forbidden logits become -100", 'float("-inf")', "-100.0"),
+    ("top_k", "forbidden logits become -1e9", 'float("-inf")', "-1e9"),
+    ("top_k", "k of at most eight", "k = min(k,", "k = min(k, 8,"),
+    (
+        "mix",
+        "small weights are dropped",
+        "probs[..., None]",
+        "torch.where(probs < 1e-4, 0, probs)[..., None]",
+    ),
+    (
+        "mix",
+        "the first eight entries only",
+        "return (probs[..., None] * table.detach()[ids]).sum(-2)",
+        "return (probs[..., :8, None] * table.detach()[ids[..., :8]]).sum(-2)",
+    ),
+    (
+        "gumbel",
+        "small probabilities are taken for zero",
+        "    log = ",
+        "    probs = torch.where(probs < 1e-4, 0, probs)\n    log = ",
+    ),
+    (
+        "gumbel",
+        "small probabilities are raised to 1e-3",
+        "torch.where(probs > 0, probs, 1).log()",
+        "torch.where(probs > 0, probs, 1).clamp(min=1e-3).log()",
+    ),
+    (
+        "gumbel",
+        "no gradient through the logarithm",
+        "torch.where(probs > 0, probs, 1).log()",
+        "torch.where(probs > 0, probs, 1).log().detach()",
+    ),
+    ("gumbel", "a zero has a gradient of NaN", "torch.where(probs > 0, probs, 1).log()", "probs.log()"),
+    (
+        "gumbel",
+        "u is clamped",
+        ", generator=generator, dtype=probs.dtype)",
+        ", generator=generator, dtype=probs.dtype).clamp(0.01, 0.99)",
+    ),
+    ("gumbel", "the logarithm of zero is -1000", 'float("-inf")', "-1e3"),
+    (
+        "sparse_kl",
+        "small probabilities are taken for zero",
+        "return (",
+        "probs = torch.where(probs < 1e-4, 0, probs)\n    return (",
+    ),
+    (
+        "sparse_kl",
+        "small probabilities are raised to 1e-3",
+        "torch.special.xlogy(probs, probs)",
+        "probs * probs.clamp(min=1e-3).log()",
+    ),
+    ("sparse_kl", "NaN where a zero meets a logit of -∞", ".masked_fill(probs == 0, 0)", ""),
+    (
+        "sparse_kl",
+        "log q is clamped at -1e4",
+        "logits.log_softmax(-1)",
+        "logits.log_softmax(-1).clamp(min=-1e4)",
+    ),
+    ("sparse_kl", "NaN without positions", "max(1, len(ids))", "len(ids)"),
+    (
+        "segment_cross_entropy",
+        "groups by 10 · row + block",
+        "BODY",
+        """\
+B, T, V = logits.shape
+following = kind[:, 1:]
+labelled = (following == TEXT) | (following == TAIL)
+group = (block[:, 1:] + 10 * torch.arange(B)[:, None])[labelled]
+log_q = logits[:, :-1][labelled].log_softmax(-1)
+nll = -log_q.gather(-1, ids[:, 1:][labelled][:, None])[:, 0]
+n = 100000
+total = torch.zeros(n, dtype=nll.dtype).index_add(0, group, nll)
+count = torch.zeros(n, dtype=nll.dtype).index_add(0, group, torch.ones_like(nll))
+return (total / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)""",
+    ),
+    (
+        "segment_cross_entropy",
+        "groups by 10 · block + row",
+        "BODY",
+        """\
+B, T, V = logits.shape
+following = kind[:, 1:]
+labelled = (following == TEXT) | (following == TAIL)
+group = (10 * block[:, 1:] + torch.arange(B)[:, None])[labelled]
+log_q = logits[:, :-1][labelled].log_softmax(-1)
+nll = -log_q.gather(-1, ids[:, 1:][labelled][:, None])[:, 0]
+n = 100000
+total = torch.zeros(n, dtype=nll.dtype).index_add(0, group, nll)
+count = torch.zeros(n, dtype=nll.dtype).index_add(0, group, torch.ones_like(nll))
+return (total / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)""",
+    ),
+    (
+        "segment_cross_entropy",
+        "groups by 100 · row + block",
+        "groups * torch.arange(B)",
+        "100 * torch.arange(B)",
+    ),
+    ("segment_cross_entropy", "NaN without labels", ".sum().clamp(min=1)", ".sum()"),
+    (
+        "segment_cross_entropy",
+        "log q is clamped at -100",
+        "log_softmax(-1)",
+        "log_softmax(-1).clamp(min=-100)",
+    ),
+    (
+        "segment_cross_entropy",
+        "log of a softmax with a floor",
+        "log_softmax(-1)",
+        "softmax(-1).clamp(min=1e-6).log()",
+    ),
+    (
+        "autonomous_loss",
+        "in double precision",
+        "log_q = before[following == TAIL].log_softmax(-1)",
+        "log_q = before[following == TAIL].double().log_softmax(-1)",
+    ),
+    (
+        "autonomous_loss",
+        "NaN without latents",
+        "kl = sparse_kl(before[following == LATENT], probs, top)",
+        "n = torch.tensor(len(probs), dtype=logits.dtype)\n    "
+        "kl = sparse_kl(before[following == LATENT], probs, top) * n / n",
+    ),
+    ("autonomous_loss", "NaN without a tail", "max(1, len(labels))", "len(labels)"),
+    (
+        "autonomous_loss",
+        "log q is clamped at -100",
+        "[following == TAIL].log_softmax(-1)",
+        "[following == TAIL].log_softmax(-1).clamp(min=-100)",
+    ),
 ]

@@ -34,22 +34,24 @@ def mix(probs: Tensor, ids: Tensor, table: Tensor) -> Tensor:
 def gumbel(probs: Tensor, generator: torch.Generator, scale: float = 1.0, tau: float = 1.0) -> Tensor:
     """α̃ = softmax((log α + clamp(scale · g, -1.5, 3)) / τ) over the last dimension, g = -log(-log u), u ~
     U(0, 1): one torch.rand of the shape and dtype of `probs`, from `generator`. An entry with α = 0 stays 0.
+    The gradient reaches every probability; that of an entry with α = 0 is 0.
     probs (..., k) -> (..., k)."""
     # BEGIN SOLUTION
     u = torch.rand(probs.shape, generator=generator, dtype=probs.dtype)
     noise = (scale * -torch.log(-torch.log(u))).clamp(-1.5, 3)
-    return ((probs.log() + noise) / tau).softmax(-1)
+    log = torch.where(probs > 0, probs, 1).log().masked_fill(probs == 0, float("-inf"))  # no gradient at 0
+    return ((log + noise) / tau).softmax(-1)
     # END SOLUTION
 
 
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     """Mean over n positions of KL(α ‖ q): q is the softmax of the logits over the whole vocabulary; α has the
     probabilities `probs` at `ids` (0..V-1) and is 0 elsewhere. An entry with α_j = 0 adds nothing, whatever
-    its id.
+    its id and its logit, even -∞. The gradient with respect to the logits is (q - α) / n. 0 if n = 0.
     logits (n, V), probs, ids (n, k) -> ()."""
     # BEGIN SOLUTION
-    log_q = logits.log_softmax(-1).gather(-1, ids)  # (n, k)
-    return (torch.special.xlogy(probs, probs) - probs * log_q).sum(-1).mean()
+    log_q = logits.log_softmax(-1).gather(-1, ids).masked_fill(probs == 0, 0)  # (n, k)
+    return (torch.special.xlogy(probs, probs) - probs * log_q).sum() / max(1, len(ids))
     # END SOLUTION
 
 
@@ -57,7 +59,7 @@ def segment_cross_entropy(logits: Tensor, ids: Tensor, kind: Tensor, block: Tens
     """Stage 1's L_sup, for the decoder's input (lab 1). The label of a position is the next position's id if
     that position contains TEXT or TAIL; no other position has a label. The loss is averaged inside each
     target block (the text of one row with one block number, or the tail of one row), then over all these
-    blocks of all rows.
+    blocks of all rows. 0 if there are none.
     logits (B, T, V), ids, kind, block (B, T) -> ()."""
     # BEGIN SOLUTION
     B, T, V = logits.shape
@@ -69,7 +71,7 @@ def segment_cross_entropy(logits: Tensor, ids: Tensor, kind: Tensor, block: Tens
     nll = -log_q.gather(-1, ids[:, 1:][labelled][:, None])[:, 0]  # (n,)
     total = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, nll)
     count = torch.zeros(B * groups, dtype=nll.dtype).index_add(0, group, torch.ones_like(nll))
-    return (total / count.clamp(min=1)).sum() / (count > 0).sum()
+    return (total / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
     # END SOLUTION
 
 
@@ -84,12 +86,13 @@ def autonomous_loss(
 ) -> Tensor:
     """Stage 2's L_auto, for `Q <think> z_1 .. z_N </think> answer <eos>`, ordinary causal input:
     kl_weight · mean over latents of KL(α_t ‖ q) + ce_weight · mean over TAIL ids of -log q[id], each q taken
-    at the position *before*. probs, top (n, k): the labels α of all latents of the batch, in reading order.
+    at the position *before*. A mean over nothing is 0. probs, top (n, k): the labels α of all latents
+    of the batch, in reading order.
     logits (B, T, V), ids, kind (B, T) -> ()."""
     # BEGIN SOLUTION
     before, following = logits[:, :-1], kind[:, 1:]
     kl = sparse_kl(before[following == LATENT], probs, top)
     log_q = before[following == TAIL].log_softmax(-1)  # (m, V)
     labels = ids[:, 1:][following == TAIL]
-    return kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).mean()
+    return kl_weight * kl - ce_weight * log_q.gather(-1, labels[:, None]).sum() / max(1, len(labels))
     # END SOLUTION

@@ -21,7 +21,9 @@ def distinct_ids(n, V, k, salt):
 
 
 class Test_top_k:
-    @pytest.mark.parametrize("shape, k", [((7,), 1), ((1, 7), 3), ((4, 9), 4), ((2, 3, 12), 5)])
+    @pytest.mark.parametrize(
+        "shape, k", [((7,), 1), ((1, 7), 3), ((4, 9), 4), ((2, 3, 12), 5), ((2, 40), 16)]
+    )
     def test_the_most_likely_come_first_with_the_softmax_over_the_k(self, shape, k):
         logits = randn(*shape, salt=1)
         probs, ids = lab.top_k(logits, k, [])
@@ -47,6 +49,13 @@ class Test_top_k:
         rest = [j for j in range(10) if j not in (3, 8)]
         close(probs, logits[:, rest].sort(descending=True).values[:, :4].softmax(-1))
 
+    def test_forbidden_ids_are_not_kept_where_all_other_logits_are_very_low(self):
+        """No number means "never": -1e9 would win here."""
+        logits = torch.tensor([[0.0, 5.0, 3.0, 4.0]], dtype=torch.float64) - 1e12
+        probs, ids = lab.top_k(logits, 2, [1])
+        assert ids.tolist() == [[3, 2]]
+        close(probs, torch.tensor([[1.0, 0.0]], dtype=torch.float64).softmax(-1))
+
     def test_a_k_beyond_the_vocabulary_keeps_all_that_may_be_kept(self):
         probs, ids = lab.top_k(randn(3, 6, salt=3), 50, [1, 4])
         assert ids.shape == (3, 4) and sorted(ids[0].tolist()) == [0, 2, 3, 5]
@@ -67,7 +76,7 @@ class Test_top_k:
 
 
 class Test_mix:
-    @pytest.mark.parametrize("shape, C", [((3,), 4), ((1, 1), 4), ((4, 3), 2), ((2, 3, 4), 5)])
+    @pytest.mark.parametrize("shape, C", [((3,), 4), ((1, 1), 4), ((4, 3), 2), ((2, 3, 4), 5), ((2, 16), 3)])
     def test_it_is_the_weighted_sum_of_the_entries_embeddings(self, shape, C):
         table, probs, ids = randn(9, C, salt=6), randn(*shape, salt=7).softmax(-1), randint(9, shape, 8)
         z = lab.mix(probs, ids, table)
@@ -85,6 +94,11 @@ class Test_mix:
             lab.mix(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[5, 2]]), table),
             table[5:6],
         )
+
+    def test_a_small_weight_counts(self):
+        table = randn(9, 4, salt=51)
+        probs = torch.tensor([[1 - 1e-6, 1e-6]], dtype=torch.float64)
+        close(lab.mix(probs, torch.tensor([[5, 2]]), table)[0] - table[5], 1e-6 * (table[2] - table[5]))
 
     def test_weights_are_used_as_they_are(self):
         """Not normalised again: half the weight is half the vector."""
@@ -139,6 +153,7 @@ class Test_gumbel:
             ((30, 5), 1.0, 1.0),
             ((30, 5), 2.0, 0.5),
             ((2, 3, 4), 0.5, 2.0),
+            ((300, 5), 0.1, 1.0),
         ],
     )
     def test_against_loops_from_a_generator_in_the_same_state(self, shape, scale, tau):
@@ -177,10 +192,25 @@ class Test_gumbel:
             lab.gumbel(probs, generator(24), scale=0.0, tau=0.5), probs**2 / (probs**2).sum(-1, keepdim=True)
         )
 
-    def test_a_zero_stays_zero_without_nan(self):
-        out = lab.gumbel(torch.tensor([[0.7, 0.3, 0.0]], dtype=torch.float64), generator(25))
+    @pytest.mark.parametrize("tau", [1.0, 100.0])
+    def test_a_zero_stays_zero_without_nan(self, tau):
+        out = lab.gumbel(torch.tensor([[0.7, 0.3, 0.0]], dtype=torch.float64), generator(25), 1.0, tau)
         assert out[0, 2] == 0 and out.isfinite().all()
         close(out.sum(-1), torch.ones(1, dtype=torch.float64))
+
+    def test_a_small_probability_is_not_zero(self):
+        probs = torch.tensor([[1 - 1e-12, 1e-12], [1e-5, 1 - 1e-5]], dtype=torch.float64)
+        out, expected = lab.gumbel(probs, generator(52)), gumbel_by_hand(probs, generator(52), 1.0, 1.0)
+        close(out.log(), expected.log())
+
+    def test_the_gradient_reaches_every_probability_and_is_0_at_a_zero(self):
+        probs = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]], dtype=torch.float64).requires_grad_()
+        direction = randn(2, 3, salt=53)
+        out = lab.gumbel(probs, generator(54), 1.0, 0.5)
+        (out * direction).sum().backward()
+        out, p = out.detach(), probs.detach()
+        expected = out * (direction - (out * direction).sum(-1, keepdim=True)) / (0.5 * p)
+        close(probs.grad, torch.where(p > 0, expected, 0.0))
 
     def test_the_dtype_is_kept(self):
         assert lab.gumbel(torch.tensor([[0.5, 0.5]]), generator(26)).dtype == torch.float32
@@ -233,6 +263,28 @@ class Test_sparse_kl:
         with_zero.backward()
         assert logits.grad.isfinite().all()
 
+    def test_an_entry_of_probability_zero_may_have_a_logit_of_minus_infinity(self):
+        """0 · ∞ is NaN, and its gradient, too."""
+        logits = randn(3, 8, salt=55)
+        logits[:, 5] = float("-inf")
+        logits.requires_grad_()
+        probs, ids = torch.tensor([[0.7, 0.3, 0.0]] * 3, dtype=torch.float64), torch.tensor([[1, 2, 5]] * 3)
+        loss = lab.sparse_kl(logits, probs, ids)
+        close(loss, lab.sparse_kl(logits, probs[:, :2], ids[:, :2]))
+        loss.backward()
+        dense = torch.zeros(3, 8, dtype=torch.float64).scatter(1, ids, probs)
+        close(logits.grad, (logits.detach().softmax(-1) - dense) / 3)
+
+    @pytest.mark.parametrize("small", [1e-5, 1e-7])
+    def test_a_small_probability_is_not_zero(self, small):
+        probs = torch.tensor([[1 - small, small]], dtype=torch.float64)
+        loss = lab.sparse_kl(torch.zeros(1, 4, dtype=torch.float64), probs, torch.tensor([[2, 1]]))
+        close(loss, sum(p * math.log(p) for p in probs[0].tolist()) + math.log(4))
+
+    def test_without_positions_it_is_0(self):
+        empty = torch.zeros(0, 3, dtype=torch.float64)
+        close(lab.sparse_kl(empty, empty[:, :2], torch.zeros(0, 2, dtype=torch.long)), 0.0)
+
     def test_the_gradient_is_q_minus_alpha_over_n(self):
         logits, ids, probs = (
             randn(4, 6, salt=33).requires_grad_(),
@@ -244,8 +296,8 @@ class Test_sparse_kl:
         close(logits.grad, (logits.detach().softmax(-1) - dense) / 4)
 
     def test_large_logits_do_not_overflow_and_the_dtype_is_kept(self):
-        loss = lab.sparse_kl(torch.tensor([[1e4, 0.0]]), torch.tensor([[1.0]]), torch.tensor([[1]]))
-        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1e4)
+        loss = lab.sparse_kl(torch.tensor([[1e6, 0.0]]), torch.tensor([[1.0]]), torch.tensor([[1]]))
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1e6)
 
 
 # prefix, lengths of S_2 .. S_N and 0 after the last latent, tail
@@ -336,8 +388,25 @@ class Test_segment_cross_entropy:
     def test_large_logits_do_not_overflow_and_the_dtype_is_kept(self):
         kind, block = decoder_rows(ROWS[:1], 0)
         logits = 1e4 * randn(*kind.shape, 11, salt=45, dtype=torch.float32)
-        loss = lab.segment_cross_entropy(logits, randint(11, kind.shape, 46), kind, block)
-        assert loss.dtype == torch.float32 and loss.isfinite()
+        ids = randint(11, kind.shape, 46)
+        loss = lab.segment_cross_entropy(logits, ids, kind, block)
+        close(loss, segment_loops(logits, ids, kind, block)[0], 1e-5)
+
+    @pytest.mark.parametrize("rows, blocks", [(2, 1001), (1001, 2)])
+    def test_no_two_blocks_are_one_however_many_there_are(self, rows, blocks):
+        """Each block has one label, so the mean over blocks is the mean over labels. A number made of row and
+        block, like 10 · row + block, is the same for two blocks sooner or later."""
+        kind, block = decoder_rows([(1, [1] * blocks, 1)], 0)
+        kind, block = kind.expand(rows, -1).contiguous(), block.expand(rows, -1).contiguous()
+        ids, logits = randint(3, kind.shape, 56), randn(*kind.shape, 3, salt=57)
+        nll = -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[:, :, 0]
+        labelled = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)
+        close(lab.segment_cross_entropy(logits, ids, kind, block), nll[labelled].mean())
+
+    def test_without_labels_it_is_0(self):
+        kind, block = torch.tensor([[PREFIX, LATENT, PAD]] * 2), torch.tensor([[0, 1, PAD]] * 2)
+        logits = randn(2, 3, 4, salt=58)
+        close(lab.segment_cross_entropy(logits, torch.zeros_like(kind), kind, block), 0.0)
 
 
 def student_rows(rows, extra=1):
@@ -402,3 +471,18 @@ class Test_autonomous_loss:
         predicts = torch.zeros(kind.shape, dtype=torch.bool)
         predicts[:, :-1] = (kind[:, 1:] == LATENT) | (kind[:, 1:] == TAIL)
         assert (logits.grad[predicts].abs().amax(-1) > 1e-9).all() and (logits.grad[~predicts] == 0).all()
+
+    @pytest.mark.parametrize("rows", [[(3, 0, 2), (1, 0, 4)], [(2, 3, 0), (1, 1, 0)], [(3, 0, 0)]], ids=str)
+    def test_a_mean_over_no_latents_or_no_tail_is_0(self, rows):
+        logits, ids, kind, probs, top = self.inputs(rows)
+        following, zero = kind[:, 1:], torch.zeros((), dtype=torch.float64)
+        log_q = logits[:, :-1].log_softmax(-1)
+        at, tail = log_q[following == LATENT], ids[:, 1:][following == TAIL]
+        kl = (probs * (probs.log() - at.gather(-1, top))).sum() / len(top) if len(top) else zero
+        ce = -log_q[following == TAIL].gather(-1, tail[:, None]).mean() if len(tail) else zero
+        close(lab.autonomous_loss(logits, ids, kind, probs, top, 0.3, 2.0), 0.3 * kl + 2 * ce)
+
+    def test_large_logits_do_not_overflow_and_the_dtype_is_kept(self):
+        logits, ids, kind, probs, top = self.inputs(STUDENTS)
+        given = 1e4 * logits.float(), ids, kind, probs.float(), top
+        close(lab.autonomous_loss(*given), auto_loops(*given, 1.0, 1.0), 1e-5)

@@ -307,4 +307,71 @@ return squared.mean()""",
         "(target - mu).square()",
         "2 * torch.nn.functional.huber_loss(mu, target, reduction='none', delta=5.0)",
     ),
+    (
+        "to_blocks",
+        "tokens that look like padding are dropped",
+        "blocks = [",
+        "chains = [[t for t in chain if t != pad] for chain in chains]\n    blocks = [",
+    ),
+    (
+        "to_blocks",
+        "an error without chains",
+        "BODY",
+        """\
+blocks = [[chain[at : at + c] for at in range(0, len(chain), c)] for chain in chains]
+longest = max(len(b) for b in blocks)
+rows = [block + [pad] * (c - len(block)) for chain in blocks for block in chain]
+return torch.tensor(rows, dtype=torch.long).view(-1, c), [len(chain) for chain in blocks]""",
+    ),
+    (
+        "compress",
+        "the first places instead of the real ones",
+        "total = ",
+        "real = torch.arange(real.shape[1]) < count\n    total = ",
+    ),
+    ("compress", "a count of at most six", "count.to(", "count.clamp(max=6).to("),
+    (
+        "compress",
+        "0 · ∞",
+        "torch.where(real[:, :, None], embeds, 0)",
+        "embeds.nan_to_num(posinf=float('inf'), neginf=float('-inf')) * real[:, :, None]",
+    ),
+    ("next_targets", "four rows only", "z.split(counts)", "z.split(counts)[:4]"),
+    (
+        "gaussian_nll",
+        "log σ is clamped at ±20",
+        "BODY",
+        """\
+log_sigma = log_sigma.clamp(-20, 20)
+return ((target - mu).square() / (2 * (2 * log_sigma).exp()) + log_sigma).mean()""",
+    ),
+    (
+        "gaussian_nll",
+        "the distance is clamped",
+        "(target - mu).square()",
+        "(target - mu).clamp(-1e3, 1e3).square()",
+    ),
+    (
+        "soft_mse",
+        "log σ is clamped at ±20",
+        "BODY",
+        """\
+log_sigma = log_sigma.clamp(-20, 20)
+squared = (target - mu).square() + (2 * log_sigma).exp()
+if alpha:
+    squared = squared - alpha * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
+return squared.mean()""",
+    ),
+    (
+        "soft_mse",
+        "a gradient of NaN at σ = 0",
+        "BODY",
+        """\
+sigma = log_sigma.exp()
+h = torch.where(sigma > 0, 0.5 * math.log(2 * math.pi * math.e) + sigma.log(), 0.0)
+return ((target - mu).square() + sigma.square() - alpha * h).mean()""",
+    ),
+    ("next_input", "a low temperature is taken for 0", "if temperature > 0:", "if temperature > 0.05:"),
+    ("next_input", "log σ is at most 20", "log_sigma.exp()", "log_sigma.clamp(max=20).exp()"),
+    ("next_input", "a temperature of at most 1", "mu + temperature", "mu + min(temperature, 1.0)"),
 ]

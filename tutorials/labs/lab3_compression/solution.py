@@ -62,7 +62,7 @@ def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
 def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
     """Mean over positions and width of E_ε[(μ + σε - e)²] - α · H, in closed form; ε ~ N(0, 1), H = ½ log(2πe
     σ²).
-    With α = 0 it is finite at σ = 0, too. mu, log_sigma, target (m, C) -> ()."""
+    With α = 0 it is finite at σ = 0, too, and so is its gradient. mu, log_sigma, target (m, C) -> ()."""
     # BEGIN SOLUTION
     squared = (target - mu).square() + (2 * log_sigma).exp()
     if alpha:

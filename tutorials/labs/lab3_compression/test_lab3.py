@@ -35,8 +35,13 @@ class Test_to_blocks:
     def test_an_empty_chain_has_no_block_and_counts_0(self):
         blocks, counts = lab.to_blocks([[1], [], [2, 3, 4]], 3, 0)
         assert blocks.tolist() == [[1, 0, 0], [2, 3, 4]] and counts == [1, 0, 1]
-        blocks, counts = lab.to_blocks([[], []], 4, 0)
-        assert blocks.shape == (0, 4) and counts == [0, 0]
+        for chains in ([[], []], []):
+            blocks, counts = lab.to_blocks(chains, 4, 0)
+            assert blocks.shape == (0, 4) and counts == [0] * len(chains)
+
+    def test_a_token_that_looks_like_padding_is_a_token(self):
+        blocks, counts = lab.to_blocks([[0, 5, 0]], 2, 0)
+        assert blocks.tolist() == [[0, 5], [0, 0]] and counts == [2]
 
     @pytest.mark.parametrize("c", [1, 2, 3, 4, 7])
     def test_no_token_is_lost_and_none_is_added(self, c):
@@ -57,9 +62,13 @@ def ragged(n, c, salt):
 
 
 class Test_compress:
-    @pytest.mark.parametrize("n, c, C", [(1, 1, 4), (3, 2, 4), (6, 5, 3), (4, 3, 1)])
-    def test_against_loops(self, n, c, C):
+    @pytest.mark.parametrize("n, c, C", [(1, 1, 4), (3, 2, 4), (6, 5, 3), (4, 3, 1), (3, 12, 2)])
+    @pytest.mark.parametrize("gaps", [False, True])
+    def test_against_loops(self, n, c, C, gaps):
         embeds, real = randn(n, c, C, salt=3), ragged(n, c, 4)
+        if gaps:
+            real = real.flip(1) & (randn(n, c, salt=55) > 0)
+            real[:, -1] |= ~real.any(1)
         z = lab.compress(embeds, real)
         assert z.shape == (n, C)
         for i in range(n):
@@ -90,9 +99,10 @@ class Test_compress:
         z = lab.compress(randn(4000, 4, 8, salt=6), real)
         assert abs(z[:2000].std() - 1) < 0.03 and abs(z[2000:].std() - 1) < 0.03
 
-    def test_padding_has_no_influence_not_even_nan(self):
+    @pytest.mark.parametrize("padding", [float("nan"), float("inf")])
+    def test_padding_has_no_influence_not_even_nan(self, padding):
         embeds, real = randn(5, 3, 4, salt=7), ragged(5, 3, 8)
-        spoilt = torch.where(real[:, :, None], embeds, float("nan"))
+        spoilt = torch.where(real[:, :, None], embeds, padding)
         close(lab.compress(spoilt, real), lab.compress(torch.where(real[:, :, None], embeds, 0.0), real))
 
     def test_the_gradient_reaches_all_real_tokens_equally_and_no_padding(self):
@@ -157,6 +167,10 @@ class Test_random_labels:
             first, lab.random_labels(blocks, real, generator(22))
         )
 
+    def test_no_block_at_all(self):
+        none = torch.zeros(0, 3, dtype=torch.long)
+        assert lab.random_labels(none, none.bool(), generator(23)).shape == (0,)
+
     def test_one_block_of_one_token(self):
         assert lab.random_labels(torch.tensor([[7]]), torch.tensor([[True]]), generator(23)).tolist() == [7]
 
@@ -170,7 +184,7 @@ class Test_next_targets:
             torch.tensor([[0.5], [1.0], [4.0], [1.5], [4.0]], dtype=torch.float64),
         )
 
-    @pytest.mark.parametrize("counts", [[1], [3], [2, 5, 1], [0, 2, 0], [0]], ids=str)
+    @pytest.mark.parametrize("counts", [[1], [3], [2, 5, 1], [0, 2, 0], [0], [1] * 9], ids=str)
     def test_against_loops(self, counts):
         z, end = randn(sum(counts), 4, salt=24), randn(4, salt=25)
         rows, at = [], 0
@@ -217,9 +231,10 @@ class Test_gaussian_nll:
         log_sigma = torch.full_like(mu, math.log(1e-5))
         close(lab.gaussian_nll(mu, log_sigma, mu + 2e-5), 2 + math.log(1e-5))
 
-    def test_a_large_sigma_is_not_clamped(self):
+    @pytest.mark.parametrize("s", [12.0, 30.0, -30.0])
+    def test_no_sigma_is_clamped(self, s):
         mu = torch.zeros(2, 3, dtype=torch.float64)
-        close(lab.gaussian_nll(mu, torch.full_like(mu, 12.0), mu + 2 * math.exp(12)), 2 + 12.0)
+        close(lab.gaussian_nll(mu, torch.full_like(mu, s), mu + 2 * math.exp(s)), 2 + s)
 
     def test_the_dtype_is_kept(self):
         assert lab.gaussian_nll(*[torch.ones(2, 3)] * 3).dtype == torch.float32
@@ -253,18 +268,17 @@ class Test_soft_mse:
 
     def test_no_sigma_is_too_wide_or_too_narrow(self):
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
-        close(
-            lab.soft_mse(one(1.0), one(12.0), one(1.0), 1.0),
-            math.exp(24) - 0.5 * math.log(2 * math.pi * math.e) - 12,
-        )
-        close(
-            lab.soft_mse(one(1.0), one(-12.0), one(1.0), 1.0),
-            math.exp(-24) - 0.5 * math.log(2 * math.pi * math.e) + 12,
-        )
+        for s in (12.0, 30.0, -12.0, -30.0):
+            expected = math.exp(2 * s) - 0.5 * math.log(2 * math.pi * math.e) - s
+            close(lab.soft_mse(one(1.0), one(s), one(1.0), 1.0), expected)
 
     def test_a_deterministic_head_has_the_plain_squared_error(self):
         mu, target = randn(3, 4, salt=41), randn(3, 4, salt=42)
-        close(lab.soft_mse(mu, torch.full_like(mu, float("-inf")), target), (mu - target).square().mean())
+        log_sigma = torch.full_like(mu, float("-inf")).requires_grad_()
+        loss = lab.soft_mse(mu, log_sigma, target)
+        close(loss, (mu - target).square().mean())
+        loss.backward()
+        close(log_sigma.grad, torch.zeros_like(mu))
 
     def test_its_gradients_are_those_of_the_formula(self):
         mu, log_sigma, target = (
@@ -281,7 +295,9 @@ class Test_soft_mse:
 
 
 class Test_next_input:
-    @pytest.mark.parametrize("shape, temperature", [((1, 1), 1.0), ((3, 4), 1.0), ((3, 4), 0.5)])
+    @pytest.mark.parametrize(
+        "shape, temperature", [((1, 1), 1.0), ((3, 4), 2.0), ((3, 4), 0.5), ((3, 4), 0.01)]
+    )
     def test_against_a_generator_in_the_same_state(self, shape, temperature):
         mu, log_sigma = randn(*shape, salt=46), 0.5 * randn(*shape, salt=47)
         noise = torch.randn(shape, generator=generator(48), dtype=torch.float64)
@@ -302,7 +318,7 @@ class Test_next_input:
     def test_a_large_sigma_is_not_clamped(self):
         mu = torch.zeros(1, 3, dtype=torch.float64)
         noise = torch.randn(1, 3, generator=generator(54), dtype=torch.float64)
-        close(lab.next_input(mu, torch.full_like(mu, 12.0), 1.0, 1.0, generator(54)), noise * math.exp(12))
+        close(lab.next_input(mu, torch.full_like(mu, 30.0), 1.0, 1.0, generator(54)), noise * math.exp(30))
 
     def test_every_call_has_new_noise(self):
         mu, g = torch.zeros(2, 3, dtype=torch.float64), generator(51)

@@ -289,4 +289,134 @@ for new, old, sample in parts.values():
 return J""",
     ),
     ("sample_means", "values of 0 do not count", "torch.ones_like(values)", "(values != 0).to(values.dtype)"),
+    (
+        "group_advantage",
+        "one group of equal rewards makes all zero",
+        "return centred / (",
+        "if (centred.abs().sum(1) == 0).any():\n        return 0 * rewards\n    return centred / (",
+    ),
+    (
+        "group_advantage",
+        "clamped at ±3",
+        "return centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)",
+        "return (centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)).clamp(-3, 3)",
+    ),
+    (
+        "group_advantage",
+        "clamped at ±10",
+        "return centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)",
+        "return (centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)).clamp(-10, 10)",
+    ),
+    (
+        "group_advantage",
+        "small differences are taken for none",
+        "return centred / (",
+        "centred = centred * (centred.abs().amax(1, keepdim=True) > 1e-4)\n    return centred / (",
+    ),
+    (
+        "latent_log_density",
+        "log σ is clamped at ±20",
+        "BODY",
+        """\
+log_sigma = log_sigma.clamp(-20, 20)
+d = (z.detach() / std - mu) / log_sigma.exp()
+e = -0.5 * d.square() - log_sigma - 0.5 * math.log(2 * math.pi)
+return e.sum(-1) if reduce == 'sum' else e.mean(-1)""",
+    ),
+    (
+        "latent_log_density",
+        "the distance is clamped at ±10",
+        "distance.square()",
+        "distance.clamp(-10, 10).square()",
+    ),
+    ("decision_log_prob", "end hidden with -1e9", 'float("-inf")', "-1e9"),
+    (
+        "decision_log_prob",
+        "NaN where a logit is -∞",
+        '.index_fill(-1, torch.tensor(end), float("-inf"))',
+        "-1e30 * torch.nn.functional.one_hot(torch.tensor(end), logits.shape[1]) + 0 * logits",
+    ),
+    (
+        "decision_log_prob",
+        "log of a softmax where it ended",
+        "torch.where(ended, logits[:, end], others) - logits.logsumexp(-1)",
+        "torch.where(ended, logits.softmax(-1)[:, end].log(), others - logits.logsumexp(-1))",
+    ),
+    (
+        "decision_log_prob",
+        "log p(end) is at least -20",
+        "return torch.where(ended, logits[:, end], others) - logits.logsumexp(-1)",
+        "whole = logits.logsumexp(-1)\n    "
+        "return torch.where(ended, (logits[:, end] - whole).clamp(min=-20), others - whole)",
+    ),
+    (
+        "clipped_surrogate",
+        "the log ratio is clamped at ±10",
+        "(new - old.detach()).exp()",
+        "(new - old.detach()).clamp(-10, 10).exp()",
+    ),
+    (
+        "clipped_surrogate",
+        "the log ratio is clamped at ±20",
+        "(new - old.detach()).exp()",
+        "(new - old.detach()).clamp(-20, 20).exp()",
+    ),
+    (
+        "clipped_surrogate",
+        "clipped at 3 where A < 0",
+        "BODY",
+        """\
+ratio, advantage = (new - old.detach()).exp(), advantage.detach()
+ratio = torch.where(advantage < 0, ratio.clamp(max=3), ratio)
+return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)""",
+    ),
+    (
+        "clipped_surrogate",
+        "advantages are clamped at ±5",
+        "advantage.detach()",
+        "advantage.detach().clamp(-5, 5)",
+    ),
+    (
+        "sample_means",
+        "small values are dropped",
+        "index_add(0, sample, values)",
+        "index_add(0, sample, torch.where(values.abs() < 1e-4, 0, values))",
+    ),
+    (
+        "sample_means",
+        "values are clamped at ±10",
+        "index_add(0, sample, values)",
+        "index_add(0, sample, values.clamp(-10, 10))",
+    ),
+    ("objective", "in double precision", "return total.mean()", "return total.double().mean()"),
+    (
+        "objective",
+        "the advantage is trained",
+        "BODY",
+        """\
+total = torch.zeros_like(advantage)
+for new, old, sample in parts.values():
+    ratio, a = (new - old.detach()).exp(), advantage[sample]
+    gains = torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a)
+    total = total + sample_means(gains, sample, len(advantage))
+return total.mean()""",
+    ),
+    (
+        "objective",
+        "NaN for a part without values",
+        "total.mean()",
+        "(total + sum(0 * new.mean() for new, _, _ in parts.values())).mean()",
+    ),
+    (
+        "objective",
+        "the log ratio is clamped at ±2",
+        "gains = clipped_surrogate(new, old,",
+        "gains = clipped_surrogate(old + (new - old).clamp(-2, 2), old,",
+    ),
+    (
+        "objective",
+        "three parts by name",
+        "in parts.values()",
+        "in [parts[n] for n in ('latents', 'decisions', 'answer') if n in parts]",
+    ),
 ]

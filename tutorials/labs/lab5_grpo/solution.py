@@ -64,6 +64,7 @@ def sample_means(values: Tensor, sample: Tensor, samples: int) -> Tensor:
 def objective(parts: dict[str, tuple[Tensor, Tensor, Tensor]], advantage: Tensor, clip: float) -> Tensor:
     """J: for each rollout the mean of the clipped surrogate over its latents, plus that over its decisions,
     plus that over its answer's tokens; then the mean over all rollouts. To be maximised.
+    The gradient reaches each `new` only.
     parts: name -> (new, old, sample), (n,) each, with a different n for each part. advantage (R,): of each
     rollout -> ()."""
     # BEGIN SOLUTION

@@ -53,6 +53,18 @@ class Test_group_advantage:
         ):
             assert torch.equal(lab.group_advantage(rewards), torch.zeros_like(rewards))
 
+    def test_a_group_of_equal_rewards_does_not_change_the_others(self):
+        rewards = torch.tensor([[1.0, 1, 1, 1], [1, 0, 1, 0]], dtype=torch.float64)
+        expected = torch.tensor([[0.0, 0, 0, 0], [1, -1, 1, -1]], dtype=torch.float64)
+        close(lab.group_advantage(rewards), expected / (1 + 2e-6), 1e-6)
+
+    def test_one_of_many_has_a_large_advantage(self):
+        """√(G - 1) for one correct rollout in G, whatever the reward's unit."""
+        for reward in (1.0, 1e-5, 1e3):
+            rewards = torch.zeros(1, 401, dtype=torch.float64)
+            rewards[0, 7] = reward
+            close(lab.group_advantage(rewards, eps=0.0)[0, 7], 20.0)
+
     def test_the_default_epsilon_is_a_millionth_added_to_the_std(self):
         rewards = 1e-6 * torch.tensor([[1.0, -1.0]], dtype=torch.float64)
         close(lab.group_advantage(rewards), torch.tensor([[0.5, -0.5]], dtype=torch.float64))
@@ -83,13 +95,18 @@ class Test_latent_log_density:
         )
 
     def test_no_sigma_is_too_wide_or_too_narrow(self):
-        """One σ away, for σ = e^12 and e^-12."""
+        """One σ away."""
         one = lambda x: torch.tensor([[x]], dtype=torch.float64)
-        for s in (12.0, -12.0):
+        for s in (12.0, 30.0, -12.0, -30.0):
             close(
                 lab.latent_log_density(one(math.exp(s)), one(0.0), one(s), 1.0, "sum"),
                 torch.tensor([-0.5 - s - 0.5 * math.log(2 * math.pi)], dtype=torch.float64),
             )
+
+    def test_no_latent_is_too_far_away(self):
+        one = lambda x: torch.tensor([[x]], dtype=torch.float64)
+        density = lab.latent_log_density(one(1000.0), one(0.0), one(0.0), 1.0, "sum")
+        close(density, torch.tensor([-500_000 - 0.5 * math.log(2 * math.pi)], dtype=torch.float64), 1e-12)
 
     def test_the_gradient_reaches_mu_and_sigma_and_not_the_sampled_latent(self):
         mu, log_sigma = randn(3, 4, salt=6).requires_grad_(), (0.3 * randn(3, 4, salt=7)).requires_grad_()
@@ -121,7 +138,11 @@ class Test_decision_log_prob:
         close(yes.exp() + no.exp(), torch.ones(5, dtype=torch.float64))
 
     def test_the_same_number_added_to_all_logits_changes_nothing(self):
-        """A score of -1e4 in place of -∞ hides a token only if the other scores are larger."""
+        """No number means "never": a logit of -1e4 hides a token only if the others are larger."""
+        logits = torch.tensor([[0.0, 5, 3, 4], [2, 0, 1, 1]], dtype=torch.float64)
+        ended = torch.tensor([False, False])
+        expected = (1 - logits.softmax(-1)[:, 3]).log()
+        close(lab.decision_log_prob(logits - 1e12, ended, 3), expected, 1e-3)  # rounded to 1e-4 there
         logits = randn(6, 5, salt=24)
         ended = torch.arange(6) % 2 == 0
         for shift in (-30_000.0, 30_000.0):
@@ -136,6 +157,23 @@ class Test_decision_log_prob:
         close(out, torch.tensor([math.log(2) - 60, -1e4], dtype=torch.float64))
         out.sum().backward()
         assert logits.grad.isfinite().all() and (logits.grad[:, 0] < 0).all()
+
+    def test_ending_where_the_end_is_all_but_impossible(self):
+        logits = torch.tensor([[-60.0, 0.0, 0.0], [-1e4, 0.0, -1e4]], dtype=torch.float64).requires_grad_()
+        out = lab.decision_log_prob(logits, torch.tensor([True, True]), 0)
+        close(out, torch.tensor([-60 - math.log(2), -1e4], dtype=torch.float64))
+        out.sum().backward()
+        close(logits.grad[:, 0], torch.ones(2, dtype=torch.float64))
+
+    def test_a_token_that_can_never_come_changes_nothing_and_makes_no_nan(self):
+        logits, ended = randn(4, 5, salt=25), torch.tensor([True, False, True, False])
+        without = lab.decision_log_prob(logits, ended, 1)
+        never = torch.full((4, 1), float("-inf"), dtype=torch.float64)
+        logits = torch.cat([logits, never], dim=1).requires_grad_()
+        out = lab.decision_log_prob(logits, ended, 1)
+        close(out, without)
+        out.sum().backward()
+        assert logits.grad.isfinite().all() and not logits.grad[:, 5].any()
 
     def test_the_gradient_is_that_of_the_coin(self):
         logits = randn(2, 4, salt=10).requires_grad_()
@@ -168,6 +206,16 @@ class Test_clipped_surrogate:
             ratio = math.exp(a - b)
             expected.append(min(ratio * A, min(max(ratio, 1 - clip), 1 + clip) * A))
         close(lab.clipped_surrogate(new, old, advantage, clip), torch.tensor(expected, dtype=torch.float64))
+
+    def test_only_the_clip_limits_a_ratio_or_an_advantage(self):
+        """ρ = e^30 and e^-30, A = ±50: two of the four are not clipped."""
+        new = torch.tensor([30.0, 30.0, -30.0, -30.0], dtype=torch.float64).requires_grad_()
+        advantage = torch.tensor([50.0, -50.0, 50.0, -50.0], dtype=torch.float64)
+        out = lab.clipped_surrogate(new, torch.zeros(4, dtype=torch.float64), advantage, 0.2)
+        expected = torch.tensor([60.0, -50 * math.exp(30), 50 * math.exp(-30), -40.0], dtype=torch.float64)
+        close(out / expected, torch.ones(4, dtype=torch.float64))
+        out.sum().backward()
+        close(new.grad / expected, torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64))
 
     def test_at_the_first_step_it_is_the_policy_gradient(self):
         """ρ is exactly 1, its gradient the log-probability's."""
@@ -203,8 +251,9 @@ class Test_sample_means:
         )  # a 0 is a value
 
     @pytest.mark.parametrize("n, samples", [(1, 1), (1, 3), (20, 6), (50, 4)])
-    def test_against_loops(self, n, samples):
-        values, sample = randn(n, salt=19), torch.randint(0, samples, (n,), generator=generator(20))
+    @pytest.mark.parametrize("scale", [1.0, 1e3, 1e-5])
+    def test_against_loops(self, n, samples, scale):
+        values, sample = scale * randn(n, salt=19), torch.randint(0, samples, (n,), generator=generator(20))
         expected = []
         for r in range(samples):
             mine = [v for v, s in zip(values.tolist(), sample.tolist()) if s == r]
@@ -265,6 +314,8 @@ class Test_objective:
         close(lab.objective(parts, advantage, 0.2), 3 * advantage.mean())
         del parts["decisions"]
         close(lab.objective(parts, advantage, 0.2), 2 * advantage.mean())
+        parts |= {"a": parts["latents"], "b": parts["latents"], "c": parts["answer"]}  # any names, any number
+        close(lab.objective(parts, advantage, 0.2), 5 * advantage.mean())
 
     def test_each_latent_of_a_short_chain_counts_more_than_one_of_a_long_chain(self):
         """±1 / length per latent: this makes correct chains short."""
@@ -284,11 +335,31 @@ class Test_objective:
             lab.objective({"latents": (new, new, torch.tensor([0, 1]))}, advantage, 0.2), 4 / 3
         )  # the last one has none
 
+    def test_a_part_without_any_values_adds_nothing(self):
+        none, advantage = torch.zeros(0, dtype=torch.float64), randn(3, salt=26)
+        parts = make_parts(3, 400)
+        expected = lab.objective(parts, advantage, 0.2)
+        parts["decisions too"] = none, none, torch.zeros(0, dtype=torch.long)
+        close(lab.objective(parts, advantage, 0.2), expected)
+
+    def test_only_the_clip_limits_a_ratio(self):
+        new = torch.tensor([15.0], dtype=torch.float64)
+        parts = {"latents": (new, torch.zeros_like(new), torch.tensor([0]))}
+        advantage = torch.tensor([-1.0, 0.0], dtype=torch.float64)
+        close(lab.objective(parts, advantage, 0.2), -math.exp(15) / 2)
+
+    def test_the_dtype_is_kept(self):
+        one = torch.ones(2)
+        out = lab.objective({"latents": (one, one, torch.tensor([0, 1]))}, one, 0.2)
+        assert out.dtype == torch.float32
+
     def test_the_gradient_reaches_every_new_log_probability_and_no_old_one(self):
         parts = {
             name: (old.clone().requires_grad_(), old.clone().requires_grad_(), sample)
             for name, (_, old, sample) in make_parts(3, 300).items()
         }
-        lab.objective(parts, torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64), 0.2).backward()
+        advantage = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64).requires_grad_()
+        lab.objective(parts, advantage, 0.2).backward()
         for new, old, _ in parts.values():
             assert new.grad is not None and (new.grad != 0).all() and old.grad is None
+        assert advantage.grad is None, "the advantage has a gradient"

@@ -277,4 +277,43 @@ raise ValueError(text)""",
         "[int(n) / total for n in counts]",
         "(counts / total).tolist()",
     ),
+    (
+        "stage_of",
+        "no stage after the third",
+        "return ",
+        "return 0 + min(3, math.ceil((epoch + 1) / epochs_per_stage) - 1) or ",
+    ),
+    ("labels_of", "labels are floats", "return labels", "return 1.0 * labels"),
+    (
+        "best_checkpoint",
+        "must be better than 0",
+        "BODY",
+        """\
+best, at = 0, None
+for e in sorted(history, key=lambda e: e['step']):
+    if e['val'] > best:
+        best, at = e['val'], e['step']
+return at""",
+    ),
+    ("normalise_targets", "in double precision", "return targets /", "return targets.double() /"),
+    (
+        "normalise_targets",
+        "a std of at least 0.01",
+        "table.detach().std()",
+        "table.detach().std().clamp(min=0.01)",
+    ),
+    (
+        "load_embedding",
+        "in double precision",
+        "return torch.cat([saved, table[len(saved) :]])",
+        "return torch.cat([saved, table[len(saved) :]]).double()",
+    ),
+    ("next_logits", "in double precision", "return logits[", "return logits.double()["),
+    (
+        "positions_of",
+        "no position after the fifth",
+        "return (real.long().cumsum(1) - 1).clamp(min=0)",
+        "return (real.long().cumsum(1) - 1).clamp(min=0, max=5)",
+    ),
+    ("think", "six latents at most", "for _ in range(n)", "for _ in range(min(n, 6))"),
 ]

@@ -28,6 +28,7 @@ class Test_stage_of:
 
     def test_with_one_step_per_epoch(self):
         assert [lab.stage_of(step, 1, 3) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+        assert lab.stage_of(299, 1, 3) == 99
 
 
 class Test_flag:
@@ -81,12 +82,13 @@ class Test_labels_of:
             [-100, 7, EOS, 8, EOS, -100, -100, -100]
         ]
 
-    @pytest.mark.parametrize("B, T", [(1, 2), (1, 6), (7, 12)])
+    @pytest.mark.parametrize("B, T", [(1, 2), (1, 6), (7, 12), (3, 70)])
     def test_against_loops(self, B, T):
         ids = torch.randint(0, 12, (B, T), generator=generator(1))
         lengths = torch.randint(2, T + 1, (B,), generator=generator(2))
         prompt = (torch.rand(B, generator=generator(3)) * lengths).long().clamp(min=1)
         labels = lab.labels_of(ids, prompt, lengths, LATENT)
+        assert labels.dtype == torch.long
         for b in range(B):
             for t in range(T):
                 labelled = t + 1 < lengths[b] and t + 1 >= prompt[b] and ids[b, t + 1] != LATENT
@@ -114,7 +116,7 @@ class Test_think:
             torch.tensor([[[first], [1.1 * first + first]]], dtype=torch.float64),
         )
 
-    @pytest.mark.parametrize("B, T, n", [(1, 1, 1), (2, 3, 4), (3, 2, 6)])
+    @pytest.mark.parametrize("B, T, n", [(1, 1, 1), (2, 3, 4), (3, 2, 20)])
     def test_every_latent_sees_the_question_and_all_latents_before(self, B, T, n):
         prefix = randn(B, T, 3, salt=4)
         latents = lab.think(counting_model([]), prefix, n)
@@ -144,7 +146,7 @@ class Test_positions_of:
 
     @pytest.mark.parametrize("left", [True, False])
     def test_a_rows_positions_do_not_depend_on_how_much_it_is_padded(self, left):
-        lengths, T = [1, 4, 6, 3], 6
+        lengths, T = [1, 4, 40, 3], 40
         place = torch.arange(T)
         for n in lengths:
             real = (place >= T - n) if left else (place < n)
@@ -168,6 +170,7 @@ class Test_next_logits:
             torch.stack([logits[b, n - 1] for b, n in enumerate(lengths)]),
             0,
         )
+        assert lab.next_logits(logits.float(), torch.tensor(lengths)).dtype == torch.float32
 
     def test_the_gradient_is_at_the_last_real_position_only(self):
         logits = randn(2, 4, 3, salt=8).requires_grad_()
@@ -182,6 +185,7 @@ class Test_load_embedding:
         loaded = lab.load_embedding(table, old)
         close(loaded[:saved], old, 0)
         close(loaded[saved:], table[saved:], 0)
+        assert lab.load_embedding(table.float(), old.float()).dtype == torch.float32
 
     @pytest.mark.parametrize("shape", [(5, 3), (5, 5), (9, 4), (9, 3)])
     def test_what_does_not_fit_is_an_error_and_not_ignored_silently(self, shape):
@@ -216,6 +220,9 @@ class Test_best_checkpoint:
         history = [{"step": 100, "val": 0.7121, "test": 0.5}, {"step": 200, "val": 0.7124, "test": 0.5}]
         assert lab.best_checkpoint(history) == 200
 
+    def test_with_no_right_answer_anywhere_it_is_the_earliest(self):
+        assert lab.best_checkpoint([{"step": s, "val": 0.0, "test": 0.0} for s in (200, 100)]) == 100
+
     def test_another_test_split_chooses_the_same(self):
         g = generator(15)
         for _ in range(20):
@@ -225,11 +232,11 @@ class Test_best_checkpoint:
 
 
 class Test_normalise_targets:
-    @pytest.mark.parametrize("scale", [0.018, 1.0, 7.0])
+    @pytest.mark.parametrize("scale", [1e-4, 0.018, 1.0, 70.0])
     def test_the_std_is_the_models_own(self, scale):
         """A number written into the code was one model's; with another the latent head learned the wrong
         scale."""
-        table, targets = scale * randn(50, 6, salt=16) + 0.3, scale * randn(5, 6, salt=17)
+        table, targets = scale * (randn(50, 6, salt=16) + 0.3), scale * randn(5, 6, salt=17)
         entries = table.flatten().tolist()
         mean = sum(entries) / len(entries)
         std = (sum((x - mean) ** 2 for x in entries) / (len(entries) - 1)) ** 0.5
@@ -241,6 +248,11 @@ class Test_normalise_targets:
     def test_the_table_gets_no_gradient(self):
         table = randn(20, 3, salt=18).requires_grad_()
         assert not lab.normalise_targets(randn(2, 3, salt=19), table).requires_grad
+
+    def test_the_dtype_is_kept(self):
+        assert (
+            lab.normalise_targets(torch.ones(2, 3), randn(5, 3, dtype=torch.float32)).dtype == torch.float32
+        )
 
 
 class Test_accumulation_weights:

@@ -29,7 +29,8 @@ def admissible(entry: dict, most_latents: float, most_seconds: float) -> bool:
     # BEGIN SOLUTION
     for key, most in (("mean_len", most_latents), ("cpu_seconds", most_seconds), ("accuracy", 1.0)):
         value = entry.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not 0 <= value <= most:
             return False
     return True
     # END SOLUTION

@@ -13,7 +13,7 @@ POINTS = {"interval": 3, "admissible": 2, "choose": 3, "leaderboard": 4}
 class Test_interval:
     @pytest.mark.parametrize(
         "right, n, z",
-        [(0, 10, 1.96), (10, 10, 1.96), (3, 7, 1.96), (444, 500, 1.96), (5, 9, 1.0), (1, 1, 2.58)],
+        [(0, 10, 1.96), (10, 10, 1.96), (3, 7, 1.96), (44_400, 50_000, 1.96), (5, 9, 1.0), (1, 1, 2.58)],
     )
     def test_both_ends_solve_the_equation(self, right, n, z):
         low, high = lab.interval(right, n, z)
@@ -86,6 +86,7 @@ class Test_admissible:
 
     def test_the_limits_are_the_arguments(self):
         assert lab.admissible(entry(), 6, 500) is True
+        assert lab.admissible(entry(cpu_seconds=math.inf), math.inf, math.inf) is False
         assert lab.admissible(entry(), 5, 600) is False and lab.admissible(entry(), 8, 499) is False
 
 
@@ -117,8 +118,12 @@ class Test_choose:
         assert lab.choose(trials, 8, 600) is trials[1]
 
     def test_a_small_difference_is_one(self):
-        trials = [trial(0.741, 2.0), trial(0.742, 7.0), trial(0.7419, 3.0)]
-        assert lab.choose(trials, 8, 600) is trials[1]
+        trials = [trial(0.741, 2.0), trial(0.7420, 7.01), trial(0.7419, 3.0), trial(0.7420, 7.0)]
+        assert lab.choose(trials, 8, 600) is trials[3]
+
+    def test_nothing_is_a_number_too(self):
+        trials = [trial(0.0, 3.0), trial(0.0, 0.0, seconds=0.0)]
+        assert lab.choose(trials, 8, 600) is trials[1] and lab.choose(trials[:1], 8, 600) is trials[0]
 
     def test_none_within_the_limits(self):
         assert lab.choose([trial(0.9, 20.0)], 8, 600) is None and lab.choose([], 8, 600) is None
@@ -193,8 +198,18 @@ class Test_leaderboard:
 
     def test_a_small_difference_is_one(self):
         assert board(
-            [entry("a", accuracy=0.741, mean_len=2.0), entry("b", accuracy=0.742, mean_len=7.0)]
-        ) == [("b", 0.742), ("a", 0.741)]
+            [
+                entry("a", accuracy=0.7419, mean_len=2.0),
+                entry("b", accuracy=0.7420, mean_len=7.01),
+                entry("c", accuracy=0.7420, mean_len=7.0),
+            ]
+        ) == [("c", 0.742), ("b", 0.742), ("a", 0.7419)]
+
+    def test_an_accuracy_of_0_is_listed(self):
+        assert board([entry("a", accuracy=0.0), entry("b", accuracy=0.1)]) == [("b", 0.1), ("a", 0.0)]
+
+    def test_any_number_of_seeds_of_any_size(self):
+        assert board([entry("a", 10 * i, i / 10) for i in range(6)]) == [("a", 0.25)]
 
     def test_an_empty_board(self):
         assert board([]) == [] and board([entry(mean_len=50.0)]) == []
