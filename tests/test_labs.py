@@ -216,8 +216,8 @@ def test_results_are_plain_and_a_model_is_not_changed():
 
 
 def test_links_and_other_names_are_not_taken_and_the_message_says_what_lies_there(tmp_path):
-    (tmp_path / "lab1 (1).py").write_text("")
-    (tmp_path / "Lab2.py").write_text("")
+    (tmp_path / "lab1 (1).py").write_text("", encoding="utf-8")
+    (tmp_path / "Lab2.py").write_text("", encoding="utf-8")
     with pytest.raises(grader.Bad, match=r"'lab1 \(1\).py' should be called lab1.py"):
         grader.answers(tmp_path)
     try:
@@ -232,7 +232,7 @@ def test_links_and_other_names_are_not_taken_and_the_message_says_what_lies_ther
 
 
 def test_a_reader_that_has_enough_ends_the_grader_quietly(tmp_path):
-    (tmp_path / "lab1.py").write_text("x: int\n")
+    (tmp_path / "lab1.py").write_text("x: int\n", encoding="utf-8")
     command = [sys.executable, str(LABS / "grade.py"), str(tmp_path), "--seconds", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -255,7 +255,9 @@ def test_grade_writes_points_and_a_report_that_agree(tmp_path):
     lab1 = result["labs"]["lab1_masks"]
     assert lab1["points"] == 0 and lab1["problems"]["causal"]["why"] == "not handed in"
     masks = read("lab1_masks", "skeleton.py")
-    (folder / "lab1.py").write_text(masks.replace("raise NotImplementedError", "return causal(0)"))
+    (folder / "lab1.py").write_text(
+        masks.replace("raise NotImplementedError", "return causal(0)"), encoding="utf-8"
+    )
     assert grader.calls(grader.answers(folder)[0], "lab1_masks", "induction_mask", "causal")
     assert f"{result['points']} of {result['of']} points" in report.read_text(encoding="utf-8")
 
