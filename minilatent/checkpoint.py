@@ -38,6 +38,8 @@ def checksum(tensors: dict[str, Tensor], meta: str) -> str:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
+    if not path.parent.is_dir():  # a run's folder that is gone does not come back half empty
+        raise UserError(f"{path.parent} does not exist any more")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta or {})
     # One key: safetensors writes several in any order, and equal runs are to make equal files.

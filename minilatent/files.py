@@ -3,8 +3,13 @@
 import contextlib
 import json
 import os
+import platform
+import re
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .config import UserError
@@ -12,18 +17,34 @@ from .config import UserError
 
 def replace_file(path: Path, write) -> None:
     """Call write(temporary path), then rename: the old file stays until the new one is whole on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Nobody can have put a link there. The mode is the umask's: a file of safetensors' would be 0600.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # of a folder that is a file, say
+    except (OSError, ValueError, SafetensorError) as error:
+        with contextlib.suppress(OSError, ValueError):  # of a folder that is a file, say
             temporary.unlink()
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; what was saved before is untouched") from None
+
+
+def is_temporary(name: str) -> bool:
+    """What a killed write leaves: a file of `replace_file`'s, or of safetensors' own."""
+    return re.fullmatch(r"\.[0-9a-f]{16}\.tmp|\.tmp\w+", name) is not None
+
+
+def remove_temporary(*folders: Path) -> None:
+    """They can be as large as a checkpoint."""
+    for path in (path for folder in folders for path in folder.iterdir()):
+        if is_temporary(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_json(path: Path, data) -> None:
@@ -40,3 +61,39 @@ def read_json(path: Path, default=None):
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:
         raise UserError(f"{path} is truncated or no JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Until the block ends, no other process writes to this run folder. UserError names the one that does.
+    The lock is the system's, on a file beside the folder: when its holder dies, it is gone."""
+    path = folder.resolve().with_name(f".{folder.resolve().name}.lock")
+    lock = FileLock(path, timeout=0, is_singleton=True)  # one a process: the same holder may lock again
+    made = [p for p in path.parents if not p.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+    except Timeout:
+        with contextlib.suppress(OSError):  # Windows locks the text, too
+            raise UserError(f"{folder} is in use by {path.read_text(encoding='utf-8')}") from None
+        raise UserError(f"{folder} is in use by another process") from None
+    except OSError as error:
+        raise UserError(f"cannot lock {folder}: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                path.unlink()
+        lock.release()
+        for p in made:
+            with contextlib.suppress(OSError):  # only what is still empty
+                p.rmdir()
+
+
+def is_still(file, path: Path) -> bool:
+    """Whether an open file is the one that this path names: no if it was moved or deleted meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    return False

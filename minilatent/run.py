@@ -1,6 +1,7 @@
 """From settings to a trained run folder, and from a run folder to a method. The door between the core and
 the rest."""
 
+import contextlib
 import dataclasses
 import zlib
 from argparse import Namespace
@@ -16,10 +17,12 @@ from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
 from .config import PRESETS, Config, Parser, UserError, add_fields, nearest, preset
 from .evaluate import fitting, wilson
+from .files import is_temporary, one_writer, remove_temporary
 from .machine import pick_device, pick_dtype
 from .methods import METHODS, Method, Stage, build
 from .model import ModelConfig, Transformer
 from .tasks import Example
+from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer, mini_tokenizer
 from .trainer import Trainer
 
@@ -76,9 +79,8 @@ def resolve(given: dict) -> Config:
     return config
 
 
-def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
+def resume_config(config: Config, given: dict, folder: Path) -> Config:
     """The settings of the run in --out. Of these only the FREE ones may be given anew."""
-    folder = Path(config.out or f"out/{config.method}")
     settings = checkpoint.read_run(folder)["config"]
     if settings["method"] != config.method:
         raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
@@ -90,7 +92,7 @@ def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
         raise UserError(f"{folder}/config.json has a setting that this version does not know: {min(strange)}")
     stored = type(config)(**settings)
     machine = {key: given[key] for key in ("device", "threads") if key in given}  # else the same as before
-    return dataclasses.replace(stored, out=str(folder), resume=True, **machine), folder
+    return dataclasses.replace(stored, out=str(folder), resume=True, **machine)
 
 
 # ------------------------------------------------------------------ models and runs
@@ -189,10 +191,17 @@ def fingerprint(rows: list[Row]) -> int:
     return crc
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is nothing but what a start leaves that was stopped before it wrote config.json."""
+    state = folder / "state"
+    held = [*folder.iterdir(), *(state.iterdir() if state.is_dir() else ())]
+    return all(p.name in ("state", TOKENIZER) or is_temporary(p.name) for p in held)
+
+
 def prepare_folder(config: Config, folder: Path) -> None:
     """Make the run folder. An earlier run of the same method that is in the way is moved aside."""
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not is_begun(folder):
             if not (folder / "config.json").exists():
                 raise UserError(f"{folder} is not empty and no run folder: choose another --out")
             method = checkpoint.read_run(folder)["config"]["method"]
@@ -236,23 +245,29 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
 def train(given: dict) -> None:
     """The whole of train.py after its command line: settings that the user gave -> a run folder."""
     config = resolve(given)
+    folder = Path(config.out or f"out/{config.method}")
     if config.resume:
-        config, folder = resume_config(config, given)
-        if (folder / "model.safetensors").exists():
+        config = resume_config(config, given, folder)
+    device = parallel.start(config.device)
+    first = parallel.rank() == 0  # of several processes: it alone writes and speaks
+    with one_writer(folder) if first else contextlib.nullcontext():
+        if config.resume and (folder / "model.safetensors").exists():
             print(f"{folder} is finished")
-            return
+        else:
+            train_in(folder, config, pick_device(device), first)
+    parallel.finish()
+
+
+def train_in(folder: Path, config: Config, device: torch.device, first: bool) -> None:
+    """Train in a run folder that no other process writes to. first: this process writes to it."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    named = parallel.start(config.device)
-    device = pick_device(named)
-    first = parallel.rank() == 0  # of several processes: it alone writes and speaks
     model, tok, settings, beside = initial_model(config)
     config.dtype = pick_dtype(config.dtype, device)
     METHODS[config.method].inherit(config, settings)
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
     kept = {"rows": fingerprint(rows)}  # in config.json
-    folder = Path(config.out or f"out/{config.method}")
     if config.resume and checkpoint.read_run(folder).get("rows", kept["rows"]) != kept["rows"]:
         raise UserError(f"--data {config.data} is not what it was when the run in {folder} began")
     if config.lora_rank:  # it saves adapters only: the model that they belong to
@@ -263,14 +278,16 @@ def train(given: dict) -> None:
     model.grad_checkpoint = config.grad_checkpoint
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered
-    if first and not config.resume:
-        prepare_folder(config, folder)
-        checkpoint.write_config(folder, config, model.config, **kept)
-        tok.save(folder)
-    parallel.wait()
     method.adopt(beside, settings)
     method.to(device)
     stages = method.stages(rows)
+    if first and not config.resume:
+        prepare_folder(config, folder)
+        tok.save(folder)
+        checkpoint.write_config(folder, config, model.config, **kept)  # from here on it is a run
+    if first:
+        remove_temporary(folder, folder / "state")
+    parallel.wait()
     print(summary(method, stages, rows, val, left_out), flush=True)
     trainer = Trainer(method, folder)
     if config.resume:
@@ -283,7 +300,6 @@ def train(given: dict) -> None:
         report_test(method)
         test_data = ""
     print(f"next: python eval.py --ckpt {folder}{test_data}    python sample.py --ckpt {folder}")
-    parallel.finish()
 
 
 def report_test(method: Method) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import checkpoint, parallel
 from .config import UserError
+from .files import is_still
 from .machine import trim_memory
 from .methods.method import Method, Stage
 from .optim import learning_rate, make_optimizers, train_only
@@ -68,10 +69,10 @@ class Trainer:
                     parallel.wait()
                     weights, _ = checkpoint.load_tensors(self.best_file)
                     checkpoint.load_own(self.method, weights, self.best_file)
+                weights = checkpoint.own_state(self.method)
+                self.write(self.folder / "model.safetensors", weights, {"method": self.config.method})
         finally:
             signal.signal(signal.SIGINT, before)
-        weights = checkpoint.own_state(self.method)
-        self.write(self.folder / "model.safetensors", weights, {"method": self.config.method})
         parallel.wait()
 
     def run_stage(self, index: int, stage: Stage, val) -> None:
@@ -202,6 +203,8 @@ class Trainer:
 
     def write(self, path: Path, tensors: dict, meta: dict) -> None:
         if parallel.rank() == 0:
+            if not is_still(self.metrics, self.folder / "metrics.jsonl"):
+                raise UserError(f"{self.folder} was moved or deleted while the run wrote to it")
             checkpoint.save_tensors(path, tensors, meta)
 
     def save_state(self) -> None:

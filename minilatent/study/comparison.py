@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script
-from ..files import read_json, replace_file, write_json
+from ..files import one_writer, read_json, replace_file, write_json
 from ..machine import pick_device
 from ..run import BASE, load_run, resolve, train
 from . import budget
@@ -117,9 +117,13 @@ class Comparison:
     def __post_init__(self):
         self.rows, self.trials = self.out / "rows.jsonl", self.out / "trials.jsonl"
 
-    def folder(self, entry: Entry, seed: int) -> Path:
+    def place(self, entry: Entry, seed: int) -> Path:
+        """What stands for the entry and seed where processes share them: one at a time works on each."""
         part = "" if self.budget == 1 else f"-budget{self.budget:g}"
-        return RUNS / f"{entry.name}-seed{seed}{part}" if entry.train else BASE
+        return RUNS / f"{entry.name}-seed{seed}{part}"
+
+    def folder(self, entry: Entry, seed: int) -> Path:
+        return self.place(entry, seed) if entry.train else BASE
 
     def is_trained(self, entry: Entry, seed: int) -> bool:
         return (self.folder(entry, seed) / "model.safetensors").exists()
@@ -203,6 +207,11 @@ class Comparison:
             return folder
         if entry.after:
             self.train(entry_named(entry.after), seed)
+        with one_writer(folder):
+            self.train_in(folder, entry, seed)
+        return folder
+
+    def train_in(self, folder: Path, entry: Entry, seed: int) -> None:
         if (folder / "config.json").exists():
             settings = {"method": entry.train["method"], "out": str(folder), "resume": True}
             settings |= {"device": self.device, "threads": self.threads}
@@ -212,7 +221,6 @@ class Comparison:
             write_json(folder.with_name(folder.name + ".json"), kept | {"lr": resolve(settings).lr})
         with open(f"{folder}.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             train(settings)
-        return folder
 
     def facts(self, entry: Entry, seed: int) -> dict:
         """What the run's metrics.jsonl and its plan say, with the run that it started from. Its curve goes
@@ -238,6 +246,8 @@ class Comparison:
         }
 
     def add_trial(self, entry: Entry, seed: int) -> None:
+        if entry.name in {trial["row"] for trial in read_lines(self.trials)}:
+            return  # another process was faster
         self.train(entry, seed)
         line = {"method": tuned_as(entry), "row": entry.name, "seed": seed, "budget": self.budget}
         facts = self.facts(entry, seed) | budget.machine(pick_device(self.device))
@@ -279,7 +289,8 @@ class Comparison:
     def run(self, todo: list[tuple[Entry, int]], add) -> None:
         for entry, seed in (bar := tqdm(todo, unit="run", dynamic_ncols=True)):
             bar.set_postfix_str(f"{entry.name} seed {seed}")
-            add(entry, seed)
+            with one_writer(self.place(entry, seed)):
+                add(entry, seed)
             self.write_results()
         print(f"{len(todo)} runs done; see {self.out}", file=sys.stderr)
 
