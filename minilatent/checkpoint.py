@@ -8,7 +8,6 @@ A run folder:
     state/                       what resuming needs: resume.safetensors, a best-STAGE.safetensors per stage
 """
 
-import contextlib
 import dataclasses
 import json
 import zlib
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, UserError
-from .files import read_json, replace_file, write_json
+from .files import check_no_links, check_regular, read_json, replace_file, write_json
 from .model import ModelConfig, Transformer
 from .tokenizer import Tokenizer
 
@@ -50,6 +49,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and meta of a file that `save_tensors` wrote. UserError if missing, truncated, damaged or
     foreign."""
+    check_regular(path)
     try:
         with safe_open(path, "pt") as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}
@@ -110,6 +110,7 @@ def is_run(folder: str | Path) -> bool:
 def read_run(folder: str | Path) -> dict:
     """config.json of a run folder. UserError if there is none, or if it is damaged or not ours."""
     path = Path(folder) / "config.json"
+    check_no_links(Path(folder))
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.json")
     if not is_run(folder):
@@ -166,11 +167,17 @@ def load_training_state(
 
 
 def shorten_log(path: Path, stage: int, step: int) -> None:
-    """Remove from metrics.jsonl what lies behind a step of a stage, and a last line that is half written."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+    """Remove from metrics.jsonl what lies behind a step of a stage, and lines that are half written or
+    damaged: it is a log, and no reason to lose a run."""
+    lines, damaged = [], 0
+    written = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in written.splitlines():
+        try:
             entry = json.loads(line)
             if step and (entry["index"], entry["step"]) <= (stage, step):
                 lines.append(line + "\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += 1
+    if damaged:
+        print(f"{path}: {damaged} damaged lines removed")
     replace_file(path, lambda p: p.write_text("".join(lines), encoding="utf-8"))

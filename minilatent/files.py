@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .config import UserError
+
+MOST_TEXT = 64 * 2**20  # bytes, twice the largest tokenizer.json
 
 
 def replace_file(path: Path, write) -> None:
@@ -51,15 +55,50 @@ def write_json(path: Path, data) -> None:
     replace_file(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8"))
 
 
+def check_regular(path: Path, most: float = math.inf) -> None:
+    """UserError if it is neither a file nor nothing, or larger than `most` bytes. Asked before it is opened:
+    a pipe or a device may never end. A link counts as what it leads to: Hugging Face's caches have them."""
+    with contextlib.suppress(OSError, ValueError):  # nothing there: opening it will say so
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path} is no regular file")
+        if found.st_size > most:
+            raise UserError(f"{path} is too large: {found.st_size} bytes")
+
+
+def check_no_links(folder: Path) -> None:
+    """UserError if a link, or what is neither file nor folder, is in a run folder or its state/: what is read
+    and written there stays there."""
+    for path in (folder, folder / "state"):
+        for entry in os.scandir(path) if path.is_dir() else ():
+            if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                raise UserError(f"{entry.path} is a link or no regular file: a run folder holds none")
+
+
+def read_text(path: Path) -> str:
+    """UserError if it cannot be read, is no regular file, or is far too large for a text of ours."""
+    check_regular(path, MOST_TEXT)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def no_number(name: str):
+    raise ValueError(f"{name} is no number")
+
+
 def read_json(path: Path, default=None):
     """UserError if the file is not JSON, or if it does not exist and there is no default."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path), parse_constant=no_number)
     except (FileNotFoundError, NotADirectoryError):
         if default is not None:
             return default
         raise UserError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of lists in lists in lists
         raise UserError(f"{path} is truncated or no JSON ({error})") from None
 
 

@@ -17,7 +17,7 @@ from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
 from .config import PRESETS, Config, Parser, UserError, add_fields, nearest, preset
 from .evaluate import fitting, wilson
-from .files import is_temporary, one_writer, remove_temporary
+from .files import check_no_links, is_temporary, one_writer, remove_temporary
 from .machine import pick_device, pick_dtype
 from .methods import METHODS, Method, Stage, build
 from .model import ModelConfig, Transformer
@@ -210,6 +210,7 @@ def prepare_folder(config: Config, folder: Path) -> None:
             free = next(n for n in count(1) if not Path(f"{folder}.{n}").exists())
             folder.rename(f"{folder}.{free}")
             print(f"the earlier run in {folder} is now in {folder}.{free}")
+        check_no_links(folder)
         (folder / "state").mkdir(parents=True, exist_ok=True)
     except OSError as error:  # --out is a file, or a mounted folder that cannot be moved
         raise UserError(f"--out {folder}: {error.strerror}; choose another") from None

@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Killed, kill_when, same_run, train
+import torch
+from conftest import ROOT, Killed, kill_when, metrics, same_run, train
 
+from minilatent import run
+from minilatent.backbones.pretrained import load_pretrained
 from minilatent.config import UserError
 from minilatent.files import is_temporary, one_writer
+from minilatent.tools.export import export
 from minilatent.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_tokenizer")
@@ -165,3 +169,97 @@ def test_a_checkpoint_that_was_half_written_is_removed_at_the_next_start(tmp_pat
     (out / "state" / "my.tmp").write_text("mine", encoding="utf-8")
     train(out, "cot_sft", "--resume")
     assert {p.name for p in out.rglob("*tmp*")} == {"my.tmp"}
+
+
+# --- nothing followed ---------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+
+
+@posix
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl.tmp", "metrics.jsonl", "state", "state/best-cot.safetensors"]
+)
+def test_a_link_in_a_run_folder_of_somebody_else_is_refused_and_not_written_through(tmp_path, name):
+    """A line of the folder's own choosing came into a shell's start-up file."""
+    out, mine = tmp_path / "run", tmp_path / "mine"
+    killed_at(out, 0, 2, "cot_sft")
+    path = out / name
+    if name == "state":
+        path.rename(mine)
+    else:
+        path.unlink(missing_ok=True)
+        mine.write_text("export PATH", encoding="utf-8")
+    path.symlink_to(mine)
+    before = tree(mine) if mine.is_dir() else mine.read_bytes()
+    for call in (
+        lambda: train(out, "cot_sft", "--resume"),
+        lambda: train(out, "cot_sft"),
+        lambda: run.load_run(out, torch.device("cpu")),
+    ):
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            call()
+        assert (tree(mine) if mine.is_dir() else mine.read_bytes()) == before
+
+
+SPECIAL = ["config.json", "minilatent_tokenizer.json", "model.safetensors", "metrics.jsonl"]
+SPECIAL += ["state/resume.safetensors"]
+
+
+@posix
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("kind", ["pipe", "zeros"])
+def test_a_file_that_never_ends_is_not_opened(tmp_path, uninterrupted, name, kind):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    (out / "model.safetensors").unlink()
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name) if kind == "pipe" else (out / name).symlink_to("/dev/zero")
+    for call in (
+        lambda: train(out, "latent_sft", "--resume"),
+        lambda: run.load_run(out, torch.device("cpu")),
+    ):
+        with pytest.raises(UserError, match="regular file"):
+            call()
+
+
+@posix
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"]
+)
+def test_a_pipe_in_a_hugging_face_folder_is_not_opened_but_its_links_are(tmp_path, uninterrupted, name):
+    """Its cache is made of links to files."""
+    folder, blobs = tmp_path / "hf", tmp_path / "blobs"
+    method = run.load_run(uninterrupted, torch.device("cpu"))
+    export(method.model, method.tok, blobs)
+    folder.mkdir()
+    for path in blobs.iterdir():
+        (folder / path.name).symlink_to(path)
+    load_pretrained(folder)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=f"{name} is no regular file"):
+        load_pretrained(folder)
+
+
+@posix
+def test_what_is_written_has_the_modes_of_the_umask(tmp_path):
+    """Files of safetensors came out 0600: for another user the model did not exist."""
+    before = os.umask(0o022)
+    try:
+        train(tmp_path / "run", "cot_sft", "--max_steps", 1)
+    finally:
+        os.umask(before)
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path / "run").rglob("*")}
+    assert set(modes.values()) == {"0o755", "0o644"}, modes
+    assert {name for name, mode in modes.items() if mode == "0o755"} == {"state"}
+
+
+def test_a_damaged_line_of_the_log_is_cut_and_told(tmp_path, capsys):
+    out = tmp_path / "run"
+    killed_at(out, 0, 2, "cot_sft")
+    log = out / "metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(b'\xff\xfe\n{"index": 0}\n[]\n' + b"[" * 100_000 + b"\n" + whole + b'{"stage": "co')
+    train(out, "cot_sft", "--resume")
+    assert "5 damaged lines removed" in capsys.readouterr().out
+    assert [e["step"] for e in metrics(out) if "loss" in e] == [1, 2, 3, 4]

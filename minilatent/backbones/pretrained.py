@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import UserError
-from ..files import read_json
+from ..files import check_regular, read_json
 from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
 
@@ -175,6 +175,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
             f"{folder} has no model.safetensors; pickled weights (.bin) are never read: convert them"
         )
     for path in files:
+        check_regular(path)
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():

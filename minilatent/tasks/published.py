@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import UserError
+from ..files import check_regular
 from .answers import Example, last_boxed, math_verify, normalise
 
 
@@ -82,6 +83,7 @@ def divide(examples: list[Example], split: str) -> list[Example]:
 
 def read(path: Path) -> Iterator[Record]:
     """The records of a file, line by line. UserError names the file and the line."""
+    check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
