@@ -18,10 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import Config, UserError
-from .files import check_no_links, check_regular, read_json, replace_file, write_json
-from .model import ModelConfig, Transformer
+from .config import Config, UserError, check_fields, is_a
+from .files import check_no_links, check_regular, no_number, read_json, replace_file, write_json
+from .model import ATTENTION, ModelConfig, Transformer
 from .tokenizer import Tokenizer
+
+# What config.json may ask for.
+KINDS = {"position": ("rope", "learned"), "norm": ("rmsnorm", "layernorm"), "mlp": ("swiglu", "gelu")}
+KINDS["attention"] = tuple(ATTENTION)
+MOST = {"n_layer": 1000}
+ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def checksum(tensors: dict[str, Tensor], meta: str) -> str:
@@ -46,27 +52,33 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
     replace_file(path, lambda p: save_file(tensors, p, header))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+def load_tensors(path: Path, like: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict]:
     """Tensors and meta of a file that `save_tensors` wrote. UserError if missing, truncated, damaged or
-    foreign."""
+    foreign. like: shapes that the tensors of these names must have; asked before any tensor is read."""
     check_regular(path)
     try:
         with safe_open(path, "pt") as f:
+            for name in set(f.keys()) & set(like or {}):
+                if (found := f.get_slice(name).get_shape()) != (needed := list(like[name].shape)):
+                    raise UserError(f"{path}: size mismatch for {name}: {found}, this model needs {needed}")
             tensors = {name: f.get_tensor(name) for name in f.keys()}
             header = json.loads((f.metadata() or {})["minilatent"])
         if checksum(tensors, header["meta"]) == header["checksum"]:
-            return tensors, json.loads(header["meta"])
+            return tensors, dict(json.loads(header["meta"], parse_constant=no_number))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} was not written by minilatent, or its header is damaged") from None
     raise UserError(f"{path} is damaged: its checksum does not match its contents")
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Every tensor must find its place and every place its tensor; UserError names those that do not."""
+    for name, place in module.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != place.is_floating_point():
+            raise UserError(f"{path} does not fit this model: {name} is {tensors[name].dtype}")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -115,19 +127,46 @@ def read_run(folder: str | Path) -> dict:
         raise UserError(f"{folder} is no run folder: it has no config.json")
     if not is_run(folder):
         raise UserError(f"{path} is not of a minilatent run")
-    return read_json(path)
+    data = read_json(path)
+    if not all(isinstance(data.get(key), dict) for key in ("config", "model")):
+        raise UserError(f"{path} is damaged: it lacks the settings or the model's shape")
+    if not isinstance(data["config"].get("method"), str):
+        raise UserError(f"{path} is damaged: it names no method")
+    return data
+
+
+def check_model(config: ModelConfig, path: Path) -> None:
+    """UserError if what a file asks for is no model: before any layer is built."""
+    check_fields(config, f"{path}: ")
+    for name, value in vars(config).items():
+        known = KINDS.get(name, (value,))
+        if value not in known or type(value) is int and value > MOST.get(name, 10**7):
+            raise UserError(f"{path}: {name} = {value!r:.60} is of no model")
+    scaling, heads = config.rope_scaling or dict.fromkeys(ROPE_SCALING, 1), config.n_head / config.n_kv_head
+    if not (isinstance(scaling, dict) and all(is_a(scaling.get(key), float) for key in ROPE_SCALING)):
+        raise UserError(f"{path}: rope_scaling needs the numbers {', '.join(ROPE_SCALING)}")
+    if heads % 1 or config.head_dim % 2 and config.position == "rope":
+        raise UserError(f"{path}: n_head, n_kv_head and head_dim do not fit together")
 
 
 def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
     """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
     folder = Path(folder)
     path = folder / "model.safetensors"
+    try:
+        config = ModelConfig(**read_run(folder)["model"])
+    except TypeError as error:  # a field that is missing or unknown
+        raise UserError(f"{folder}/config.json is damaged: {error}") from None
+    check_model(config, folder / "config.json")
     with torch.device("meta"):
-        model = Transformer(ModelConfig(**read_run(folder)["model"]))
-    model = model.to_empty(device="cpu")
-    weights, beside = split_off(load_tensors(path)[0])
+        model = Transformer(config)
+    like = {f"model.{name}": t for name, t in model.state_dict().items()}
+    weights, beside = split_off(load_tensors(path, like)[0])
+    model, tok = model.to_empty(device="cpu"), Tokenizer.load(folder)
     load_into(model, weights, path)
-    return model, Tokenizer.load(folder), beside
+    if tok.vocab_size > model.config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} tokens, more than the model")
+    return model, tok, beside
 
 
 def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -137,6 +176,8 @@ def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 # ------------------------------------------------------------------ what resuming needs
+
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 
 
 def training_state(
@@ -159,10 +200,32 @@ def load_training_state(
     weights = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
     load_own(module, weights, path)
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for full in (name for name in tensors if name.startswith("optimizer.")):
-        _, key, name = full.split(".", 2)
-        p = trained[name]  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
-        owner[p].state[p][key] = tensors[full].to("cpu" if key == "step" and not p.is_cuda else p.device)
+    left = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+    for name, p in trained.items():
+        moments = MOMENTS[type(owner[p]).__name__]
+        state = {key: left.pop(f"optimizer.{key}.{name}", None) for key in moments}
+        for key, value in state.items():
+            place = torch.zeros(()) if key == "step" else p
+            if value is None and any(other is not None for other in state.values()):
+                raise UserError(f"{path} lacks the optimizer's {key} of {name}")
+            if value is not None and (value.shape, value.dtype) != (place.shape, place.dtype):
+                found = f"{value.dtype} of shape {tuple(value.shape)}"
+                raise UserError(f"{path}: the optimizer's {key} of {name} is {found}")
+            if value is not None:  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
+                value = value.to("cpu" if key == "step" and not p.is_cuda else p.device)
+                owner[p].state[p][key] = value
+    if left:
+        raise UserError(f"{path}: {min(left)} belongs to nothing that is trained")
+    return meta
+
+
+def read_progress(path: Path) -> dict:
+    """The meta of a checkpoint: where to go on. UserError if it is damaged."""
+    _, meta = load_tensors(path)
+    kinds = {"stage": int, "step": int, "tokens": int, "seconds": float, "best": float, "scaler": dict}
+    whole = all(is_a(meta.get(key), kind) for key, kind in kinds.items())
+    if not whole or min(meta[key] for key in list(kinds)[:4]) < 0:
+        raise UserError(f"{path} does not say where the run was")
     return meta
 
 

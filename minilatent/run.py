@@ -4,7 +4,6 @@ the rest."""
 import contextlib
 import dataclasses
 import zlib
-from argparse import Namespace
 from itertools import count
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from . import checkpoint, parallel, tasks
 from .backbones import lora
 from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
-from .config import PRESETS, Config, Parser, UserError, add_fields, nearest, preset
+from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, nearest, preset
 from .evaluate import fitting, wilson
 from .files import check_no_links, is_temporary, one_writer, remove_temporary
-from .machine import pick_device, pick_dtype
+from .machine import pick_device, pick_dtype, use_threads
 from .methods import METHODS, Method, Stage, build
 from .model import ModelConfig, Transformer
 from .tasks import Example
@@ -79,6 +78,22 @@ def resolve(given: dict) -> Config:
     return config
 
 
+def stored_settings(folder: str | Path) -> Config:
+    """Those of a run folder; what this version does not know is left out. UserError if they make no sense
+    or belong to a method that this version does not know."""
+    settings = checkpoint.read_run(folder)["config"]
+    name = settings["method"]
+    if name not in METHODS:
+        raise UserError(f"{folder} holds a run of {name!r:.60}, which this version does not know")
+    known = {f.name for f in dataclasses.fields(METHODS[name].Settings)}
+    config = METHODS[name].Settings(**{k: v for k, v in settings.items() if k in known})
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+    return config
+
+
 def resume_config(config: Config, given: dict, folder: Path) -> Config:
     """The settings of the run in --out. Of these only the FREE ones may be given anew."""
     settings = checkpoint.read_run(folder)["config"]
@@ -90,7 +105,7 @@ def resume_config(config: Config, given: dict, folder: Path) -> Config:
             raise UserError(f"the run in {folder} was started with {was}; --resume cannot change it")
     if strange := set(settings) - {f.name for f in dataclasses.fields(config)}:
         raise UserError(f"{folder}/config.json has a setting that this version does not know: {min(strange)}")
-    stored = type(config)(**settings)
+    stored = stored_settings(folder)
     machine = {key: given[key] for key in ("device", "threads") if key in given}  # else the same as before
     return dataclasses.replace(stored, out=str(folder), resume=True, **machine)
 
@@ -98,7 +113,7 @@ def resume_config(config: Config, given: dict, folder: Path) -> Config:
 # ------------------------------------------------------------------ models and runs
 
 
-def new_model(config: Config | Namespace) -> tuple[Transformer, Tokenizer]:
+def new_model(config: Config) -> tuple[Transformer, Tokenizer]:
     """Random weights with mini's tokenizer."""
     if config.width % (2 * config.n_head):  # rotary positions turn pairs
         raise UserError(f"--width {config.width} is not an even multiple of --n_head {config.n_head}")
@@ -123,18 +138,22 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     return load_weights(config.init or str(BASE))
 
 
-def load_weights(name: str) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
+def load_weights(name: str, above: tuple = ()) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
     """The same for a folder or hub name. Adapters are merged into their base, which may be a run of adapters,
-    too."""
+    too. above: the runs whose base it is."""
     if not checkpoint.is_run(name):
         return (*load_pretrained(name), {}, {})
-    data, folder = checkpoint.read_run(name), Path(name)
-    settings = data["config"]
-    if not settings.get("lora_rank"):
+    folder, own = Path(name), stored_settings(name)
+    settings = vars(own)
+    if not own.lora_rank:
         model, tok, beside = checkpoint.load_model(folder)
         return model, tok, settings, beside
-    base, own = data["base"], Namespace(**settings)
-    model = new_model(own)[0] if base["init"] == "none" else load_weights(base["init"])[0]
+    base, above = checkpoint.read_run(name).get("base"), (*above, folder.resolve())
+    if not (isinstance(base, dict) and is_a(base.get("init"), str) and "checksum" in base):
+        raise UserError(f"{folder} holds adapters, and its config.json does not say of which model")
+    if Path(base["init"]).resolve() in above:
+        raise UserError(f"{folder} holds adapters of {base['init']}, which is itself or has it as its base")
+    model = new_model(own)[0] if base["init"] == "none" else load_weights(base["init"], above)[0]
     if checkpoint.checksum(model.state_dict(), "") != base["checksum"]:
         raise UserError(f"{folder} holds adapters of {base['init']}, which is another model now")
     tok, path = Tokenizer.load(folder), folder / "model.safetensors"
@@ -147,12 +166,8 @@ def load_weights(name: str) -> tuple[Transformer, Tokenizer, dict, dict[str, Ten
 def load_run(folder: str | Path, device: torch.device) -> Method:
     """The method of a run folder with its trained weights, ready to solve. UserError if it is not a run
     folder that this version can read."""
-    name = checkpoint.read_run(folder)["config"]["method"]
-    if name not in METHODS:
-        raise UserError(f"{folder} holds a run of '{name}', which this version does not know")
-    model, tok, settings, beside = load_weights(str(folder))
-    known = {f.name for f in dataclasses.fields(METHODS[name].Settings)}
-    config = METHODS[name].Settings(**{k: v for k, v in settings.items() if k in known})
+    config = stored_settings(folder)
+    model, tok, _, beside = load_weights(str(folder))
     method = build(config, tok, model)
     tensors = {f"model.{n}": t for n, t in model.state_dict().items()} | beside
     checkpoint.load_into(method, tensors, Path(folder) / "model.safetensors")
@@ -261,8 +276,7 @@ def train(given: dict) -> None:
 
 def train_in(folder: Path, config: Config, device: torch.device, first: bool) -> None:
     """Train in a run folder that no other process writes to. first: this process writes to it."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     model, tok, settings, beside = initial_model(config)
     config.dtype = pick_dtype(config.dtype, device)
     METHODS[config.method].inherit(config, settings)

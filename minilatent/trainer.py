@@ -222,7 +222,7 @@ class Trainer:
         """Find out where to go on, and remove from metrics.jsonl what will be done again."""
         path = self.state / "resume.safetensors"
         if path.exists():  # else: killed before the first checkpoint, begin again
-            _, meta = checkpoint.load_tensors(path)
+            meta = checkpoint.read_progress(path)
             self.at = {key: meta[key] for key in self.at}
             self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         if parallel.rank() == 0:

@@ -74,7 +74,7 @@ class Settings(Config):
     def check(self) -> None:
         super().check()
         phases = self.stage1_steps.split(",")
-        if len(phases) != 3 or not all(s.strip().isdigit() and int(s) for s in phases):
+        if len(phases) != 3 or not all(s.strip().isdecimal() and int(s) for s in phases):
             raise UserError(f"--stage1_steps {self.stage1_steps}: three numbers from 1 on, as 40,30,200")
         if self.latent == "hidden" and (self.gumbel or self.labels != "encoder"):
             option = "--gumbel" if self.gumbel else f"--labels {self.labels}"

@@ -22,14 +22,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from tqdm import tqdm
 
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script
 from ..files import one_writer, read_json, replace_file, write_json
-from ..machine import pick_device
+from ..machine import pick_device, use_threads
 from ..run import BASE, load_run, resolve, train
 from . import budget
 from .comparison_figures import draw
@@ -337,8 +336,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.budget <= 0 or args.limit < 1 or min(args.seeds) < 0:
         raise UserError("out of range: --budget is above 0, --limit 1 or more, --seeds 0 or more")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
     if args.figures:
         return comparison.write_results()
