@@ -43,8 +43,8 @@ def checksum(tensors: dict[str, Tensor], meta: str) -> str:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
-    if not path.parent.is_dir():  # a run's folder that is gone does not come back half empty
-        raise UserError(f"{path.parent} does not exist any more")
+    if not path.parent.parent.is_dir():  # a run folder that is gone does not come back half empty
+        raise UserError(f"{path.parent.parent} does not exist any more")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta or {})
     # One key: safetensors writes several in any order, and equal runs are to make equal files.
@@ -217,6 +217,19 @@ def load_training_state(
     if left:
         raise UserError(f"{path}: {min(left)} belongs to nothing that is trained")
     return meta
+
+
+def load_labels(path: Path, kinds: dict, places: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """What a run kept between its stages: `kinds`, name -> dtype, one row a latent, and `places`."""
+    labels, _ = load_tensors(path)
+    rows = int(places["count"].sum())
+    same = all(name in labels and torch.equal(labels[name], t) for name, t in places.items())
+    same = same and labels.keys() == kinds.keys() | places.keys()
+    if not same or any(labels[n].dtype != kinds[n] or labels[n].shape[:1] != (rows,) for n in kinds):
+        raise UserError(f"{path} is not of this run's training data")
+    if "ids" in kinds and not (labels["ids"] >= 0).logical_and(labels["ids"] < vocab_size).all():
+        raise UserError(f"{path} names tokens that there are not")
+    return labels
 
 
 def read_progress(path: Path) -> dict:

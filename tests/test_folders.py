@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Killed, kill_when, metrics, same_run, train
+from conftest import ROOT, Killed, killed_at, metrics, same_run, train
 
 from minilatent import run
 from minilatent.backbones.pretrained import load_pretrained
@@ -45,14 +45,6 @@ def held_elsewhere(folder: Path):
 
 def tree(folder: Path) -> dict:
     return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
-
-
-def killed_at(out: Path, index: int, step: int, *args, name="save_state") -> None:
-    """A run that dies right after Trainer.`name` at a step of a stage."""
-    with pytest.MonkeyPatch.context() as patch:
-        kill_when(patch, name, lambda *at: at == (index, step))
-        with pytest.raises(Killed):
-            train(out, *args)
 
 
 # --- one writer ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder, run by the `tokenizers` library."""
 
 import json
+import re
 from pathlib import Path
 
 import tokenizers
@@ -17,8 +18,11 @@ class HuggingFace:
     def __init__(self, data: dict):
         """data: the content of tokenizer.json. ValueError if the library cannot read it."""
         self.data = data
+        text = json.dumps(data)
+        if re.search(r'"Regex": "[^"]*\)[*+{]', text):  # (a+)+ takes for ever
+            raise ValueError("a pattern repeats a group")
         try:
-            self.library = tokenizers.Tokenizer.from_str(json.dumps(data))
+            self.library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library has no class of its own for it
             raise ValueError(error) from None
         self.library.encode_special_tokens = True
@@ -68,7 +72,7 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
             "bos": own_start(backend, settings, special),
             "chat": chat_format(folder, settings, special),
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: its tokenizer is damaged ({type(error).__name__}: {error})") from None
 
 
