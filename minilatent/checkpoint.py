@@ -79,6 +79,8 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
     for name, place in module.state_dict().items():
         if name in tensors and tensors[name].is_floating_point() != place.is_floating_point():
             raise UserError(f"{path} does not fit this model: {name} is {tensors[name].dtype}")
+        if name in tensors and not tensors[name].isfinite().all():
+            raise UserError(f"{path}: {name} holds what is not a number: the training had diverged")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -149,23 +151,35 @@ def check_model(config: ModelConfig, path: Path) -> None:
         raise UserError(f"{path}: n_head, n_kv_head and head_dim do not fit together")
 
 
-def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
-    """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
-    folder = Path(folder)
-    path = folder / "model.safetensors"
+def meta_model(folder: Path) -> Transformer:
+    """The model of a run folder without weights, on the meta device. UserError if its shape is damaged."""
     try:
         config = ModelConfig(**read_run(folder)["model"])
     except TypeError as error:  # a field that is missing or unknown
         raise UserError(f"{folder}/config.json is damaged: {error}") from None
     check_model(config, folder / "config.json")
     with torch.device("meta"):
-        model = Transformer(config)
-    like = {f"model.{name}": t for name, t in model.state_dict().items()}
-    weights, beside = split_off(load_tensors(path, like)[0])
-    model, tok = model.to_empty(device="cpu"), Tokenizer.load(folder)
-    load_into(model, weights, path)
+        return Transformer(config)
+
+
+def empty_model(folder: Path) -> Transformer:
+    """The model of a run folder before its weights come from a checkpoint: all zeros."""
+    model = meta_model(folder).to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    return model
+
+
+def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
+    """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
+    folder, tok = Path(folder), Tokenizer.load(folder)
+    path, model = folder / "model.safetensors", meta_model(folder)
     if tok.vocab_size > model.config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} tokens, more than the model")
+    like = {f"model.{name}": t for name, t in model.state_dict().items()}
+    weights, beside = split_off(load_tensors(path, like)[0])
+    model = model.to_empty(device="cpu")
+    load_into(model, weights, path)
     return model, tok, beside
 
 

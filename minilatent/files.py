@@ -51,8 +51,21 @@ def remove_temporary(*folders: Path) -> None:
             path.unlink()
 
 
+def finite(data):
+    """The data with None for what is no number: JSON has no NaN."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def to_json(data, **layout) -> str:
+    return json.dumps(finite(data), allow_nan=False, **layout)
+
+
 def write_json(path: Path, data) -> None:
-    replace_file(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8"))
+    replace_file(path, lambda p: p.write_text(to_json(data, indent=1) + "\n", encoding="utf-8"))
 
 
 def check_regular(path: Path, most: float = math.inf) -> None:

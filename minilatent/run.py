@@ -78,6 +78,11 @@ def resolve(given: dict) -> Config:
     return config
 
 
+def absolute(init: str) -> str:
+    """A folder in --init, wherever a run is resumed from."""
+    return str(Path(init).resolve()) if init not in ("", "none") and Path(init).is_dir() else init
+
+
 def stored_settings(folder: str | Path) -> Config:
     """Those of a run folder; what this version does not know is left out. UserError if they make no sense
     or belong to a method that this version does not know."""
@@ -260,14 +265,19 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
 
 def train(given: dict) -> None:
     """The whole of train.py after its command line: settings that the user gave -> a run folder."""
+    given = {key: absolute(value) if key == "init" else value for key, value in given.items()}
     config = resolve(given)
+    config.init = absolute(config.init)
     folder = Path(config.out or f"out/{config.method}")
+    if config.init != "none" and Path(config.init or BASE).resolve() == folder.resolve():
+        raise UserError(f"--out {folder} is what the run starts from: choose another --out")
     if config.resume:
         config = resume_config(config, given, folder)
     device = parallel.start(config.device)
     first = parallel.rank() == 0  # of several processes: it alone writes and speaks
     with one_writer(folder) if first else contextlib.nullcontext():
         if config.resume and (folder / "model.safetensors").exists():
+            checkpoint.load_tensors(folder / "model.safetensors")  # it is whole
             print(f"{folder} is finished")
         else:
             train_in(folder, config, pick_device(device), first)
@@ -277,23 +287,32 @@ def train(given: dict) -> None:
 def train_in(folder: Path, config: Config, device: torch.device, first: bool) -> None:
     """Train in a run folder that no other process writes to. first: this process writes to it."""
     use_threads(config.threads)
-    model, tok, settings, beside = initial_model(config)
+    before = checkpoint.read_run(folder) if config.resume else {}
+    # A checkpoint holds all but what adapters belong to: how the run began does not matter any more.
+    going_on = config.resume and not config.lora_rank and (folder / "state" / "resume.safetensors").exists()
+    if going_on:
+        model, tok, settings, beside = checkpoint.empty_model(folder), Tokenizer.load(folder), {}, {}
+    else:
+        model, tok, settings, beside = initial_model(config)
+        METHODS[config.method].inherit(config, settings)
     config.dtype = pick_dtype(config.dtype, device)
-    METHODS[config.method].inherit(config, settings)
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
     kept = {"rows": fingerprint(rows)}  # in config.json
-    if config.resume and checkpoint.read_run(folder).get("rows", kept["rows"]) != kept["rows"]:
-        raise UserError(f"--data {config.data} is not what it was when the run in {folder} began")
+    if not going_on:
+        kept["start"] = checkpoint.checksum(model.state_dict() | beside, "")
+    for key, option in (("rows", f"--data {config.data}"), ("start", f"--init {config.init}")):
+        if key in before and key in kept and before[key] != kept[key]:
+            raise UserError(f"{option} is not what it was when the run in {folder} began")
     if config.lora_rank:  # it saves adapters only: the model that they belong to
-        init = config.init or str(BASE)
-        init = str(Path(init).resolve()) if Path(init).is_dir() else init
-        kept["base"] = {"init": init, "checksum": checkpoint.checksum(model.state_dict(), "")}
+        checksum = checkpoint.checksum(model.state_dict(), "")
+        kept["base"] = {"init": config.init or str(BASE), "checksum": checksum}
         lora.add_lora(model, config, list(tok.markers.values()))
     model.grad_checkpoint = config.grad_checkpoint
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered
-    method.adopt(beside, settings)
+    if not going_on:
+        method.adopt(beside, settings)
     method.to(device)
     stages = method.stages(rows)
     if first and not config.resume:

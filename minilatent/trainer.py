@@ -5,7 +5,6 @@ noise of a step from (seed, stage, step). So a checkpoint is weights, optimizer 
 resumed run on a CPU is the uninterrupted one, bit for bit.
 """
 
-import json
 import math
 import os
 import random
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from . import checkpoint, parallel
 from .config import UserError
-from .files import is_still
+from .files import is_still, to_json
 from .machine import trim_memory
 from .methods.method import Method, Stage
 from .optim import learning_rate, make_optimizers, train_only
@@ -231,4 +230,4 @@ class Trainer:
     def log(self, stage: Stage, **values) -> None:
         place = {"stage": stage.name, "index": self.at["stage"], "step": self.at["step"]}
         entry = {**place, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}
-        self.metrics.write((json.dumps(entry) + "\n").encode())
+        self.metrics.write((to_json(entry) + "\n").encode())

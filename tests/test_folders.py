@@ -1,5 +1,6 @@
 """Run folders that can be trusted: one writer, whole or not there, nothing followed, nothing believed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Killed, killed_at, metrics, same_run, train
+from conftest import ROOT, Killed, killed_at, metrics, same_run, script, train
 
-from minilatent import run
+from minilatent import checkpoint, run
 from minilatent.backbones.pretrained import load_pretrained
 from minilatent.config import UserError
-from minilatent.files import is_temporary, one_writer
+from minilatent.files import is_temporary, one_writer, read_json, write_json
+from minilatent.run import parse_args
 from minilatent.tools.export import export
 from minilatent.trainer import Trainer
 
@@ -255,3 +257,117 @@ def test_a_damaged_line_of_the_log_is_cut_and_told(tmp_path, capsys):
     train(out, "cot_sft", "--resume")
     assert "5 damaged lines removed" in capsys.readouterr().out
     assert [e["step"] for e in metrics(out) if "loss" in e] == [1, 2, 3, 4]
+
+
+# --- the start is part of the run ---------------------------------------------------------------------------
+
+
+def replace_weights(folder: Path) -> None:
+    tensors, meta = checkpoint.load_tensors(folder / "model.safetensors")
+    tensors["model.norm.weight"] += 0.01
+    checkpoint.save_tensors(folder / "model.safetensors", tensors, meta)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, tok):
+    """A run that others start from, and one that did."""
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "mini_tokenizer", lambda: tok)
+        patch.chdir(folder)
+        train(Path("base"), "colar", "--latent_loss", "nll", "--max_steps", 1)
+        train(Path("whole"), "colar", "--init", "base", "--latent_loss", "nll")
+    return folder
+
+
+FROM = ["colar", "--latent_loss", "nll", "--init", "base"]
+
+
+@pytest.mark.parametrize("what", ["moved", "replaced", "elsewhere"])
+def test_a_checkpoint_holds_all_that_is_needed(start, tmp_path, monkeypatch, what):
+    """The latent head, too, which came from --init."""
+    shutil.copytree(start / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    killed_at(tmp_path / "run", 0, 2, *FROM)
+    if what == "moved":
+        shutil.rmtree(tmp_path / "base")
+    if what == "replaced":
+        replace_weights(tmp_path / "base")
+    if what == "elsewhere":
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+    run.train(parse_args(["--method", "colar", "--out", str(tmp_path / "run"), "--resume"]))
+    same_run(tmp_path / "run", start / "whole")
+
+
+@pytest.mark.parametrize("adapters", [[], ["--lora_rank", 2]])
+@pytest.mark.parametrize("what", ["moved", "replaced", "elsewhere"])
+def test_before_the_first_checkpoint_and_with_adapters_the_start_is_needed(
+    start, tmp_path, monkeypatch, what, adapters
+):
+    shutil.copytree(start / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    killed_at(out, 0, 2 if adapters else 1, *FROM, *adapters, name="save_state" if adapters else "log")
+    go_on = ["--method", "colar", "--out", str(out), "--resume"]
+    if what == "elsewhere":
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        run.train(parse_args(go_on))
+        return
+    shutil.rmtree(tmp_path / "base") if what == "moved" else replace_weights(tmp_path / "base")
+    before = tree(out)
+    with pytest.raises(UserError, match="base is no folder" if what == "moved" else "is not what it was"):
+        run.train(parse_args(go_on))
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("adapters", [[], ["--lora_rank", 2]])
+def test_a_run_cannot_start_from_itself(start, tmp_path, adapters):
+    out = shutil.copytree(start / "base", tmp_path / "run")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="is what the run starts from"):
+        train(out, "colar", "--init", f"{out}/../run", *adapters)
+    assert tree(tmp_path) == before
+
+
+def test_adapters_whose_base_is_themselves_are_refused(start, tmp_path):
+    out = tmp_path / "run"
+    train(out, "colar", "--init", start / "base", "--lora_rank", 2, "--max_steps", 1, "--latent_loss", "nll")
+    data = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    data["base"]["init"] = str(out)
+    (out / "config.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(UserError, match="itself"):
+        run.load_run(out, torch.device("cpu"))
+
+
+# --- not a number -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_one_line_and_no_accuracy(tmp_path, uninterrupted, value):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    tensors, meta = checkpoint.load_tensors(out / "model.safetensors")
+    tensors["model.blocks.0.mlp.up.weight"][3, 3] = value
+    checkpoint.save_tensors(out / "model.safetensors", tensors, meta)
+    for name, more in (("eval", []), ("sample", []), ("sample", ["--figure", str(tmp_path / "a.png")])):
+        with pytest.raises(UserError, match="blocks.0.mlp.up.weight .* not a number"):
+            script(name)(["--ckpt", str(out), *more])
+
+
+def test_json_holds_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [float("nan"), 1.5, (float("-inf"),)], "b": {"c": float("nan")}})
+    assert read_json(tmp_path / "a.json") == {"a": [None, 1.5, [None]], "b": {"c": None}}
+    (tmp_path / "a.json").write_text('{"a": NaN}', encoding="utf-8")
+    with pytest.raises(UserError, match="NaN is no number"):
+        read_json(tmp_path / "a.json")
+
+
+def test_only_a_whole_run_is_said_to_be_finished(tmp_path, uninterrupted, capsys):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    train(out, "latent_sft", "--resume")
+    assert "is finished" in capsys.readouterr().out
+    os.truncate(out / "model.safetensors", 5000)
+    with pytest.raises(UserError, match="truncated"):
+        train(out, "latent_sft", "--resume")
+    assert "is finished" not in capsys.readouterr().out

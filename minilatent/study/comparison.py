@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script
-from ..files import one_writer, read_json, replace_file, write_json
+from ..files import one_writer, read_json, replace_file, to_json, write_json
 from ..machine import pick_device, use_threads
 from ..run import BASE, load_run, resolve, train
 from . import budget
@@ -65,7 +65,7 @@ def add_line(path: Path, line: dict) -> None:
     """One process at a time, of those that share the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / ".lock"):
-        lines = [json.dumps(l, separators=(",", ":")) for l in (*read_lines(path), line)]
+        lines = [to_json(l, separators=(",", ":")) for l in (*read_lines(path), line)]
         write_text(path, "\n".join(lines) + "\n")
 
 
