@@ -26,7 +26,8 @@ from .tokenizer import Tokenizer, mini_tokenizer
 from .trainer import Trainer
 
 BASE = Path(__file__).parent / "base"  # mini-base: a CoT-SFT model on mini, from which methods start
-FREE = {"resume", "out", "device", "threads", "method"}  # what --resume may be given anew
+MACHINE = ("device", "threads", "timeout")
+FREE = {"resume", "out", "method", *MACHINE}  # what --resume may be given anew
 
 # ------------------------------------------------------------------ settings
 
@@ -111,7 +112,7 @@ def resume_config(config: Config, given: dict, folder: Path) -> Config:
     if strange := set(settings) - {f.name for f in dataclasses.fields(config)}:
         raise UserError(f"{folder}/config.json has a setting that this version does not know: {min(strange)}")
     stored = stored_settings(folder)
-    machine = {key: given[key] for key in ("device", "threads") if key in given}  # else the same as before
+    machine = {key: given[key] for key in MACHINE if key in given}  # else the same as before
     return dataclasses.replace(stored, out=str(folder), resume=True, **machine)
 
 
@@ -273,7 +274,7 @@ def train(given: dict) -> None:
         raise UserError(f"--out {folder} is what the run starts from: choose another --out")
     if config.resume:
         config = resume_config(config, given, folder)
-    device = parallel.start(config.device)
+    device = parallel.start(config.device, config.timeout)
     first = parallel.rank() == 0  # of several processes: it alone writes and speaks
     with one_writer(folder) if first else contextlib.nullcontext():
         if config.resume and (folder / "model.safetensors").exists():
