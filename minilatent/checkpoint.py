@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, UserError, check_fields, is_a
-from .files import check_no_links, check_regular, no_number, read_json, replace_file, write_json
+from .files import check_no_links, check_regular, read_json, replace_file, write_json
 from .model import ATTENTION, ModelConfig, Transformer
 from .tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def load_tensors(path: Path, like: dict[str, Tensor] | None = None) -> tuple[dic
             tensors = {name: f.get_tensor(name) for name in f.keys()}
             header = json.loads((f.metadata() or {})["minilatent"])
         if checksum(tensors, header["meta"]) == header["checksum"]:
-            return tensors, dict(json.loads(header["meta"], parse_constant=no_number))
+            return tensors, dict(json.loads(header["meta"], parse_constant=int))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
@@ -130,10 +130,9 @@ def read_run(folder: str | Path) -> dict:
     if not is_run(folder):
         raise UserError(f"{path} is not of a minilatent run")
     data = read_json(path)
-    if not all(isinstance(data.get(key), dict) for key in ("config", "model")):
-        raise UserError(f"{path} is damaged: it lacks the settings or the model's shape")
-    if not isinstance(data["config"].get("method"), str):
-        raise UserError(f"{path} is damaged: it names no method")
+    whole = all(isinstance(data.get(key), dict) for key in ("config", "model"))
+    if not whole or not isinstance(data["config"].get("method"), str):
+        raise UserError(f"{path} is damaged: it lacks settings, method or the model's shape")
     return data
 
 
@@ -144,36 +143,30 @@ def check_model(config: ModelConfig, path: Path) -> None:
         known = KINDS.get(name, (value,))
         if value not in known or type(value) is int and value > MOST.get(name, 10**7):
             raise UserError(f"{path}: {name} = {value!r:.60} is of no model")
-    scaling, heads = config.rope_scaling or dict.fromkeys(ROPE_SCALING, 1), config.n_head / config.n_kv_head
-    if not (isinstance(scaling, dict) and all(is_a(scaling.get(key), float) for key in ROPE_SCALING)):
+    scaling = config.rope_scaling
+    factors = [scaling.get(key) for key in ROPE_SCALING] if isinstance(scaling, dict) else [scaling]
+    if scaling is not None and not all(is_a(factor, float) for factor in factors):
         raise UserError(f"{path}: rope_scaling needs the numbers {', '.join(ROPE_SCALING)}")
-    if heads % 1 or config.head_dim % 2 and config.position == "rope":
+    if config.n_head % config.n_kv_head or config.head_dim % 2 and config.position == "rope":
         raise UserError(f"{path}: n_head, n_kv_head and head_dim do not fit together")
 
 
-def meta_model(folder: Path) -> Transformer:
-    """The model of a run folder without weights, on the meta device. UserError if its shape is damaged."""
+def model_shape(folder: Path) -> ModelConfig:
+    """That of a run folder's model. UserError if it is damaged."""
     try:
         config = ModelConfig(**read_run(folder)["model"])
     except TypeError as error:  # a field that is missing or unknown
         raise UserError(f"{folder}/config.json is damaged: {error}") from None
     check_model(config, folder / "config.json")
-    with torch.device("meta"):
-        return Transformer(config)
-
-
-def empty_model(folder: Path) -> Transformer:
-    """The model of a run folder before its weights come from a checkpoint: all zeros."""
-    model = meta_model(folder).to_empty(device="cpu")
-    for tensor in model.state_dict().values():
-        tensor.zero_()
-    return model
+    return config
 
 
 def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
     """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
     folder, tok = Path(folder), Tokenizer.load(folder)
-    path, model = folder / "model.safetensors", meta_model(folder)
+    path = folder / "model.safetensors"
+    with torch.device("meta"):
+        model = Transformer(model_shape(folder))
     if tok.vocab_size > model.config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} tokens, more than the model")
     like = {f"model.{name}": t for name, t in model.state_dict().items()}
@@ -216,18 +209,14 @@ def load_training_state(
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     left = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
     for name, p in trained.items():
-        moments = MOMENTS[type(owner[p]).__name__]
-        state = {key: left.pop(f"optimizer.{key}.{name}", None) for key in moments}
-        for key, value in state.items():
+        keys = MOMENTS[type(owner[p]).__name__]
+        held = {key: left.pop(full) for key in keys if (full := f"optimizer.{key}.{name}") in left}
+        for key, value in held.items():
             place = torch.zeros(()) if key == "step" else p
-            if value is None and any(other is not None for other in state.values()):
-                raise UserError(f"{path} lacks the optimizer's {key} of {name}")
-            if value is not None and (value.shape, value.dtype) != (place.shape, place.dtype):
-                found = f"{value.dtype} of shape {tuple(value.shape)}"
-                raise UserError(f"{path}: the optimizer's {key} of {name} is {found}")
-            if value is not None:  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
-                value = value.to("cpu" if key == "step" and not p.is_cuda else p.device)
-                owner[p].state[p][key] = value
+            if held.keys() != keys or (value.shape, value.dtype) != (place.shape, place.dtype):
+                raise UserError(f"{path}: the optimizer's {key} of {name} is damaged, or what belongs to it")
+            # AdamW counts its steps on the CPU, unless its kernel is CUDA's.
+            owner[p].state[p][key] = value.to("cpu" if key == "step" and not p.is_cuda else p.device)
     if left:
         raise UserError(f"{path}: {min(left)} belongs to nothing that is trained")
     return meta
@@ -235,14 +224,13 @@ def load_training_state(
 
 def load_labels(path: Path, kinds: dict, places: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
     """What a run kept between its stages: `kinds`, name -> dtype, one row a latent, and `places`."""
-    labels, _ = load_tensors(path)
-    rows = int(places["count"].sum())
-    same = all(name in labels and torch.equal(labels[name], t) for name, t in places.items())
-    same = same and labels.keys() == kinds.keys() | places.keys()
-    if not same or any(labels[n].dtype != kinds[n] or labels[n].shape[:1] != (rows,) for n in kinds):
+    labels, rows = load_tensors(path)[0], int(places["count"].sum())
+    same = labels.keys() == kinds.keys() | places.keys()
+    same = same and all(torch.equal(labels[name], place) for name, place in places.items())
+    same = same and all(labels[n].dtype == kinds[n] and labels[n].shape[:1] == (rows,) for n in kinds)
+    ids = labels.get("ids", torch.zeros(1))
+    if not same or ids.min() < 0 or ids.max() >= vocab_size:
         raise UserError(f"{path} is not of this run's training data")
-    if "ids" in kinds and not (labels["ids"] >= 0).logical_and(labels["ids"] < vocab_size).all():
-        raise UserError(f"{path} names tokens that there are not")
     return labels
 
 
@@ -251,6 +239,9 @@ def read_progress(path: Path) -> dict:
     _, meta = load_tensors(path)
     kinds = {"stage": int, "step": int, "tokens": int, "seconds": float, "best": float, "scaler": dict}
     whole = all(is_a(meta.get(key), kind) for key, kind in kinds.items())
+    scaler = meta["scaler"] if whole else {}
+    whole = whole and all(is_a(value, float) for value in scaler.values())
+    whole = whole and set(scaler) in (set(), set(torch.amp.GradScaler("cpu").state_dict()))
     if not whole or min(meta[key] for key in list(kinds)[:4]) < 0:
         raise UserError(f"{path} does not say where the run was")
     return meta

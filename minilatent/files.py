@@ -46,22 +46,14 @@ def is_temporary(name: str) -> bool:
 
 def remove_temporary(*folders: Path) -> None:
     """They can be as large as a checkpoint."""
-    for path in (path for folder in folders for path in folder.iterdir()):
+    for path in (path for folder in folders for path in folder.glob(".*")):
         if is_temporary(path.name) and path.is_file():
             path.unlink()
 
 
-def finite(data):
-    """The data with None for what is no number: JSON has no NaN."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
 def to_json(data, **layout) -> str:
-    return json.dumps(finite(data), allow_nan=False, **layout)
+    """With null for what is no number: JSON has no NaN."""
+    return json.dumps(json.loads(json.dumps(data), parse_constant=lambda name: None), **layout)
 
 
 def write_json(path: Path, data) -> None:
@@ -88,29 +80,17 @@ def check_no_links(folder: Path) -> None:
                 raise UserError(f"{entry.path} is a link or no regular file: a run folder holds none")
 
 
-def read_text(path: Path) -> str:
-    """UserError if it cannot be read, is no regular file, or is far too large for a text of ours."""
-    check_regular(path, MOST_TEXT)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def no_number(name: str):
-    raise ValueError(f"{name} is no number")
-
-
 def read_json(path: Path, default=None):
     """UserError if the file is not JSON, or if it does not exist and there is no default."""
     try:
-        return json.loads(read_text(path), parse_constant=no_number)
+        check_regular(path, MOST_TEXT)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=int)  # int refuses NaN
     except (FileNotFoundError, NotADirectoryError):
         if default is not None:
             return default
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of lists in lists in lists
         raise UserError(f"{path} is truncated or no JSON ({error})") from None
 

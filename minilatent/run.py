@@ -292,7 +292,7 @@ def train_in(folder: Path, config: Config, device: torch.device, first: bool) ->
     # A checkpoint holds all but what adapters belong to: how the run began does not matter any more.
     going_on = config.resume and not config.lora_rank and (folder / "state" / "resume.safetensors").exists()
     if going_on:
-        model, tok, settings, beside = checkpoint.empty_model(folder), Tokenizer.load(folder), {}, {}
+        model, tok = Transformer(checkpoint.model_shape(folder)), Tokenizer.load(folder)
     else:
         model, tok, settings, beside = initial_model(config)
         METHODS[config.method].inherit(config, settings)

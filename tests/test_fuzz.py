@@ -166,7 +166,7 @@ def readers(tmp_path_factory, tok, uninterrupted):
     def go_on(folder: Path) -> None:
         given = {"method": json.loads(whole_config[folder])["method"], "out": str(folder), "resume": True}
         run.resume_config(resolve(given), given, folder)
-        checkpoint.empty_model(folder)
+        checkpoint.model_shape(folder)
 
     def restore(folder: Path) -> None:
         path = folder / "state" / "resume.safetensors"

@@ -206,11 +206,6 @@ class Comparison:
             return folder
         if entry.after:
             self.train(entry_named(entry.after), seed)
-        with one_writer(folder):
-            self.train_in(folder, entry, seed)
-        return folder
-
-    def train_in(self, folder: Path, entry: Entry, seed: int) -> None:
         if (folder / "config.json").exists():
             settings = {"method": entry.train["method"], "out": str(folder), "resume": True}
             settings |= {"device": self.device, "threads": self.threads}
@@ -220,6 +215,7 @@ class Comparison:
             write_json(folder.with_name(folder.name + ".json"), kept | {"lr": resolve(settings).lr})
         with open(f"{folder}.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             train(settings)
+        return folder
 
     def facts(self, entry: Entry, seed: int) -> dict:
         """What the run's metrics.jsonl and its plan say, with the run that it started from. Its curve goes
