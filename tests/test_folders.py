@@ -17,6 +17,7 @@ from minilatent.backbones.pretrained import load_pretrained
 from minilatent.config import UserError
 from minilatent.files import is_temporary, one_writer, read_json, write_json
 from minilatent.run import parse_args
+from minilatent.tokenizer import FILE
 from minilatent.tools.export import export
 from minilatent.trainer import Trainer
 
@@ -371,3 +372,66 @@ def test_only_a_whole_run_is_said_to_be_finished(tmp_path, uninterrupted, capsys
     with pytest.raises(UserError, match="truncated"):
         train(out, "latent_sft", "--resume")
     assert "is finished" not in capsys.readouterr().out
+
+
+# --- nothing believed (and see test_fuzz.py) ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "part, name, value",
+    [
+        ("model", "width", 10**9),
+        ("model", "n_layer", 10**6),
+        ("model", "width", 50_000),  # could be, but is not that of the weights
+        ("model", "norm_eps", "x"),
+        ("model", "n_kv_head", 0),
+        ("model", "position", "alibi"),
+        ("model", "rope_scaling", {}),
+        ("config", "save_every", 0),
+        ("config", "dtype", "float99"),
+        ("config", "lr", True),
+        ("config", "stage1_steps", 3),
+    ],
+)
+def test_what_a_config_asks_for_is_checked_before_anything_is_built(
+    tmp_path, uninterrupted, monkeypatch, part, name, value
+):
+    """A model of a million layers was built for a minute."""
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    data = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    data[part][name] = value
+    (out / "config.json").write_text(json.dumps(data), encoding="utf-8")
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("memory was taken"))
+    with pytest.raises(UserError, match=f"{name}|size mismatch"):
+        run.load_run(out, torch.device("cpu"))
+    if part == "config":
+        (out / "model.safetensors").unlink()
+        with pytest.raises(UserError, match=name):
+            train(out, "latent_sft", "--resume")
+
+
+@pytest.mark.parametrize("harm", ["shape", "type", "name", "part"])
+def test_an_optimizers_state_of_another_shape_is_not_used(tmp_path, harm):
+    """A short one with a right checksum was read out of bounds."""
+    out = tmp_path / "run"
+    killed_at(out, 0, 2, "cot_sft")
+    path = out / "state" / "resume.safetensors"
+    tensors, meta = checkpoint.load_tensors(path)
+    name = next(name for name in tensors if name.startswith("optimizer.exp_avg."))
+    moment = tensors.pop(name)
+    if harm != "part":
+        changed = {"shape": moment.flatten()[:1], "type": moment.double(), "name": moment}[harm]
+        tensors[name + ("x" if harm == "name" else "")] = changed
+    checkpoint.save_tensors(path, tensors, meta)
+    with pytest.raises(UserError, match="optimizer"):
+        train(out, "cot_sft", "--resume")
+
+
+@pytest.mark.parametrize("pattern", ["x*", "(a+)+$", ""])
+def test_a_tokenizers_pattern_is_one_that_ends(tmp_path, uninterrupted, pattern):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    data = json.loads((out / FILE).read_text(encoding="utf-8"))
+    data["pattern"] = pattern
+    (out / FILE).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(UserError, match="its pattern"):
+        run.load_run(out, torch.device("cpu"))
