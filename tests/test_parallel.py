@@ -157,6 +157,7 @@ def test_when_one_process_is_stopped_or_dies_the_other_ends_with_the_same_line(t
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        place["TORCHELASTIC_RUN_ID"] = "as under torchrun"
     command = [sys.executable, "-c", ONE_STOPS, kind, str(tmp_path)]
     environment, processes, pipe = {**os.environ, **place, "PYTHONPATH": str(ROOT)}, [], subprocess.PIPE
     try:
