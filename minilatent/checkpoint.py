@@ -226,7 +226,7 @@ def load_labels(path: Path, kinds: dict, places: dict[str, Tensor], vocab_size: 
     """What a run kept between its stages: `kinds`, name -> dtype, one row a latent, and `places`."""
     labels, rows = load_tensors(path)[0], int(places["count"].sum())
     same = labels.keys() == kinds.keys() | places.keys()
-    same = same and all(torch.equal(labels[name], place) for name, place in places.items())
+    same = same and all(labels[n].dtype == t.dtype and labels[n].equal(t) for n, t in places.items())
     same = same and all(labels[n].dtype == kinds[n] and labels[n].shape[:1] == (rows,) for n in kinds)
     ids = labels.get("ids", torch.zeros(1))
     if not same or ids.min() < 0 or ids.max() >= vocab_size:

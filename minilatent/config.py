@@ -49,7 +49,7 @@ def check_fields(settings, where: str) -> None:
         least, most = f.metadata.get("least", 1 if counts else 0), f.metadata.get("most")
         if kind in (int, float) and not least <= value <= (most or 2**62):  # NaN fails too
             allowed = f"{least} to {most}" if most else f"{least} or more"
-            raise UserError(f"{where}{f.name} {value:.9g} is out of range: {allowed}")
+            raise UserError(f"{where}{f.name} {value!r:.40} is out of range: {allowed}")
 
 
 @dataclass

@@ -21,6 +21,10 @@ class HuggingFace:
         text = json.dumps(data)
         if re.search(r'"Regex": "[^"]*\)[*+{]', text):  # (a+)+ takes for ever
             raise ValueError("a pattern repeats a group")
+        if data["model"].get("continuing_subword_prefix"):  # without it in the merges the library aborts
+            raise ValueError("continuing_subword_prefix is not implemented")
+        if not all(type(i) is int and 0 <= i <= 10**7 for i in data["model"]["vocab"].values()):
+            raise ValueError("an id is out of range")  # the library would take memory for all below it
         try:
             self.library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library has no class of its own for it
