@@ -4,12 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from minilatent import tasks
 from minilatent.config import Config, Parser, UserError, add_fields, run_script
 from minilatent.files import write_json
-from minilatent.machine import pick_device
+from minilatent.machine import pick_device, use_threads
 from minilatent.methods import CoLaR
 from minilatent.run import load_run
 from minilatent.study.evaluation import change_settings, evaluate, label, report, training_tokens
@@ -42,8 +40,7 @@ def parse(argv: list[str]) -> dict:
 
 def main(argv: list[str]) -> None:
     given = parse(argv)
-    if given.get("threads"):
-        torch.set_num_threads(given["threads"])
+    use_threads(given.get("threads", 0))
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
     change_settings(method, {name: given[name] for name in (*COMMON, *COLAR) if name in given})
     config, batch = method.config, given.get("batch", 0)

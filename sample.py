@@ -2,10 +2,8 @@
 
 import argparse
 
-import torch
-
 from minilatent.config import Config, Parser, UserError, add_fields, run_script
-from minilatent.machine import pick_device
+from minilatent.machine import pick_device, use_threads
 from minilatent.methods import CoLaR
 from minilatent.run import load_run
 from minilatent.study.evaluation import change_settings
@@ -35,8 +33,7 @@ def main(argv: list[str]) -> None:
     given = vars(parser.parse_args(argv))
     if "figure" in given:
         figure_kind(given["figure"])
-    if given.get("threads"):
-        torch.set_num_threads(given["threads"])
+    use_threads(given.get("threads", 0))
 
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
     change_settings(method, {name: given[name] for name in ("max_chain", *COLAR) if name in given})

@@ -8,7 +8,6 @@ A run folder:
     state/                       what resuming needs: resume.safetensors, a best-STAGE.safetensors per stage
 """
 
-import contextlib
 import dataclasses
 import json
 import zlib
@@ -19,10 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import Config, UserError
-from .files import read_json, replace_file, write_json
-from .model import ModelConfig, Transformer
+from .config import Config, UserError, check_fields, is_a
+from .files import check_no_links, check_regular, read_json, replace_file, write_json
+from .model import ATTENTION, ModelConfig, Transformer
 from .tokenizer import Tokenizer
+
+# What config.json may ask for.
+KINDS = {"position": ("rope", "learned"), "norm": ("rmsnorm", "layernorm"), "mlp": ("swiglu", "gelu")}
+KINDS["attention"] = tuple(ATTENTION)
+MOST = {"n_layer": 1000}
+ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def checksum(tensors: dict[str, Tensor], meta: str) -> str:
@@ -38,6 +43,8 @@ def checksum(tensors: dict[str, Tensor], meta: str) -> str:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
+    if not path.parent.parent.is_dir():  # a run folder that is gone does not come back half empty
+        raise UserError(f"{path.parent.parent} does not exist any more")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta or {})
     # One key: safetensors writes several in any order, and equal runs are to make equal files.
@@ -45,26 +52,35 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
     replace_file(path, lambda p: save_file(tensors, p, header))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+def load_tensors(path: Path, like: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict]:
     """Tensors and meta of a file that `save_tensors` wrote. UserError if missing, truncated, damaged or
-    foreign."""
+    foreign. like: shapes that the tensors of these names must have; asked before any tensor is read."""
+    check_regular(path)
     try:
         with safe_open(path, "pt") as f:
+            for name in set(f.keys()) & set(like or {}):
+                if (found := f.get_slice(name).get_shape()) != (needed := list(like[name].shape)):
+                    raise UserError(f"{path}: size mismatch for {name}: {found}, this model needs {needed}")
             tensors = {n: f.get_tensor(n).clone() for n in f.keys()}  # Windows replaces no mapped file
             header = json.loads((f.metadata() or {})["minilatent"])
         if checksum(tensors, header["meta"]) == header["checksum"]:
-            return tensors, json.loads(header["meta"])
+            return tensors, dict(json.loads(header["meta"], parse_constant=int))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} was not written by minilatent, or its header is damaged") from None
     raise UserError(f"{path} is damaged: its checksum does not match its contents")
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Every tensor must find its place and every place its tensor; UserError names those that do not."""
+    for name, place in module.state_dict().items():
+        if name in tensors and tensors[name].is_floating_point() != place.is_floating_point():
+            raise UserError(f"{path} does not fit this model: {name} is {tensors[name].dtype}")
+        if name in tensors and not tensors[name].isfinite().all():
+            raise UserError(f"{path}: {name} holds what is not a number: the training had diverged")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -108,23 +124,56 @@ def is_run(folder: str | Path) -> bool:
 def read_run(folder: str | Path) -> dict:
     """config.json of a run folder. UserError if there is none, or if it is damaged or not ours."""
     path = Path(folder) / "config.json"
+    check_no_links(Path(folder))
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no config.json")
     if not is_run(folder):
         raise UserError(f"{path} is not of a minilatent run")
-    return read_json(path)
+    data = read_json(path)
+    whole = all(isinstance(data.get(key), dict) for key in ("config", "model"))
+    if not whole or not isinstance(data["config"].get("method"), str):
+        raise UserError(f"{path} is damaged: it lacks settings, method or the model's shape")
+    return data
+
+
+def check_model(config: ModelConfig, path: Path) -> None:
+    """UserError if what a file asks for is no model: before any layer is built."""
+    check_fields(config, f"{path}: ")
+    for name, value in vars(config).items():
+        known = KINDS.get(name, (value,))
+        if value not in known or type(value) is int and value > MOST.get(name, 10**7):
+            raise UserError(f"{path}: {name} = {value!r:.60} is of no model")
+    scaling = config.rope_scaling
+    factors = [scaling.get(key) for key in ROPE_SCALING] if isinstance(scaling, dict) else [scaling]
+    if scaling is not None and not all(is_a(factor, float) for factor in factors):
+        raise UserError(f"{path}: rope_scaling needs the numbers {', '.join(ROPE_SCALING)}")
+    if config.n_head % config.n_kv_head or config.head_dim % 2 and config.position == "rope":
+        raise UserError(f"{path}: n_head, n_kv_head and head_dim do not fit together")
+
+
+def model_shape(folder: Path) -> ModelConfig:
+    """That of a run folder's model. UserError if it is damaged."""
+    try:
+        config = ModelConfig(**read_run(folder)["model"])
+    except TypeError as error:  # a field that is missing or unknown
+        raise UserError(f"{folder}/config.json is damaged: {error}") from None
+    check_model(config, folder / "config.json")
+    return config
 
 
 def load_model(folder: str | Path) -> tuple[Transformer, Tokenizer, dict[str, Tensor]]:
     """Model and tokenizer of a run folder, and the method's further tensors (a latent head, say)."""
-    folder = Path(folder)
+    folder, tok = Path(folder), Tokenizer.load(folder)
     path = folder / "model.safetensors"
     with torch.device("meta"):
-        model = Transformer(ModelConfig(**read_run(folder)["model"]))
+        model = Transformer(model_shape(folder))
+    if tok.vocab_size > model.config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} tokens, more than the model")
+    like = {f"model.{name}": t for name, t in model.state_dict().items()}
+    weights, beside = split_off(load_tensors(path, like)[0])
     model = model.to_empty(device="cpu")
-    weights, beside = split_off(load_tensors(path)[0])
     load_into(model, weights, path)
-    return model, Tokenizer.load(folder), beside
+    return model, tok, beside
 
 
 def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -134,6 +183,8 @@ def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 # ------------------------------------------------------------------ what resuming needs
+
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 
 
 def training_state(
@@ -156,19 +207,58 @@ def load_training_state(
     weights = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
     load_own(module, weights, path)
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for full in (name for name in tensors if name.startswith("optimizer.")):
-        _, key, name = full.split(".", 2)
-        p = trained[name]  # AdamW counts its steps on the CPU, unless its kernel is CUDA's
-        owner[p].state[p][key] = tensors[full].to("cpu" if key == "step" and not p.is_cuda else p.device)
+    left = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+    for name, p in trained.items():
+        keys = MOMENTS[type(owner[p]).__name__]
+        held = {key: left.pop(full) for key in keys if (full := f"optimizer.{key}.{name}") in left}
+        for key, value in held.items():
+            place = torch.zeros(()) if key == "step" else p
+            if held.keys() != keys or (value.shape, value.dtype) != (place.shape, place.dtype):
+                raise UserError(f"{path}: the optimizer's {key} of {name} is damaged, or what belongs to it")
+            # AdamW counts its steps on the CPU, unless its kernel is CUDA's.
+            owner[p].state[p][key] = value.to("cpu" if key == "step" and not p.is_cuda else p.device)
+    if left:
+        raise UserError(f"{path}: {min(left)} belongs to nothing that is trained")
+    return meta
+
+
+def load_labels(path: Path, kinds: dict, places: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """What a run kept between its stages: `kinds`, name -> dtype, one row a latent, and `places`."""
+    labels, rows = load_tensors(path)[0], int(places["count"].sum())
+    same = labels.keys() == kinds.keys() | places.keys()
+    same = same and all(labels[n].dtype == t.dtype and labels[n].equal(t) for n, t in places.items())
+    same = same and all(labels[n].dtype == kinds[n] and labels[n].shape[:1] == (rows,) for n in kinds)
+    ids = labels.get("ids", torch.zeros(1))
+    if not same or ids.min() < 0 or ids.max() >= vocab_size:
+        raise UserError(f"{path} is not of this run's training data")
+    return labels
+
+
+def read_progress(path: Path) -> dict:
+    """The meta of a checkpoint: where to go on. UserError if it is damaged."""
+    _, meta = load_tensors(path)
+    kinds = {"stage": int, "step": int, "tokens": int, "seconds": float, "best": float, "scaler": dict}
+    whole = all(is_a(meta.get(key), kind) for key, kind in kinds.items())
+    scaler = meta["scaler"] if whole else {}
+    whole = whole and all(is_a(value, float) for value in scaler.values())
+    whole = whole and set(scaler) in (set(), set(torch.amp.GradScaler("cpu").state_dict()))
+    if not whole or min(meta[key] for key in list(kinds)[:4]) < 0:
+        raise UserError(f"{path} does not say where the run was")
     return meta
 
 
 def shorten_log(path: Path, stage: int, step: int) -> None:
-    """Remove from metrics.jsonl what lies behind a step of a stage, and a last line that is half written."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+    """Remove from metrics.jsonl what lies behind a step of a stage, and lines that are half written or
+    damaged: it is a log, and no reason to lose a run."""
+    lines, damaged = [], 0
+    written = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in written.splitlines():
+        try:
             entry = json.loads(line)
             if step and (entry["index"], entry["step"]) <= (stage, step):
                 lines.append(line + "\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += 1
+    if damaged:
+        print(f"{path}: {damaged} damaged lines removed")
     replace_file(path, lambda p: p.write_text("".join(lines), encoding="utf-8"))

@@ -19,11 +19,37 @@ from functools import partial
 class UserError(Exception):
     """Something that the user can put right. Scripts print it as one line on stderr and exit with code 2."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # an argument or a file may hold new lines
+
 
 def opt(default, help: str, **metadata):
-    """A dataclass field with the help text that `--help` shows. Metadata: `choices`, and `least`, the lower
-    bound."""
+    """A dataclass field with the help text that `--help` shows. Metadata: `choices`, and the bounds `least`
+    and `most`."""
     return field(default=default, metadata={"help": help, **metadata})
+
+
+def is_a(value, kind: type) -> bool:
+    """Whether a value from JSON has the type of a setting: 1 is a float, too, and True is no number."""
+    return type(value) is kind or kind is float and type(value) is int
+
+
+def check_fields(settings, where: str) -> None:
+    """UserError if a field of a dataclass is of another type, not among its choices or out of its range.
+    where: what stands before its name."""
+    types = typing.get_type_hints(type(settings))
+    for f in dataclasses.fields(settings):
+        value, kind, choices = getattr(settings, f.name), types[f.name], f.metadata.get("choices")
+        if isinstance(kind, type) and not is_a(value, kind):  # from a file: the command line has types
+            raise UserError(f"{where}{f.name} {value!r:.60} is no {kind.__name__}")
+        if choices and value not in choices:
+            raise UserError(f"{where}{f.name} {value!r} is not one of {', '.join(choices)}")
+        # A number whose default is 0 has a meaning for 0; other counts start at 1.
+        counts = kind is int and (f.default is dataclasses.MISSING or f.default > 0)
+        least, most = f.metadata.get("least", 1 if counts else 0), f.metadata.get("most")
+        if kind in (int, float) and not least <= value <= (most or 2**62):  # NaN fails too
+            allowed = f"{least} to {most}" if most else f"{least} or more"
+            raise UserError(f"{where}{f.name} {value!r:.40} is out of range: {allowed}")
 
 
 @dataclass
@@ -45,10 +71,10 @@ class Config:
     chain_order: str = opt("text", "steps in the text's order or any valid one", choices=("text", "random"))
     max_tokens: int = opt(0, "longest training example, longer ones are skipped (default: the context)")
 
-    n_layer: int = opt(4, "layers")
-    n_head: int = opt(4, "attention heads")
-    width: int = opt(128, "width of the residual stream")
-    hidden: int = opt(352, "width of the MLP")
+    n_layer: int = opt(4, "layers", most=1000)
+    n_head: int = opt(4, "attention heads", most=1000)
+    width: int = opt(128, "width of the residual stream", most=100_000)
+    hidden: int = opt(352, "width of the MLP", most=1_000_000)
     lora_rank: int = opt(0, "rank of LoRA adapters (0: train all weights)")
     lora_alpha: float = opt(0.0, "LoRA's α, adapters are scaled by α / rank (default: 2 · rank)")
     lora_dropout: float = opt(0.0, "dropout before the adapters")
@@ -69,7 +95,8 @@ class Config:
 
     device: str = opt("auto", "cpu, cuda, cuda:N or mps; auto: cuda if there is any, else cpu")
     dtype: str = opt("auto", "forward pass's precision", choices=("auto", "float32", "bfloat16", "float16"))
-    threads: int = opt(0, "CPU threads (0: PyTorch's choice)")
+    threads: int = opt(0, "CPU threads (0: PyTorch's choice)", most=1024)
+    timeout: float = opt(10.0, "minutes that processes of torchrun wait for one that hangs", most=10_000)
     grad_checkpoint: bool = opt(False, "recompute activations: less memory, a third slower")
 
     max_chain: int = opt(64, "longest chain: latents, or tokens of an explicit chain")
@@ -77,17 +104,8 @@ class Config:
     eval_batch: int = opt(256, "questions decoded side by side")
 
     def check(self) -> None:
-        """UserError if a setting is not among its choices or out of its range. A subclass adds its own
-        rules."""
-        for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata.get("choices")
-            if choices and value not in choices:
-                raise UserError(f"--{f.name} {value!r} is not one of {', '.join(choices)}")
-            # A number whose default is 0 has a meaning for 0; other counts start at 1.
-            counts = isinstance(f.default, int) and f.default > 0
-            least = f.metadata.get("least", 1 if counts else 0)
-            if not isinstance(value, (str, bool)) and not least <= value < float("inf"):  # NaN fails too
-                raise UserError(f"--{f.name} {value} is out of range: {least} or more")
+        """UserError if a setting makes no sense. A subclass adds its own rules."""
+        check_fields(self, "--")
 
 
 GROUPS = {
@@ -169,12 +187,21 @@ def nearest(word: str, known, otherwise: str = "") -> str:
     return f": did you mean '{close[0]}'?" if close else otherwise or f": there is {', '.join(known)}"
 
 
+def number(kind: type, text: str) -> float:
+    """Python's int and float would take 1_000, and digits of any script."""
+    if "_" in text or not text.isascii():
+        raise ValueError
+    return kind(text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that reports a wrong call in one line and names the nearest key it knows."""
 
     def __init__(self, **kwargs):
         shape = partial(argparse.HelpFormatter, max_help_position=26, width=100)
         super().__init__(allow_abbrev=False, formatter_class=shape, **kwargs)
+        for kind in (int, float):
+            self.register("type", kind, partial(number, kind))
         self.belongs: dict[str, list[str]] = {}  # options that only other methods have -> these methods
 
     def error(self, message: str):

@@ -5,7 +5,7 @@ import ctypes
 
 import torch
 
-from .config import UserError
+from .config import Config, UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,6 +26,13 @@ def pick_dtype(name: str, device: torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+
+
+def use_threads(n: int) -> None:
+    """0: PyTorch's choice. UserError if it makes no sense."""
+    Config(threads=n).check()
+    if n:
+        torch.set_num_threads(n)
 
 
 def trim_memory() -> None:

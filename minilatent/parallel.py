@@ -9,9 +9,11 @@ What is random for the whole batch (CoLaR's factor) is equal in all processes; w
 (noise, rollouts) is each process's own: N processes differ from one as two seeds do.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,10 +30,22 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def start(device: str) -> str:
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """UserError where another process has died, or is silent for --timeout minutes."""
+    try:
+        yield
+    except RuntimeError as error:  # of gloo or NCCL
+        reason = f"has died or hangs ({str(error)[:150]})"
+        raise UserError(
+            f"another process of this run {reason}; the same command with --resume goes on"
+        ) from None
+
+
+def start(device: str, minutes: float) -> str:
     """Join the processes that torchrun started, if it did; all but the first are silent from now on.
-    Returns the device of this one: a GPU each, or the CPU for all. UserError if there are fewer GPUs than
-    processes."""
+    Returns the device of this one: a GPU each, or the CPU for all. minutes: how long each waits for the
+    others. UserError if there are fewer GPUs than processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return device
     local = int(os.environ["LOCAL_RANK"])
@@ -40,7 +54,9 @@ def start(device: str) -> str:
         raise UserError(f"process {local} has no GPU of its own: there are {torch.cuda.device_count()}")
     if gpu:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if gpu else "gloo")
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL kills the process at a timeout
+    with answered():
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=minutes))
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return f"cuda:{local}" if gpu else "cpu"
@@ -52,8 +68,9 @@ def total(tensor: Tensor) -> Tensor:
         return tensor
     here = tensor.device
     tensor = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu()
-    dist.all_reduce(tensor)
-    return tensor.to(here)
+    with answered():
+        dist.all_reduce(tensor)
+        return tensor.to(here)
 
 
 def wait() -> None:

@@ -1,10 +1,10 @@
 """From settings to a trained run folder, and from a run folder to a method. The door between the core and
 the rest."""
 
+import contextlib
 import dataclasses
 import shlex
 import zlib
-from argparse import Namespace
 from itertools import count
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from . import checkpoint, parallel, tasks
 from .backbones import lora
 from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
-from .config import PRESETS, Config, Parser, UserError, add_fields, nearest, preset
+from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, nearest, preset
 from .evaluate import fitting, wilson
-from .machine import pick_device, pick_dtype
+from .files import check_no_links, is_temporary, one_writer, remove_temporary
+from .machine import pick_device, pick_dtype, use_threads
 from .methods import METHODS, Method, Stage, build
 from .model import ModelConfig, Transformer
 from .tasks import Example
+from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer, mini_tokenizer
 from .trainer import Trainer
 
 BASE = Path(__file__).parent / "base"  # mini-base: a CoT-SFT model on mini, from which methods start
-FREE = {"resume", "out", "device", "threads", "method"}  # what --resume may be given anew
+MACHINE = ("device", "threads", "timeout")
+FREE = {"resume", "out", "method", *MACHINE}  # what --resume may be given anew
 
 # ------------------------------------------------------------------ settings
 
@@ -77,9 +80,29 @@ def resolve(given: dict) -> Config:
     return config
 
 
-def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
+def absolute(init: str) -> str:
+    """A folder in --init, wherever a run is resumed from."""
+    return str(Path(init).resolve()) if init not in ("", "none") and Path(init).is_dir() else init
+
+
+def stored_settings(folder: str | Path) -> Config:
+    """Those of a run folder; what this version does not know is left out. UserError if they make no sense
+    or belong to a method that this version does not know."""
+    settings = checkpoint.read_run(folder)["config"]
+    name = settings["method"]
+    if name not in METHODS:
+        raise UserError(f"{folder} holds a run of {name!r:.60}, which this version does not know")
+    known = {f.name for f in dataclasses.fields(METHODS[name].Settings)}
+    config = METHODS[name].Settings(**{k: v for k, v in settings.items() if k in known})
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+    return config
+
+
+def resume_config(config: Config, given: dict, folder: Path) -> Config:
     """The settings of the run in --out. Of these only the FREE ones may be given anew."""
-    folder = Path(config.out or f"out/{config.method}")
     settings = checkpoint.read_run(folder)["config"]
     if settings["method"] != config.method:
         raise UserError(f"{folder} holds a run of {settings['method']}, not of {config.method}")
@@ -89,15 +112,15 @@ def resume_config(config: Config, given: dict) -> tuple[Config, Path]:
             raise UserError(f"the run in {folder} was started with {was}; --resume cannot change it")
     if strange := set(settings) - {f.name for f in dataclasses.fields(config)}:
         raise UserError(f"{folder}/config.json has a setting that this version does not know: {min(strange)}")
-    stored = type(config)(**settings)
-    machine = {key: given[key] for key in ("device", "threads") if key in given}  # else the same as before
-    return dataclasses.replace(stored, out=str(folder), resume=True, **machine), folder
+    stored = stored_settings(folder)
+    machine = {key: given[key] for key in MACHINE if key in given}  # else the same as before
+    return dataclasses.replace(stored, out=str(folder), resume=True, **machine)
 
 
 # ------------------------------------------------------------------ models and runs
 
 
-def new_model(config: Config | Namespace) -> tuple[Transformer, Tokenizer]:
+def new_model(config: Config) -> tuple[Transformer, Tokenizer]:
     """Random weights with mini's tokenizer."""
     if config.width % (2 * config.n_head):  # rotary positions turn pairs
         raise UserError(f"--width {config.width} is not an even multiple of --n_head {config.n_head}")
@@ -122,18 +145,22 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     return load_weights(config.init or str(BASE))
 
 
-def load_weights(name: str) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
+def load_weights(name: str, above: tuple = ()) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
     """The same for a folder or hub name. Adapters are merged into their base, which may be a run of adapters,
-    too."""
+    too. above: the runs whose base it is."""
     if not checkpoint.is_run(name):
         return (*load_pretrained(name), {}, {})
-    data, folder = checkpoint.read_run(name), Path(name)
-    settings = data["config"]
-    if not settings.get("lora_rank"):
+    folder, own = Path(name), stored_settings(name)
+    settings = vars(own)
+    if not own.lora_rank:
         model, tok, beside = checkpoint.load_model(folder)
         return model, tok, settings, beside
-    base, own = data["base"], Namespace(**settings)
-    model = new_model(own)[0] if base["init"] == "none" else load_weights(base["init"])[0]
+    base, above = checkpoint.read_run(name).get("base"), (*above, folder.resolve())
+    if not (isinstance(base, dict) and is_a(base.get("init"), str) and "checksum" in base):
+        raise UserError(f"{folder} holds adapters, and its config.json does not say of which model")
+    if Path(base["init"]).resolve() in above:
+        raise UserError(f"{folder} holds adapters of {base['init']}, which is itself or has it as its base")
+    model = new_model(own)[0] if base["init"] == "none" else load_weights(base["init"], above)[0]
     if checkpoint.checksum(model.state_dict(), "") != base["checksum"]:
         raise UserError(f"{folder} holds adapters of {base['init']}, which is another model now")
     tok, path = Tokenizer.load(folder), folder / "model.safetensors"
@@ -146,12 +173,8 @@ def load_weights(name: str) -> tuple[Transformer, Tokenizer, dict, dict[str, Ten
 def load_run(folder: str | Path, device: torch.device) -> Method:
     """The method of a run folder with its trained weights, ready to solve. UserError if it is not a run
     folder that this version can read."""
-    name = checkpoint.read_run(folder)["config"]["method"]
-    if name not in METHODS:
-        raise UserError(f"{folder} holds a run of '{name}', which this version does not know")
-    model, tok, settings, beside = load_weights(str(folder))
-    known = {f.name for f in dataclasses.fields(METHODS[name].Settings)}
-    config = METHODS[name].Settings(**{k: v for k, v in settings.items() if k in known})
+    config = stored_settings(folder)
+    model, tok, _, beside = load_weights(str(folder))
     method = build(config, tok, model)
     tensors = {f"model.{n}": t for n, t in model.state_dict().items()} | beside
     checkpoint.load_into(method, tensors, Path(folder) / "model.safetensors")
@@ -190,10 +213,17 @@ def fingerprint(rows: list[Row]) -> int:
     return crc
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is nothing but what a start leaves that was stopped before it wrote config.json."""
+    state = folder / "state"
+    held = [*folder.iterdir(), *(state.iterdir() if state.is_dir() else ())]
+    return all(p.name in ("state", TOKENIZER) or is_temporary(p.name) for p in held)
+
+
 def prepare_folder(config: Config, folder: Path) -> None:
     """Make the run folder. An earlier run of the same method that is in the way is moved aside."""
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not is_begun(folder):
             if not (folder / "config.json").exists():
                 raise UserError(f"{folder} is not empty and no run folder: choose another --out")
             method = checkpoint.read_run(folder)["config"]["method"]
@@ -202,6 +232,7 @@ def prepare_folder(config: Config, folder: Path) -> None:
             free = next(n for n in count(1) if not Path(f"{folder}.{n}").exists())
             folder.rename(f"{folder}.{free}")
             print(f"the earlier run in {folder} is now in {folder}.{free}")
+        check_no_links(folder)
         (folder / "state").mkdir(parents=True, exist_ok=True)
     except OSError as error:  # --out is a file, or a mounted folder that cannot be moved
         raise UserError(f"--out {folder}: {error.strerror}; choose another") from None
@@ -238,41 +269,62 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
 
 def train(given: dict) -> None:
     """The whole of train.py after its command line: settings that the user gave -> a run folder."""
+    given = {key: absolute(value) if key == "init" else value for key, value in given.items()}
     config = resolve(given)
+    config.init = absolute(config.init)
+    folder = Path(config.out or f"out/{config.method}")
+    if config.init != "none" and Path(config.init or BASE).resolve() == folder.resolve():
+        raise UserError(f"--out {folder} is what the run starts from: choose another --out")
     if config.resume:
-        config, folder = resume_config(config, given)
-        if (folder / "model.safetensors").exists():
-            print(f"{folder} is finished")
-            return
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    named = parallel.start(config.device)
-    device = pick_device(named)
+        config = resume_config(config, given, folder)
+    device = parallel.start(config.device, config.timeout)
     first = parallel.rank() == 0  # of several processes: it alone writes and speaks
-    model, tok, settings, beside = initial_model(config)
+    with one_writer(folder) if first else contextlib.nullcontext():
+        if config.resume and (folder / "model.safetensors").exists():
+            checkpoint.load_tensors(folder / "model.safetensors")  # it is whole
+            print(f"{folder} is finished")
+        else:
+            train_in(folder, config, pick_device(device), first)
+    parallel.finish()
+
+
+def train_in(folder: Path, config: Config, device: torch.device, first: bool) -> None:
+    """Train in a run folder that no other process writes to. first: this process writes to it."""
+    use_threads(config.threads)
+    before = checkpoint.read_run(folder) if config.resume else {}
+    # A checkpoint holds all but what adapters belong to: how the run began does not matter any more.
+    going_on = config.resume and not config.lora_rank and (folder / "state" / "resume.safetensors").exists()
+    if going_on:
+        model, tok = Transformer(checkpoint.model_shape(folder)), Tokenizer.load(folder)
+    else:
+        model, tok, settings, beside = initial_model(config)
+        METHODS[config.method].inherit(config, settings)
     config.dtype = pick_dtype(config.dtype, device)
-    METHODS[config.method].inherit(config, settings)
     longest = min(config.max_tokens or model.config.context, model.config.context)
     rows, val, left_out = load_data(config, tok, longest)
     kept = {"rows": fingerprint(rows)}  # in config.json
-    folder = Path(config.out or f"out/{config.method}")
-    if config.resume and checkpoint.read_run(folder).get("rows", kept["rows"]) != kept["rows"]:
-        raise UserError(f"--data {config.data} is not what it was when the run in {folder} began")
+    if not going_on:
+        kept["start"] = checkpoint.checksum(model.state_dict() | beside, "")
+    for key, option in (("rows", f"--data {config.data}"), ("start", f"--init {config.init}")):
+        if key in before and key in kept and before[key] != kept[key]:
+            raise UserError(f"{option} is not what it was when the run in {folder} began")
     if config.lora_rank:  # it saves adapters only: the model that they belong to
-        init = config.init or str(BASE)
-        init = str(Path(init).resolve()) if Path(init).is_dir() else init
-        kept["base"] = {"init": init, "checksum": checkpoint.checksum(model.state_dict(), "")}
+        checksum = checkpoint.checksum(model.state_dict(), "")
+        kept["base"] = {"init": config.init or str(BASE), "checksum": checksum}
         lora.add_lora(model, config, list(tok.markers.values()))
     model.grad_checkpoint = config.grad_checkpoint
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered
-    method.adopt(beside, settings)
+    if not going_on:
+        method.adopt(beside, settings)
     method.to(device)
     stages = method.stages(rows)
-    if first and not config.resume:  # what can fail has been done: an earlier run is moved aside
+    if first and not config.resume:
         prepare_folder(config, folder)
-        checkpoint.write_config(folder, config, model.config, **kept)
         tok.save(folder)
+        checkpoint.write_config(folder, config, model.config, **kept)  # from here on it is a run
+    if first:
+        remove_temporary(folder, folder / "state")
     parallel.wait()
     print(summary(method, stages, rows, val, left_out), flush=True)
     trainer = Trainer(method, folder)
@@ -286,7 +338,6 @@ def train(given: dict) -> None:
         test_data = ""
     ckpt = f"--ckpt {shlex.quote(str(folder))}"
     print(f"next: python eval.py {ckpt}{test_data}\n      python sample.py {ckpt}")
-    parallel.finish()
 
 
 def report_test(method: Method) -> None:

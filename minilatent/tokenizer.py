@@ -13,9 +13,11 @@ import tiktoken
 
 from . import tasks
 from .backbones import hf_tokenizer
+from .backbones.chat import CHATS
 from .config import UserError
 from .files import read_json, replace_file
 
+BYTES = {bytes([i]) for i in range(256)}
 MARKERS = ("<think>", "</think>", "<latent>", "<pad>", "<eos>")
 FILE = "minilatent_tokenizer.json"
 OPTIONAL = ("special", "bos", "chat", "opening")  # what files of earlier versions may lack
@@ -25,6 +27,11 @@ OPTIONAL = ("special", "bos", "chat", "opening")  # what files of earlier versio
 # A step is six tokens, and the chain's first "<<" is left to <think>:
 # "<<12*3=36>> <<36%8=4>>" -> "12", "*", "3", "=", "36", ">> <<", "36", "%", "8", "=", "4", ">>"
 MINI_PATTERN = r">> <<|<<|>>|[0-9]{1,2}| ?[A-Za-z]+ ?|[.,?] ?|\s|[^\sA-Za-z0-9]"
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# A file may name these only, two of them earlier versions': a pattern that matches nothing, or for ever, is
+# no error that tiktoken reports.
+PATTERNS = (MINI_PATTERN, MINI_PATTERN.removeprefix(">> <<|"), GPT2_PATTERN)
+PATTERNS += (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",)
 
 
 class Tiktoken:
@@ -104,10 +111,20 @@ class Tokenizer:
             if "tokenizer" in data:
                 backend = hf_tokenizer.HuggingFace(data["tokenizer"])
             else:
-                backend = Tiktoken(data["pattern"], [base64.b64decode(token) for token in data["ranks"]])
+                ranks = [base64.b64decode(token) for token in data["ranks"]]
+                if data["pattern"] not in PATTERNS or not BYTES <= set(ranks) or len(set(ranks)) < len(ranks):
+                    raise ValueError("its pattern or its tokens are of no tokenizer of ours")
+                backend = Tiktoken(data["pattern"], ranks)
             optional = {key: data[key] for key in OPTIONAL if key in data}
-            return cls(backend, data["markers"], data["size"], **optional)
-        except (ValueError, KeyError, TypeError) as error:
+            found = cls(backend, data["markers"], data["size"], **optional)
+            ids = [found.base_size, *found.names, *([] if found.bos is None else [found.bos])]
+            if not all(type(i) is int and 0 <= i <= 10**7 for i in ids) or found.base_size < backend.size:
+                raise ValueError("an id is out of range")
+            if set(found.markers) != set(MARKERS) or found.chat not in CHATS:
+                raise ValueError("its markers or its chat are none of ours")
+            found.encode_chain("")  # the opening is a text
+            return found
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is damaged or not ours: {error}") from None
 
     @classmethod
@@ -134,7 +151,7 @@ def gpt2_tokenizer() -> Tokenizer:
         ) from None
     ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
     end = gpt2.eot_token
-    return Tokenizer(Tiktoken(gpt2._pat_str, ranks), {"<eos>": end}, gpt2.n_vocab, {"<|endoftext|>": end})
+    return Tokenizer(Tiktoken(GPT2_PATTERN, ranks), {"<eos>": end}, gpt2.n_vocab, {"<|endoftext|>": end})
 
 
 def mini_tokenizer() -> Tokenizer:

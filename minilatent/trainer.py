@@ -5,7 +5,6 @@ noise of a step from (seed, stage, step). So a checkpoint is weights, optimizer 
 resumed run on a CPU is the uninterrupted one, bit for bit.
 """
 
-import json
 import math
 import os
 import random
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from . import checkpoint, parallel
 from .config import UserError
+from .files import is_still, to_json
 from .machine import trim_memory
 from .methods.method import Method, Stage
 from .optim import learning_rate, make_optimizers, train_only
@@ -68,10 +68,10 @@ class Trainer:
                     parallel.wait()
                     weights, _ = checkpoint.load_tensors(self.best_file)
                     checkpoint.load_own(self.method, weights, self.best_file)
+                weights = checkpoint.own_state(self.method)
+                self.write(self.folder / "model.safetensors", weights, {"method": self.config.method})
         finally:
             signal.signal(signal.SIGINT, before)
-        weights = checkpoint.own_state(self.method)
-        self.write(self.folder / "model.safetensors", weights, {"method": self.config.method})
         parallel.wait()
 
     def run_stage(self, index: int, stage: Stage, val) -> None:
@@ -202,6 +202,8 @@ class Trainer:
 
     def write(self, path: Path, tensors: dict, meta: dict) -> None:
         if parallel.rank() == 0:
+            if not is_still(self.metrics, self.folder / "metrics.jsonl"):
+                raise UserError(f"{self.folder} was moved or deleted while the run wrote to it")
             checkpoint.save_tensors(path, tensors, meta)
 
     def save_state(self) -> None:
@@ -219,7 +221,7 @@ class Trainer:
         """Find out where to go on, and remove from metrics.jsonl what will be done again."""
         path = self.state / "resume.safetensors"
         if path.exists():  # else: killed before the first checkpoint, begin again
-            _, meta = checkpoint.load_tensors(path)
+            meta = checkpoint.read_progress(path)
             self.at = {key: meta[key] for key in self.at}
             self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         if parallel.rank() == 0:
@@ -228,4 +230,4 @@ class Trainer:
     def log(self, stage: Stage, **values) -> None:
         place = {"stage": stage.name, "index": self.at["stage"], "step": self.at["step"]}
         entry = {**place, **values, "tokens": self.tokens, "seconds": round(self.seconds, 2)}
-        self.metrics.write((json.dumps(entry) + "\n").encode())
+        self.metrics.write((to_json(entry) + "\n").encode())

@@ -201,3 +201,11 @@ def kill_when(monkeypatch, name: str, moment) -> None:
             raise Killed
 
     monkeypatch.setattr(Trainer, name, method)
+
+
+def killed_at(out: Path, index: int, step: int, *args, name="save_state") -> None:
+    """A run that dies right after Trainer.`name` at a step of a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_when(patch, name, lambda *at: at == (index, step))
+        with pytest.raises(Killed):
+            train(out, *args)

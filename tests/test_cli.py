@@ -176,12 +176,27 @@ WRONG = {
     "--method latent_sft --labels uniform --latent hidden": "--labels uniform is about mixtures",
     "--method latent_sft --gumbel --latent hidden": "--gumbel is about mixtures",
     "--method colar --speed fast": "--speed fast",
+    "--method colar --speed ²": "--speed ²",
+    "--method cot_sft --threads=1_000": "invalid int value: '1_000'",
+    "--method cot_sft --threads 1000000": "--threads 1000000 is out of range: 0 to 1024",
+    "--method cot_sft --lr 1_0": "invalid float value",
+    "--method cot_sft --lr 1e999": "--lr inf",
 }
 
 
 @pytest.mark.parametrize("argv, said", WRONG.items())
 def test_a_wrong_call_gets_one_line_that_names_what_is_right(refused, argv, said):
     assert said in refused(*argv.split())
+
+
+def test_a_new_line_in_an_argument_makes_no_second_line(refused):
+    assert "str ay" in refused("--method", "cot_sft", "str\nay")
+    assert "unknown method 'a b" in refused("--method", "a\r\nb")
+
+
+def test_more_problems_than_the_grammar_can_give_in_a_day_are_refused_at_once(refused, tmp_path):
+    said = refused(*SHORT, "--train_size", 10**12, "--out", tmp_path / "run")
+    assert "mini has at most 1000000 problems" in said and not (tmp_path / "run").exists()
 
 
 def test_nonsense_from_the_user_is_never_an_exception_of_another_kind():

@@ -280,3 +280,12 @@ def test_a_part_of_the_budget_has_small_stages(monkeypatch, tmp_path):
     phases = lambda budget, entry: Comparison(tmp_path, budget).settings(entry, 0)["stage1_steps"]
     assert phases(1.0, half) == "4,2,20" and phases(0.5, half) == "2,1,10"
     assert phases(1.0, Entry("whole", "", settings)) == "8,4,40"
+
+
+def test_a_row_that_another_process_works_on_is_refused_by_its_number(call, tmp_path):
+    from test_folders import held_elsewhere
+
+    with held_elsewhere(tmp_path / "runs" / "cot_sft-seed0") as other:
+        code, _, err = call("--rows", "cot_sft")
+    assert code == 2 and f"in use by process {other.pid} on" in err
+    assert not (tmp_path / "results").exists() and not list((tmp_path / "runs").glob("cot*"))

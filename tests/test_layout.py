@@ -152,6 +152,7 @@ ADDED = {
     "numbers as people write them": 25,
     "files that people have": 27,
     "the playground": 130,
+    "run folders that can be trusted": 329,
 }
 
 

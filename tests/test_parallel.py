@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,50 @@ def test_when_one_process_dies_the_run_ends_and_its_checkpoint_goes_on(trained):
     assert steps == [1, 2, 3, 4, 5] and (out / "model.safetensors").exists()
 
 
+ONE_STOPS = """
+import os, signal, sys, time
+from pathlib import Path
+from minilatent import config, parallel
+
+def main(argv):
+    kind, folder = argv
+    Path(folder, os.environ["RANK"]).touch()
+    while len(os.listdir(folder)) < 2:  # imports take long
+        time.sleep(0.1)
+    parallel.start("cpu", minutes=0.05)
+    parallel.wait()
+    if parallel.rank() == 1:
+        os.kill(os.getpid(), getattr(signal, kind))
+    print("together", flush=True)
+    parallel.wait()
+
+config.run_script(main)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("kind", ["SIGSTOP", "SIGKILL"])
+def test_when_one_process_is_stopped_or_dies_the_other_ends_with_the_same_line(tmp_path, kind):
+    """It waited for a stopped one for ever, and ended with a traceback after a dead one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        place["TORCHELASTIC_RUN_ID"] = "as under torchrun"
+    command = [sys.executable, "-c", ONE_STOPS, kind, str(tmp_path)]
+    environment, processes, pipe = {**os.environ, **place, "PYTHONPATH": str(ROOT)}, [], subprocess.PIPE
+    try:
+        for rank in ("0", "1"):
+            own = {**environment, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own))
+        out, error = processes[0].communicate(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 2 and out == "together\n" and "Traceback" not in error
+    assert "error: another process of this run has died or hangs" in error
+
+
 # --- one process, and what several would do -----------------------------------------------------------------
 
 
@@ -137,7 +182,7 @@ def test_one_process_alone_does_nothing_of_all_this():
     t = torch.nn.Parameter(torch.ones(2))
     t.grad = torch.ones(2)
     parallel.average_gradients([t])
-    assert parallel.start("cpu") == "cpu" and (parallel.world(), parallel.rank()) == (1, 0)
+    assert parallel.start("cpu", 1) == "cpu" and (parallel.world(), parallel.rank()) == (1, 0)
     assert parallel.total(t) is t and torch.equal(t.grad, torch.ones(2))
     assert parallel.shard([1, 2]) == [1, 2] and parallel.average({"a": 2.0}, 5) == {"a": 2.0}
 
@@ -175,4 +220,4 @@ def test_more_processes_than_gpus_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 1 has no GPU of its own: there are 1"):
-        parallel.start("auto")
+        parallel.start("auto", 1)

@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_the_device_and_threads_it_had_unless_others_are_give
     checkpoint.write_config(tmp_path, config, ModelConfig(vocab_size=300))
     for more in ({}, {"device": "cuda:1"}, {"threads": 2}):
         given = {"method": "cot_sft", "out": str(tmp_path), "resume": True, **more}
-        found, _ = run.resume_config(resolve(given), given)
+        found = run.resume_config(resolve(given), given, tmp_path)
         expected = {"device": "cpu", "threads": 1, **more}
         assert {"device": found.device, "threads": found.threads} == expected
 

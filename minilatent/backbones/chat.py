@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..files import MOST_TEXT, check_regular
+
 # What each family's own template makes of a message; {} is the question.
 CHATS = {
     "": "{}",
@@ -18,6 +20,7 @@ def chat_format(folder: Path, settings: dict, special: dict[str, int]) -> str:
     of message ends the model's texts. "": the model was not trained to chat."""
     template, file = str(settings.get("chat_template") or ""), folder / "chat_template.jinja"
     if file.exists():
+        check_regular(file, MOST_TEXT)
         template = file.read_text(encoding="utf-8")
     for name, (start, end) in CHAT_TOKENS.items():
         known = start in special and end in special

@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder, run by the `tokenizers` library."""
 
 import json
+import re
 from pathlib import Path
 
 import tokenizers
@@ -17,8 +18,15 @@ class HuggingFace:
     def __init__(self, data: dict):
         """data: the content of tokenizer.json. ValueError if the library cannot read it."""
         self.data = data
+        text = json.dumps(data)
+        if re.search(r'"Regex": "[^"]*\)[*+{]', text):  # (a+)+ takes for ever
+            raise ValueError("a pattern repeats a group")
+        if data["model"].get("continuing_subword_prefix"):  # without it in the merges the library aborts
+            raise ValueError("continuing_subword_prefix is not implemented")
+        if not all(type(i) is int and 0 <= i <= 10**7 for i in data["model"]["vocab"].values()):
+            raise ValueError("an id is out of range")  # the library would take memory for all below it
         try:
-            self.library = tokenizers.Tokenizer.from_str(json.dumps(data))
+            self.library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library has no class of its own for it
             raise ValueError(error) from None
         self.library.encode_special_tokens = True
@@ -71,7 +79,7 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
             "bos": own_start(backend, settings, special),
             "chat": chat,
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: its tokenizer is damaged ({type(error).__name__}: {error})") from None
 
 

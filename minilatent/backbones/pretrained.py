@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checkpoint import ROPE_SCALING, check_model
 from ..config import UserError
-from ..files import read_json
+from ..files import check_regular, read_json
 from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
 
@@ -64,7 +65,7 @@ MODULES = {
     "norm": ("ln_f", "norm"),
     "head": ("lm_head", "lm_head"),
 }
-ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # Llama 3's
+MOST_NEW = 10_000  # tokens that a model can have without rows in its embedding
 # Buffers that older versions of transformers saved.
 NOT_WEIGHTS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(.+\.)?rotary_emb\.\w+")
 
@@ -86,6 +87,8 @@ def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> tup
     """Model and tokenizer of a local folder or the hub. The embedding gets rows for our markers."""
     folder = find_folder(str(name))
     model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder)
+    if tok.vocab_size > model.config.vocab_size + MOST_NEW:
+        raise UserError(f"{folder}: a tokenizer of {tok.vocab_size} tokens is of another model")
     if tok.vocab_size > model.config.vocab_size:
         resize(model, tok.vocab_size)
     return model, tok
@@ -133,22 +136,22 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
     hf: the file's content, where it is not written yet."""
     hf = read_json(path) if hf is None else hf
     family = hf.get("model_type") if isinstance(hf, dict) else None
-    if family not in DEFAULTS:
+    if not isinstance(family, str) or family not in DEFAULTS:
         raise UserError(f"{path}: model_type {family!r} is not implemented; there is {', '.join(DEFAULTS)}")
-    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling (with `type`).
-    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
-    more = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope |= more.get("full_attention", more)  # some write them for each type of layer
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    given = rope | hf | {"rope_theta": rope["rope_theta"]}
-    for key, values in ONLY.items():
-        if given.get(key) is not None and given[key] not in values:
-            only = f", only {' or '.join(map(repr, values))}" if values else ""
-            raise UserError(f"{path}: {key} = {given[key]!r} is not implemented{only}")
-    others = {*(hf.get("layer_types") or []), *(key for key in rope if key.endswith("_attention"))}
-    if others := sorted(others - {"full_attention"}):
-        raise UserError(f"{path}: {others[0]} layers are not implemented, only full_attention")
     try:
+        # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling (with `type`).
+        rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
+        more = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        rope |= more.get("full_attention", more)  # some write them for each type of layer
+        rope.setdefault("rope_type", rope.get("type", "default"))
+        given = rope | hf | {"rope_theta": rope["rope_theta"]}
+        for key, values in ONLY.items():
+            if given.get(key) is not None and given[key] not in values:
+                only = f", only {' or '.join(map(repr, values))}" if values else ""
+                raise UserError(f"{path}: {key} = {given[key]!r} is not implemented{only}")
+        others = {*(hf.get("layer_types") or []), *(key for key in rope if key.endswith("_attention"))}
+        if others := sorted(others - {"full_attention"}):
+            raise UserError(f"{path}: {others[0]} layers are not implemented, only full_attention")
         fields = dict(DEFAULTS[family])
         for field, key in column(FIELDS, family).items():
             if given.get(key) is not None or field not in fields:
@@ -160,17 +163,18 @@ def model_config(path: Path, hf: dict | None = None) -> tuple[ModelConfig, str]:
             if fields.get(field) is None:
                 fields[field] = usual
         if rope["rope_type"] == "llama3":
-            numbers = {key: float(rope[key]) for key in ROPE_KEYS}
+            numbers = {key: float(rope[key]) for key in ROPE_SCALING}
             fields["rope_scaling"] = {"rope_type": "llama3", **numbers}
-        return ModelConfig(**fields), family
+        check_model(config := ModelConfig(**fields), path)
+        return config, family
     except KeyError as error:
         raise UserError(f"{path} lacks {error}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """The file, the name without the prefix of a model with a head, and the weights, one by one."""
+def read_tensors(folder: Path) -> Iterator[tuple]:
+    """The file, the name without the prefix of a model with a head, and a view of the weights, one by one."""
     whole = folder / "model.safetensors"
     files = [whole] if whole.exists() else sorted(folder.glob("model-*.safetensors"))
     if not files:
@@ -178,12 +182,13 @@ def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
             f"{folder} has no model.safetensors; pickled weights (.bin) are never read: convert them"
         )
     for path in files:
+        check_regular(path)
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():
                     short = re.sub(r"^(transformer|model)\.", "", name)
                     if not NOT_WEIGHTS.fullmatch(short):
-                        yield path, short, file.get_tensor(name)
+                        yield path, short, file.get_slice(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
 
@@ -215,15 +220,17 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Transf
         places["lm_head.weight"] = ["embed.weight"]
 
     weights: dict[str, Tensor] = {}
-    for path, theirs, tensor in read_tensors(folder):
+    for path, theirs, view in read_tensors(folder):
         if theirs not in places:
             raise UserError(f"{path} has a tensor '{theirs}' without a place in the model, or twice")
         ours, transposed = places.pop(theirs), is_transposed(family, theirs)
         rows = [shapes[name][0] for name in ours]
         shape = (sum(rows), *shapes[ours[0]][1:])
         shape = shape[::-1] if transposed else shape
-        if tensor.shape != shape or not tensor.is_floating_point():
-            found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        there = tuple(view.get_shape())  # asked before it is read
+        tensor = view[:] if there == shape else None
+        if tensor is None or not tensor.is_floating_point():
+            found = f"{view.get_dtype() if tensor is None else tensor.dtype} of shape {there}"
             raise UserError(f"{path}: '{theirs}' is {found}, this model needs floats of shape {shape}")
         tensor = tensor.t() if transposed else tensor
         for name, part in zip(ours, tensor.split(rows)):

@@ -63,7 +63,7 @@ class Settings(Config):
 
     def check(self) -> None:
         super().check()
-        if self.speed != "auto" and not (self.speed.isdigit() and int(self.speed)):
+        if self.speed != "auto" and not (self.speed.isdecimal() and int(self.speed)):
             raise UserError(f"--speed {self.speed} is neither a whole number from 1 on nor auto")
 
 

@@ -74,7 +74,7 @@ class Settings(Config):
     def check(self) -> None:
         super().check()
         phases = self.stage1_steps.split(",")
-        if len(phases) != 3 or not all(s.strip().isdigit() and int(s) for s in phases):
+        if len(phases) != 3 or not all(s.strip().isdecimal() and int(s) for s in phases):
             raise UserError(f"--stage1_steps {self.stage1_steps}: three numbers from 1 on, as 40,30,200")
         if self.latent == "hidden" and (self.gumbel or self.labels != "encoder"):
             option = "--gumbel" if self.gumbel else f"--labels {self.labels}"
@@ -241,11 +241,12 @@ class LatentSFT(Method):
         """The encoder's latents of all rows: `probs` and `ids` (n, k), with `places`. Computed once, kept in
         the run folder."""
         path = self.folder / "state" / "labels.safetensors" if self.folder else None
-        if path and path.exists():
-            return checkpoint.load_tensors(path)[0]
-        self.eval()
         # Equal lengths side by side: little padding. The longest first: later batches fit into freed memory.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt) - len(rows[i].chain))
+        places = self.places(rows, order)
+        if path and path.exists():
+            return checkpoint.load_labels(path, self.stored, places, self.tok.vocab_size)
+        self.eval()
         parts: dict[str, list[Tensor]] = {name: [] for name in self.stored}
         for at in range(0, len(rows), self.config.batch_size):
             chosen = order[at : at + self.config.batch_size]
@@ -253,7 +254,7 @@ class LatentSFT(Method):
                 _, label = self.induce_rows([rows[i] for i in chosen])
             for name, dtype in self.stored.items():
                 parts[name].append(label[name].to(dtype).cpu())
-        labels = {name: torch.cat(tensors) for name, tensors in parts.items()} | self.places(rows, order)
+        labels = {name: torch.cat(tensors) for name, tensors in parts.items()} | places
         if path:
             checkpoint.save_tensors(path, labels)
         return labels

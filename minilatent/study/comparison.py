@@ -22,14 +22,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from tqdm import tqdm
 
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script
-from ..files import read_json, replace_file, write_json
-from ..machine import pick_device
+from ..files import one_writer, read_json, replace_file, to_json, write_json
+from ..machine import pick_device, use_threads
 from ..run import BASE, load_run, resolve, train
 from . import budget
 from .comparison_figures import draw
@@ -66,7 +65,7 @@ def add_line(path: Path, line: dict) -> None:
     """One process at a time, of those that share the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / ".lock"):
-        lines = [json.dumps(l, separators=(",", ":")) for l in (*read_lines(path), line)]
+        lines = [to_json(l, separators=(",", ":")) for l in (*read_lines(path), line)]
         write_text(path, "\n".join(lines) + "\n")
 
 
@@ -117,9 +116,13 @@ class Comparison:
     def __post_init__(self):
         self.rows, self.trials = self.out / "rows.jsonl", self.out / "trials.jsonl"
 
-    def folder(self, entry: Entry, seed: int) -> Path:
+    def place(self, entry: Entry, seed: int) -> Path:
+        """What stands for the entry and seed where processes share them: one at a time works on each."""
         part = "" if self.budget == 1 else f"-budget{self.budget:g}"
-        return RUNS / f"{entry.name}-seed{seed}{part}" if entry.train else BASE
+        return RUNS / f"{entry.name}-seed{seed}{part}"
+
+    def folder(self, entry: Entry, seed: int) -> Path:
+        return self.place(entry, seed) if entry.train else BASE
 
     def is_trained(self, entry: Entry, seed: int) -> bool:
         return (self.folder(entry, seed) / "model.safetensors").exists()
@@ -238,6 +241,8 @@ class Comparison:
         }
 
     def add_trial(self, entry: Entry, seed: int) -> None:
+        if entry.name in {trial["row"] for trial in read_lines(self.trials)}:
+            return  # another process was faster
         self.train(entry, seed)
         line = {"method": tuned_as(entry), "row": entry.name, "seed": seed, "budget": self.budget}
         facts = self.facts(entry, seed) | budget.machine(pick_device(self.device))
@@ -279,7 +284,8 @@ class Comparison:
     def run(self, todo: list[tuple[Entry, int]], add) -> None:
         for entry, seed in (bar := tqdm(todo, unit="run", dynamic_ncols=True)):
             bar.set_postfix_str(f"{entry.name} seed {seed}")
-            add(entry, seed)
+            with one_writer(self.place(entry, seed)):
+                add(entry, seed)
             self.write_results()
         print(f"{len(todo)} runs done; see {self.out}", file=sys.stderr)
 
@@ -326,8 +332,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.budget <= 0 or args.limit < 1 or min(args.seeds) < 0:
         raise UserError("out of range: --budget is above 0, --limit 1 or more, --seeds 0 or more")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
     if args.figures:
         return comparison.write_results()

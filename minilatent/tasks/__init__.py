@@ -13,6 +13,7 @@ __all__ = ["NAMES", "Example", "exclude", "load"]
 
 GENERATED = {**{name: partial(words.make, name) for name in words.TEST_SETS}, "mini_prosqa": graph.make}
 NAMES = (*GENERATED, *SOURCES)
+MOST = 1_000_000  # generated problems: more than train in a day, and no limit without end
 SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 
 
@@ -48,6 +49,8 @@ def load(
             make = partial(make, chain_style=chain_style)
         elif chain_style != "equations":
             raise UserError(f"{data} has its own chains only: leave out --chain_style {chain_style}")
+        if (limit or 0) > MOST:
+            raise UserError(f"{data} has at most {MOST} problems, not {limit}")
         return words.collect(make, data, split, limit, seed, chain_order)
     if chain_order != "text":
         raise UserError(f"--chain_order {chain_order} needs mini: {data} has one order of steps only")

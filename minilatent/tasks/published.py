@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import UserError
+from ..files import check_regular
 from .answers import Example, last_boxed, math_verify, normalise
 
 
@@ -83,6 +84,7 @@ def divide(examples: list[Example], split: str) -> list[Example]:
 
 def read(path: Path) -> Iterator[Record]:
     """The records of a file. UserError names the file and the line, or of a list the item."""
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
