@@ -232,7 +232,7 @@ function lane(letter, run, result, { width, count, shown, fed = {}, donor, force
   const told = ended ? `answer <b>${safe(answer)}</b>${safe(verdict(result.answer))}` : "…";
   const was = ended && fed && letter === "L" && now.changed && now.own.answer !== result.answer
     ? `<span class="quiet">before the change: ${safe(visibleText(now.own.answer))}</span>` : "";
-  return `<div class="lanehead"><h2>${safe(run.title)}</h2><span>#L ${Math.min(shown, n)}${what}${ended ? "" : " so far"}</span>
+  return `<div class="lanehead"><h2>${safe(run.title)}</h2><span>#L ${Math.min(shown, n)} ${what}${ended ? "" : " so far"}</span>
     <span class="answer">${told}</span>${was}<span class="quiet">line: entropy, 0 to ${full.toFixed(1)} nats</span></div>
     <div class="stave">${entropyLine(all.map((s) => s.entropy), width, full)}<ol class="steps">${items.join("")}</ol></div>`;
 }
