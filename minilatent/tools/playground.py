@@ -22,7 +22,7 @@ from ..tokenizer import MINI_PATTERN
 PAGE = Path(__file__).parent / "page"
 METHODS = ("cot_sft", "latent_sft", "colar")
 MODEL = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "qkv_bias": False}
-MODEL |= {"tied": True, "rope_scaling": None}
+MODEL |= {"o_bias": False, "tied": True, "rope_scaling": None, "loops": 1}
 LARGEST = 3_000_000  # parameters
 # What HTML changes in a text, the last being the beginning of a tag: they get an eighth bit.
 ESCAPED = {ord(c): ord(c) + 128 for c in "\0\r<"}
