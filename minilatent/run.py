@@ -254,11 +254,10 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
         f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on",
     ]
     lines += [left_out] if left_out else []
+    # Not for a method with a fixed number of latents, nor in the smoke preset, which cuts chains on purpose.
     free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
     cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)
-    if (
-        free and cut_off and config.preset != "smoke"
-    ):  # which cuts them off on purpose; not for a method with a fixed number of latents
+    if free and cut_off and config.preset != "smoke":
         share = f"{cut_off / len(rows):.1%} of the chains are longer than --max_chain"
         lines.append(f"{share}: at inference these are cut off")
     for stage in stages:
