@@ -66,7 +66,7 @@ def check_regular(path: Path, most: float = math.inf) -> None:
     with contextlib.suppress(OSError, ValueError):  # nothing there: opening it will say so
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{path} is no regular file")
+            raise UserError(f"cannot read {path}: it is no regular file")
         if found.st_size > most:
             raise UserError(f"{path} is too large: {found.st_size} bytes")
 

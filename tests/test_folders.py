@@ -37,7 +37,7 @@ with one_writer(Path(sys.argv[2])):
 def held_elsewhere(folder: Path):
     """Another process writes to the folder."""
     command = [sys.executable, "-c", HOLD, str(ROOT), str(folder)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     try:
         assert other.stdout.readline() == "held\n"
         yield other
@@ -79,7 +79,11 @@ def test_a_process_whose_parent_was_killed_still_holds_its_folder(tmp_path):
     command = [sys.executable, "-c", HOLD, str(ROOT), str(tmp_path / "run")]
     pipe = subprocess.PIPE
     parent = subprocess.Popen(
-        [sys.executable, "-c", launch, *command], stdin=pipe, stdout=pipe, text=True, start_new_session=True
+        [sys.executable, "-c", launch, *command],
+        stdin=pipe,
+        stdout=pipe,
+        encoding="utf-8",
+        start_new_session=True,
     )
     worker = int(parent.stdout.readline())
     assert parent.stdout.readline() == "held\n"
@@ -232,7 +236,7 @@ def test_a_pipe_in_a_hugging_face_folder_is_not_opened_but_its_links_are(tmp_pat
     load_pretrained(folder)
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(UserError, match=f"{name} is no regular file"):
+    with pytest.raises(UserError, match=f"{name}: it is no regular file"):
         load_pretrained(folder)
 
 

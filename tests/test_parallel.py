@@ -165,7 +165,7 @@ def test_when_one_process_is_stopped_or_dies_the_other_ends_with_the_same_line(t
     try:
         for rank in ("0", "1"):
             own = {**environment, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own))
+            processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding="utf-8", env=own))
         out, error = processes[0].communicate(timeout=120)
     finally:
         for process in processes:
