@@ -67,6 +67,8 @@ def parse(text: str) -> Equation:
     try:
         number(right)
         tree = ast.parse(left, mode="eval").body
+        if isinstance(tree, ast.Constant):  # it may pick from several, or come from nowhere
+            raise Untraceable("an equation without an operation")
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         places = sorted((node.col_offset, node.end_col_offset) for node in nodes)
         return Equation(left, right, tree, [(a, b, number(left[a:b])) for a, b in places])
@@ -100,6 +102,11 @@ def with_marks(line: str) -> str:
 
 
 # ------------------------------------------------------------------ tracing
+
+
+_CHOICE = re.compile(
+    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|min(?!ute)|enough|old|fast)"
+)
 
 
 class Tracer:
@@ -145,7 +152,7 @@ class Tracer:
         values = self.made.values
         found = [cell for (v, p), cell in self.numbers.items() if v == value and (p or not percent)]
         results = [cell for cell in self.results if values[cell] == value]
-        found = (found or self.derived(value)) + results
+        found = (found or self.derived(value, percent)) + results
         unused = [cell for cell in found if cell not in self.used]
         if last and len(unused) == 1:  # each number and each result is there to be used
             found = unused
@@ -158,12 +165,12 @@ class Tracer:
         self.used.add(cell)
         return cell
 
-    def derived(self, value: Number) -> list[int]:
+    def derived(self, value: Number, percent: bool) -> list[int]:
         """Cells with this value that are computed from a percentage, cents, dozens or times."""
         found = []
         for token, cell in self.tokens:
             for offset, scale in FORMS.get(token.kind or token.unit, ()):
-                if offset + scale * token.value == value:
+                if offset + scale * token.value == value and (percent or offset != 100):
                     program = (
                         self.made.cell(offset),
                         self.made.cell(scale),
@@ -238,6 +245,9 @@ class Tracer:
         if not made.free:
             raise Untraceable("no number is free")
         made.question = cut(made.original, [(t.start, t.end, cell) for t, cell in self.tokens])
+        if _CHOICE.search(made.original):
+            for high, low in pairwise(sorted(self.results, key=values.__getitem__, reverse=True)):
+                made.require((high, low, sub), Fraction(values[high] > values[low], 1000), 10**9)
         steps, made.steps = made.steps, []
         for kind in "%$":
             ranked = sorted({cell for t, cell in self.tokens if t.kind == kind}, key=values.__getitem__)

@@ -27,9 +27,9 @@ VALUES = {word: value for value, word in WORDS.items()}
 _WORD = r"\b(?:" + "|".join(sorted(VALUES, key=len, reverse=True)) + r")\b"
 _PART = r"(hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?)\b"
 _PARTS = {"hal": 2, "thi": 3, "fou": 4, "qua": 4, "fif": 5, "six": 6, "sev": 7, "eig": 8, "nin": 9, "ten": 10}
-# What is never drawn: clock times, ordinals, years; in a question also fractions and round words.
-_NAMES = r"\d+:\d+|\d+(?:st|nd|rd|th)\b|\b(?:19|20)\d\d\b(?!\s+\w+s\b)|\bone\b"
-_RATIO = rf"(?:\d+\s)?\d+/\d+|(?:(?:an?|\d+|{_WORD})[-\s])?{_PART}|{_WORD}\s(?:hundred|thousand|million)\b"
+# What is never drawn: clock times, ordinals; in a question also years, fractions and round words.
+_NAMES = r"\d+:\d+|\d+(?:st|nd|rd|th)\b|\bone\b"
+_RATIO = rf"(?<![$,\d])\b(?:19|20)\d\d\b(?![,.%]?\d|\s+[a-z]+s\b)|(?:\d+\s)?\d+/\d+|(?:(?:an?|\d+|{_WORD})[-\s])?{_PART}|{_WORD}\s(?:hundred|thousand|million)\b"
 NAMES, KEPT = re.compile(_NAMES, re.IGNORECASE), re.compile(f"{_NAMES}|{_RATIO}", re.IGNORECASE)
 _DIGITS = r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?!\d|:\d|,\d|[A-Za-z]{3})"
 _NUMBER = re.compile(rf"({_DIGITS}|{_WORD})(?=[\s-]*(%|[A-Za-z]+)?)", re.IGNORECASE)
