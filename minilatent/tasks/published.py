@@ -3,6 +3,7 @@
 The names are those of SOURCES; the library `datasets` downloads and caches them. Formats of files:
 
     jsonl with question and answer, "... #### 18"       GSM8K (Cobbe et al. 2021)
+    the same with template                              GSM8K redrawn (redraw.py), divided by template
     text, `question||<<16-3=13>> ... #### 18`           GSM8K-Aug (Deng et al. 2023)
     jsonl with question, steps and answer               GSM8K-Aug on the hub
     jsonl with input and target                         GSM-Hard, SVAMP, MultiArith (Gao et al. 2022)
@@ -66,11 +67,12 @@ def _key(question: str) -> str:
     return " ".join(re.findall(r"\w+", question.casefold()))
 
 
-def divide(examples: list[Example], split: str) -> list[Example]:
-    """A split of examples that come in one piece: by question, so that its copies stay on the same side."""
+def divide(examples: list, split: str, templates: Iterable[str] = ()) -> list:
+    """A split of examples that come in one piece: by template, which is by default the question. So the
+    copies of a question, or the problems drawn from one, stay on the same side."""
     if split == "test":
         return examples
-    keys = [_key(example.question) for example in examples]
+    keys = [_key(text) for text in templates or (example.question for example in examples)]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest())
     size = min(500, -(-len(ranked) // 10))  # rounded up: of ten questions or fewer, one is held out
     held_out = set(ranked[:size])
@@ -80,8 +82,9 @@ def divide(examples: list[Example], split: str) -> list[Example]:
 # ------------------------------------------------------------------ formats
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a file, line by line. UserError names the file and the line."""
+def read(path: Path, templates: list[str] | None = None) -> Iterator[Record]:
+    """The records of a file, line by line. UserError names the file and the line. Each record's template is
+    added to `templates`: the original of a redrawn question, else the question."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
@@ -93,26 +96,30 @@ def read(path: Path) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                yield _parse(line.strip())
+                row = _parse(line.strip())
+                record = record_of(row)
+                if templates is not None:
+                    templates.append(str(row.get("template") or record[0]))
+                yield record
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
 
 
-def _parse(line: str) -> Record:
-    """One line in any of the formats."""
+def _parse(line: str) -> dict:
+    """One line in any of the formats, as a row."""
     if not line.startswith("{") and "||" in line:
         question, _, rest = line.partition("||")
-        return _record({"question": question, "answer": rest})
+        return {"question": question, "answer": rest}
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error}), nor `question||chain #### answer`: {line[:40]!r}") from None
     if not isinstance(row, dict):
         raise UserError(f"one JSON object a line is expected, not a {type(row).__name__}")
-    return _record(row)
+    return row
 
 
-def _record(row: dict) -> Record:
+def record_of(row: dict) -> Record:
     """The record of a row of a file or of the hub. Its answer is a number, or LaTeX in a row of MATH."""
     names = next((names for names in FIELDS if names[0] in row), FIELDS[0])
     question, answer = (row.get(name) for name in names)
@@ -197,7 +204,7 @@ def download(name: str, split: str) -> list[Record]:
     records, bad = [], 0
     for row in rows:
         try:
-            records.append(_record(row))
+            records.append(record_of(row))
         except UserError:  # a row of the hub cannot be repaired here: skip and count it
             bad += 1
     if bad:

@@ -21,8 +21,22 @@ from typing import NamedTuple
 from ..config import Parser, UserError, run_script
 from ..files import replace_file
 from .published import Record, read
-from .template import FORMS, KEPT, NAMES, OPERATORS, VALUES, Number, Slot, Template, Untraceable
-from .template import choices, constants, cut, number, scan
+from .template import (
+    FORMS,
+    KEPT,
+    NAMES,
+    OPERATORS,
+    VALUES,
+    Number,
+    Slot,
+    Template,
+    Untraceable,
+    choices,
+    constants,
+    cut,
+    number,
+    scan,
+)
 
 # ------------------------------------------------------------------ equations
 
@@ -306,7 +320,8 @@ def main(argv: list[str]) -> None:
     def write(path: Path) -> None:
         nonlocal drawn
         with path.open("w", encoding="utf-8", newline="\n") as f:
-            for drawn, row in enumerate(redraw(made, args.n, args.seed), 1):
+            for row in redraw(made, args.n, args.seed):
+                drawn += 1
                 f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     replace_file(args.out, write)

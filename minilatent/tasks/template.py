@@ -29,8 +29,9 @@ _PART = r"(hal(?:f|ves)|thirds?|fourths?|quarters?|fifths?|sixths?|sevenths?|eig
 _PARTS = {"hal": 2, "thi": 3, "fou": 4, "qua": 4, "fif": 5, "six": 6, "sev": 7, "eig": 8, "nin": 9, "ten": 10}
 # What is never drawn: clock times, ordinals; in a question also years, fractions and round words.
 _NAMES = r"\d+:\d+|\d+(?:st|nd|rd|th)\b|\bone\b"
-_RATIO = rf"(?<![$,\d])\b(?:19|20)\d\d\b(?![,.%]?\d|\s+[a-z]+s\b)|(?:\d+\s)?\d+/\d+|(?:(?:an?|\d+|{_WORD})[-\s])?{_PART}|{_WORD}\s(?:hundred|thousand|million)\b"
-NAMES, KEPT = re.compile(_NAMES, re.IGNORECASE), re.compile(f"{_NAMES}|{_RATIO}", re.IGNORECASE)
+_YEAR = r"(?<![$,\d])\b(?:19|20)\d\d\b(?![,.%]?\d|\s+[a-z]+s\b)"
+_RATIO = rf"(?:\d+\s)?\d+/\d+|(?:(?:an?|\d+|{_WORD})[-\s])?{_PART}|{_WORD}\s(?:hundred|thousand|million)\b"
+NAMES, KEPT = re.compile(_NAMES, re.I), re.compile(f"{_NAMES}|{_YEAR}|{_RATIO}", re.I)
 _DIGITS = r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?!\d|:\d|,\d|[A-Za-z]{3})"
 _NUMBER = re.compile(rf"({_DIGITS}|{_WORD})(?=[\s-]*(%|[A-Za-z]+)?)", re.IGNORECASE)
 
@@ -61,8 +62,8 @@ def scan(text: str, kept: re.Pattern) -> list[Token]:
     text, found = kept.sub(lambda m: "_" * len(m[0]), text), []
     for m in _NUMBER.finditer(text):
         unit = (m[2] or "").lower()
-        kind = "%" if unit in ("%", "percent") else text[: m.start()][-1:].strip("$") or "$"
-        found.append(Token(m.start(), m.end(), m[1], number(m[1]), kind if kind in "$%" else "", unit))
+        kind = "%" if unit in ("%", "percent") else "$" if text[: m.start()].endswith("$") else ""
+        found.append(Token(m.start(), m.end(), m[1], number(m[1]), kind, unit))
     return found
 
 
@@ -85,7 +86,7 @@ def show(value: Number, like: str) -> str:
 
 # Constants, and the words that bring them along. Before such a word the number itself is a fact.
 CONSTANTS = {
-    2: "twice|doubl|hal[fv]|both|couple|pair|second|average|other|twin|again|parent|hand|eye|arm|wing|side",
+    2: "twice|doubl|hal[fv]|both|couple|pair|second|average|other|again|parent|eye|arm|wing|side|week|friday",
     3: "thrice|tripl|third|yard|twice|doubl|half|average|monday|tuesday|friday|sunday",
     4: "quarter|fourth|quadrupl|month|week|leg|wheel|side|season|average|monday|tuesday|friday|sunday",
     5: "fifth|nickel|school|average|monday|tuesday|friday|weekend|saturday|sunday",
