@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ..config import UserError
-from . import graph, redraw, words
+from . import graph, words
 from .answers import Example
 from .published import SOURCES, divide, download, exclude, from_hub, read, record_of, with_chains
 
@@ -75,6 +75,8 @@ def load(
 
 def redrawn(file: str, n: int, seed: int, style: str) -> list[Example]:
     """GSM8K's training split with its numbers drawn anew. UserError if no question can be traced."""
+    from . import redraw  # here, because it is a tool as well: python -m would load it twice
+
     records = list(read(Path(file))) if file else download("gsm8k", "train")
     sources = divide(records, "train", [question for question, *_ in records])
     made, reasons = redraw.templates(sources)

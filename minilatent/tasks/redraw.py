@@ -26,7 +26,6 @@ from .template import (
     KEPT,
     NAMES,
     OPERATORS,
-    VALUES,
     Number,
     Slot,
     Template,
@@ -119,7 +118,7 @@ def with_marks(line: str) -> str:
 
 
 _CHOICE = re.compile(
-    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|min(?!ute)|enough|old|fast)"
+    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|min(?!ute)|enough|old|fast|choos|choice)"
 )
 
 
@@ -127,6 +126,8 @@ class Tracer:
     """Makes a Template, `made`, of one record. Untraceable says why it cannot."""
 
     def __init__(self, question: str, solution: str, answer: str):
+        if re.search(r"\b(what|which) time\b", question):
+            raise Untraceable("asks for a time of day")
         self.made = Template(question)
         self.constants = constants(question) | {0, 1, 2, Fraction(1, 100)}
         self.doubtful = constants(question)
@@ -143,6 +144,8 @@ class Tracer:
         lines = [_MARK.split(with_marks(line)) for line in solution.strip().split("\n")]
         equations = [[parse(text) for text in line[1::2]] for line in lines]
         self.ahead = [value for found in equations for e in found for *_, value in e.literals]
+        if self.ahead.count(2) > sum(token.value == 2 for token, _ in self.tokens):
+            self.doubtful.add(2)  # there and back, say: no word of the question brings it along
         cells = [[self.equation(e) for e in found] for found in equations]
         if not self.results:
             raise Untraceable("no equation")
@@ -168,12 +171,12 @@ class Tracer:
         results = [cell for cell in self.results if values[cell] == value]
         found = (found or self.derived(value, percent)) + results
         unused = [cell for cell in found if cell not in self.used]
-        if last and len(unused) == 1:  # each number and each result is there to be used
-            found = unused
+        certain = last and len(unused) == 1  # each number and each result is there to be used
+        found = unused if certain else found
         if not found and value not in self.constants:
             raise Untraceable("an operand from nowhere")
         cell = found[-1] if found else self.made.cell(value)
-        if value in self.doubtful and cell not in results:
+        if value in self.doubtful and not (certain and cell in results):
             found = [*found, self.made.cell(value)]
         self.equal += [(cell, other) for other in found if other != cell]
         self.used.add(cell)
@@ -231,8 +234,6 @@ class Tracer:
                 continue
             if len(found) > 1 or not found and t.value not in self.constants:
                 raise Untraceable
-            if t.text.lower() in VALUES and found & {*self.results}:
-                raise Untraceable  # a result may have no word
             places += [(t.start, t.end, cell) for cell in found]
         return cut(text, places)
 

@@ -70,7 +70,7 @@ def scan(text: str, kept: re.Pattern) -> list[Token]:
 @functools.lru_cache(1 << 18)
 def show(value: Number, like: str) -> str:
     """A value, written as the text `like` writes another: in words, with commas, with cents."""
-    if like.lower() in VALUES:
+    if like.lower() in VALUES and value in WORDS:
         return WORDS[value].capitalize() if like[0].isupper() else WORDS[value]
     places = len(like.partition(".")[2])
     places = places if places > 1 else 0  # 1.5 becomes 2, but 1.50 becomes 2.00
@@ -88,7 +88,7 @@ def show(value: Number, like: str) -> str:
 CONSTANTS = {
     2: "twice|doubl|hal[fv]|both|couple|pair|second|average|other|again|parent|eye|arm|wing|side|week|friday",
     3: "thrice|tripl|third|yard|twice|doubl|half|average|monday|tuesday|friday|sunday",
-    4: "quarter|fourth|quadrupl|month|week|leg|wheel|side|season|average|monday|tuesday|friday|sunday",
+    4: "quart|fourth|quadrupl|month|week|leg|wheel|side|season|average|monday|tuesday|friday|sunday",
     5: "fifth|nickel|school|average|monday|tuesday|friday|weekend|saturday|sunday",
     7: "week|day|daily",
     10: "dime|decade|tenth",
@@ -103,7 +103,7 @@ CONSTANTS = {
     1000: "kilo|gram|km|meter|liter|milli",
 } | {6: "sixth|monday|friday", 24: "day|hour|daily", 25: "quarter", 28: "days", 20: "score", 8: "pint|eighth"}
 # Numbers before these words pass no limit that the original keeps.
-LIMITS = {"day": (7, 31), "hour": (12, 24), "minute": (60,), "second": (60,), "month": (12,), "inch": (12,)}
+LIMITS = {"day": (7, 31), "hour": (12, 18), "minute": (60,), "second": (60,), "month": (12,), "inch": (12,)}
 LIMITS |= {"week": (4, 52), "feet": (7,), "foot": (7,), "cent": (100,)}
 # How else an equation may write a number, as offset + scale * number, by its kind or the word behind it.
 _HUNDREDTH = Fraction(1, 100)
