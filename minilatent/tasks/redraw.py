@@ -118,7 +118,7 @@ def with_marks(line: str) -> str:
 
 
 _CHOICE = re.compile(
-    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|min(?!ute)|enough|old|fast|choos|choice)"
+    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|min(?!ute)|enough|old|fast|choos|choice|winner)"
 )
 
 
@@ -139,7 +139,7 @@ class Tracer:
                 self.numbers[key] = self.made.cell(token.value)
             self.tokens.append((token, self.numbers[key]))
         self.results: list[int] = []
-        self.used: set[int] = set()
+        self.used: Counter[int] = Counter()
         self.equal: list[tuple[int, int]] = []
         lines = [_MARK.split(with_marks(line)) for line in solution.strip().split("\n")]
         equations = [[parse(text) for text in line[1::2]] for line in lines]
@@ -179,7 +179,7 @@ class Tracer:
         if value in self.doubtful and not (certain and cell in results):
             found = [*found, self.made.cell(value)]
         self.equal += [(cell, other) for other in found if other != cell]
-        self.used.add(cell)
+        self.used[cell] += 1
         return cell
 
     def derived(self, value: Number, percent: bool) -> list[int]:
@@ -196,7 +196,7 @@ class Tracer:
                         operator.add,
                     )
                     found.append(self.made.compute(program, value))
-                    self.used.add(cell)
+                    self.used[cell] += 1
         return found
 
     def line(self, parts: list[str], equations: list[Equation], cells: list[list[int]]) -> list[str | Slot]:
@@ -224,6 +224,8 @@ class Tracer:
         shown = len(tokens) - len(ahead) * ([t.value for t in tokens[-len(ahead) :]] == ahead)
         for k, t in enumerate(tokens):
             near = {c for found in cells for c in found if values[c] == t.value}
+            if t.kind == "%" and (t.value, True) in self.numbers:
+                near = {self.numbers[t.value, True]}
             far = {c for c in (*self.numbers.values(), *self.results) if values[c] == t.value}
             found = near or far
             if i and not k and not text[: t.start].strip(" $") and values[cells[i - 1][-1]] == t.value:
@@ -250,9 +252,12 @@ class Tracer:
             cell not in used and t.value > 1 and (t.kind or t.unit[:4] in units) for t, cell in self.tokens
         ):
             raise Untraceable("a number is not used")
+        for cell, times in Counter(cell for _, cell in self.tokens).items():
+            if times > self.used[cell]:  # one of them is not used, or another's double
+                allowed[cell] = {values[cell]}
         computed = {step.cell for step in made.steps}
         for pair in self.equal:
-            if not any(cell in allowed or cell in computed for cell in pair[1:]):
+            if pair[0] in allowed and pair[1] not in allowed and pair[1] not in computed:
                 allowed[pair[0]] = {values[pair[0]]}
             else:
                 made.require((*pair, sub), 0, 0)

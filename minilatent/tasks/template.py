@@ -101,7 +101,14 @@ CONSTANTS = {
     100: "%|percent|cent|meter",
     365: "year|day",
     1000: "kilo|gram|km|meter|liter|milli",
-} | {6: "sixth|monday|friday", 24: "day|hour|daily", 25: "quarter", 28: "days", 20: "score", 8: "pint|eighth"}
+} | {
+    6: "sixth|monday|friday",
+    24: "day|hour|daily",
+    25: "quarter",
+    28: "days",
+    20: "score",
+    8: "pint|eighth|leg",
+}
 # Numbers before these words pass no limit that the original keeps.
 LIMITS = {"day": (7, 31), "hour": (12, 18), "minute": (60,), "second": (60,), "month": (12,), "inch": (12,)}
 LIMITS |= {"week": (4, 52), "feet": (7,), "foot": (7,), "cent": (100,)}
