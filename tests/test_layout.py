@@ -146,7 +146,7 @@ def test_the_reading_path_of_a_method_is_at_most_1500_lines(method):
 
 
 HOUSE = 7500  # lines, for what the package could do when its rooms were built
-ADDED = {"SIM-CoT and looped": 137, "GSM8K redrawn": 618}  # capabilities that came later
+ADDED = {"SIM-CoT and looped": 137, "GSM8K redrawn": 646}  # capabilities that came later
 
 
 def test_the_package_does_not_grow():

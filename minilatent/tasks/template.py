@@ -139,7 +139,13 @@ def constants(question: str) -> set[Number]:
 def choices(token: Token, question: str) -> set[Number]:
     """The values that may take a number's place: about as large, as round, written in the same way."""
     value, places = token.value, len(token.text.partition(".")[2])
-    if value <= 1 and not places or token.unit and re.match(CONSTANTS.get(value, "$^"), token.unit):
+    if (
+        token.unit.startswith("bill")
+        or value <= 1
+        and not places
+        or token.unit
+        and re.match(CONSTANTS.get(value, "$^"), token.unit)
+    ):
         return {value}
     n = int(value * 10**places)
     grid = next(g for g in (1000, 500, 100, 50, 10, 5, 1) if n % g == 0 and (n >= 3 * g or g == 1))
