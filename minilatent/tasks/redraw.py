@@ -125,7 +125,7 @@ def with_marks(line: str) -> str:
 
 
 _CHOICE = re.compile(
-    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|min(?!ute)|enough|old|fast|choos|choice|winner)"
+    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|enough|old|fast|choos|choice|winn)"
 )
 
 
