@@ -63,7 +63,7 @@ class Config:
     seed: int = opt(0, "seed of the data order, the noise and, with --init none, the weights")
     resume: bool = opt(False, "continue the run in --out")
 
-    data: str = opt("mini", "mini, mini_prosqa, gsm8k, gsm8k_aug, math, or a file")
+    data: str = opt("mini", "mini, mini_prosqa, gsm8k, gsm8k_aug, gsm8k_redrawn, math, or a file")
     train_size: int = opt(60_000, "training examples, at most")
     val_size: int = opt(256, "validation examples, at most")
     test_size: int = opt(1000, "test examples for the final model, at most")

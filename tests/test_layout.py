@@ -16,7 +16,7 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 # in which it is read: the root of the package, with the rooms tasks/, backbones/ and methods/.
 CORE = """
     config files machine
-    tasks.answers tasks.words tasks.graph tasks.published tasks
+    tasks.answers tasks.words tasks.graph tasks.published tasks.template tasks.redraw tasks
     backbones backbones.chat backbones.hf_tokenizer tokenizer batch
     model cache masks latent losses decode unroll evaluate
     checkpoint optim
@@ -153,6 +153,7 @@ ADDED = {
     "files that people have": 27,
     "the playground": 130,
     "run folders that can be trusted": 329,
+    "GSM8K redrawn": 646,
 }
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from ..config import UserError
 from . import graph, words
 from .answers import Example
-from .published import SOURCES, divide, exclude, from_hub, read, with_chains
+from .published import SOURCES, divide, download, exclude, from_hub, read, record_of, with_chains
 
 __all__ = ["NAMES", "Example", "exclude", "load"]
 
 GENERATED = {**{name: partial(words.make, name) for name in words.TEST_SETS}, "mini_prosqa": graph.make}
-NAMES = (*GENERATED, *SOURCES)
+NAMES = (*GENERATED, *SOURCES, "gsm8k_redrawn")
 MOST = 1_000_000  # generated problems: more than train in a day, and no limit without end
+DRAWN = 400_000  # examples of gsm8k_redrawn
 SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 
 
@@ -28,7 +29,8 @@ def load(
 ) -> list[Example]:
     """The first `limit` examples of one split, in the order of the data. UserError for any bad input.
 
-    data         one of NAMES, or a file, whose format is found from its lines
+    data         one of NAMES, or a file, whose format is found from its lines; gsm8k_redrawn=FILE
+                 draws from a file in GSM8K's form, not from the hub's
     split        train, val or test. A file, and gsm8k's own train split, are divided by a hash of the
                  question: a tenth, at most 500, is val, the rest is train. As test, a file counts whole.
     seed         generated data only: which problems are generated
@@ -54,10 +56,17 @@ def load(
         return words.collect(make, data, split, limit, seed, chain_order)
     if chain_order != "text":
         raise UserError(f"--chain_order {chain_order} needs mini: {data} has one order of steps only")
+    name, _, file = data.partition("=")
+    if name == "gsm8k_redrawn" and split == "train":
+        return redrawn(file, limit or DRAWN, seed, chain_style)
+    if name == "gsm8k_redrawn":  # judged on the real questions, none of which is a source
+        return load(file or "gsm8k", split, limit=limit, chain_style=chain_style)
     if data in SOURCES:
         examples = from_hub(data, split, chain_style)
     elif Path(data).exists() or "/" in data or "." in data:
-        examples = divide(with_chains(read(Path(data)), chain_style, data), split)
+        templates: list[str] = []
+        examples = with_chains(read(Path(data), templates), chain_style, data)
+        examples = divide(examples, split, templates)
     else:
         near = difflib.get_close_matches(data, NAMES, n=1, cutoff=0)[0]
         known = ", ".join(NAMES)
@@ -65,3 +74,16 @@ def load(
     if not examples:
         raise UserError(f"{data} has too few questions to make a {split} split")
     return examples[:limit]
+
+
+def redrawn(file: str, n: int, seed: int, style: str) -> list[Example]:
+    """GSM8K's training split with its numbers drawn anew. UserError if no question can be traced."""
+    from . import redraw  # here, because it is a tool as well: python -m would load it twice
+
+    records = list(read(Path(file))) if file else download("gsm8k", "train")
+    sources = divide(records, "train", [question for question, *_ in records])
+    made, reasons = redraw.templates(sources)
+    if not made:
+        raise UserError(f"{file or 'gsm8k'}: no question can be traced ({dict(reasons)})")
+    rows = redraw.redraw(made, n, seed)
+    return with_chains(map(record_of, rows), style, "gsm8k_redrawn")

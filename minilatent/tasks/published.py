@@ -3,6 +3,7 @@
 The names are those of SOURCES; the library `datasets` downloads and caches them. Formats of files:
 
     jsonl with question and answer, "... #### 18"       GSM8K (Cobbe et al. 2021)
+    the same with template                              GSM8K redrawn (redraw.py), divided by template
     text, `question||<<16-3=13>> ... #### 18`           GSM8K-Aug (Deng et al. 2023)
     jsonl with question, steps and answer               GSM8K-Aug on the hub
     jsonl with input and target                         GSM-Hard, SVAMP, MultiArith (Gao et al. 2022)
@@ -68,11 +69,12 @@ def _key(question: str) -> str:
     return " ".join(re.findall(r"\w+", question.casefold()))
 
 
-def divide(examples: list[Example], split: str) -> list[Example]:
-    """A split of examples that come in one piece: by question, so that its copies stay on the same side."""
+def divide(examples: list, split: str, templates: Iterable[str] = ()) -> list:
+    """A split of examples that come in one piece: by template, which is by default the question. So the
+    copies of a question, or the problems drawn from one, stay on the same side."""
     if split == "test":
         return examples
-    keys = [_key(example.question) for example in examples]
+    keys = [_key(text) for text in templates or (example.question for example in examples)]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest())
     size = min(500, -(-len(ranked) // 10))  # rounded up: of ten questions or fewer, one is held out
     held_out = set(ranked[:size])
@@ -82,8 +84,9 @@ def divide(examples: list[Example], split: str) -> list[Example]:
 # ------------------------------------------------------------------ formats
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a file. UserError names the file and the line, or of a list the item."""
+def read(path: Path, templates: list[str] | None = None) -> Iterator[Record]:
+    """The records of a file. UserError names the file and the line, or of a list the item. Each record's
+    template is added to `templates`: the original of a redrawn question, else the question."""
     check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -101,8 +104,13 @@ def read(path: Path) -> Iterator[Record]:
             raise UserError(f"{path}: not a JSON list ({error})") from None
     for number, row in enumerate(rows, 1):
         try:
-            if unit == "item" or row.strip():
-                yield _record(row if unit == "item" else _parse(row.strip()))
+            if unit == "line" and not row.strip():
+                continue
+            row = row if unit == "item" else _parse(row.strip())
+            record = record_of(row)
+            if templates is not None:
+                templates.append(str(row.get("template") or record[0]))
+            yield record
         except UserError as error:
             raise UserError(f"{path}, {unit} {number}: {error}") from None
 
@@ -120,7 +128,7 @@ def _parse(line: str) -> dict:
         raise UserError(f"not JSON ({error}), nor `question||chain #### answer`: {line[:40]!r}") from None
 
 
-def _record(row: dict) -> Record:
+def record_of(row: dict) -> Record:
     """The record of a row of a file or of the hub. Its answer is a number, or LaTeX in a row of MATH."""
     if not isinstance(row, dict):
         raise UserError(f"a JSON object is expected, not {type(row).__name__}")
@@ -208,7 +216,7 @@ def download(name: str, split: str) -> list[Record]:
     records, bad = [], 0
     for row in rows:
         try:
-            records.append(_record(row))
+            records.append(record_of(row))
         except UserError:  # a row of the hub cannot be repaired here: skip and count it
             bad += 1
     if bad:
