@@ -161,6 +161,8 @@ def own_mass(some):
 
 
 generator, history = torch.Generator().manual_seed(0), []
+longer = next(r for r in rows if len(r.ends) == 3)  # a chain of three steps, for the heat map below
+untrained = my_induce(longer)[0].detach()  # (N, V)
 before = {"mass": own_mass(rows[:30]), "accuracy": method.compression_accuracy(val)["compression"]}
 phases = [("encoder", [method.encoder], 30), ("decoder", [model], 15), ("both", [method.encoder, model], 30)]
 for name, modules, steps in phases:
@@ -184,6 +186,27 @@ assert after["mass"] > 3 * before["mass"] and history[-1]["sup"] < history[0]["s
 
 # %%
 latents_table(row)
+
+# %% [markdown]
+# A longer chain, as a heat map. A column is a latent, a row a token of the chain, and frames mark the
+# tokens of a latent's own segment:
+
+# %%
+segments, trained = method.segments(longer), my_induce(longer)[0].detach()
+tokens = list(dict.fromkeys(longer.chain))  # in order of appearance
+figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+for ax, (title, probs) in zip(axes, {"before training": untrained, "after 75 steps": trained}.items()):
+    image = ax.imshow(probs[:, tokens].T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for n, segment in enumerate(segments):
+        for token in segment:
+            corner = (n - 0.5, tokens.index(token) - 0.5)
+            ax.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.8))
+    ax.set(title=title, xlabel="latent")
+    ax.set_xticks(range(len(segments)), range(1, len(segments) + 1))
+    ax.set_yticks(range(len(tokens)), [tok.name(i) for i in tokens])
+axes[0].set_ylabel("token")
+figure.colorbar(image, ax=axes, label="probability")
+show(figure, "06-latents")
 
 # %% [markdown]
 # The latents have become readable: the probability mass that a latent gives to its own segment's tokens
