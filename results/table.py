@@ -76,7 +76,7 @@ RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py
     "latent_sft_3": "Latent-SFT(3)",
     "latent_sft_6": "Latent-SFT(6)",
     "latent_sft_2_uniform": "Latent-SFT(2), no encoder",
-    "latent_sft_2_paths": "Latent-SFT(2), all paths",
+    "latent_sft_2_paths": "Latent-SFT(2), labels of all chains",
     "no_cot": "No-CoT",
     "no_cot_scratch": "No-CoT, from scratch",
 }
@@ -151,6 +151,22 @@ def interventions() -> str:
             shown.append(("interventions", "swap", "follows_donor"))
             rows.append([title, *(percent(mean_of(results, *keys)) for keys in shown)])
     return grid("method | own | noise | another question's | answers that question", rows)
+
+
+def paths() -> str:
+    """Do latents hold several chains?
+
+    N_eff of mini's test questions with several valid chains, counted by the tokens in which these differ.
+    Latents hold several chains if it is above both controls: latents of one chain alone, and the chains of
+    another question.
+    """
+    rows = []
+    for run, title in RUNS.items():
+        results = judged(run).get("mini", [])
+        if results and results[0]["n_eff_distinct"] is not None:
+            keys = ("n_chains", "n_eff_distinct", "n_eff_one_path_distinct", "n_eff_control_distinct")
+            rows.append([title, *(f"{mean_of(results, key):.2f}" for key in keys)])
+    return grid("method | valid chains | N_eff | one chain alone | another question's chains", rows)
 
 
 def speeds() -> str:
@@ -283,7 +299,7 @@ def benchmark() -> str:
 
 TABLES = {
     table.__name__: table
-    for table in (methods, operations, interventions, speeds, guesses, gsm8k, gsm8k_cpu, benchmark)
+    for table in (methods, operations, interventions, paths, speeds, guesses, gsm8k, gsm8k_cpu, benchmark)
 }
 
 
