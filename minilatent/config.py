@@ -10,14 +10,16 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import re
 import sys
+import textwrap
 import typing
 from dataclasses import dataclass, field
 from functools import partial
 
 
 class UserError(Exception):
-    """Something that the user can put right. Scripts print it as one line on stderr and exit with code 2."""
+    """Something that the user can put right. Scripts print it on stderr (`wrapped`) and exit with code 2."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))  # an argument or a file may hold new lines
@@ -180,6 +182,19 @@ def preset(name: str, presets: dict[str, dict]) -> dict:
 
 # ------------------------------------------------------------------ command line
 
+# Commands, options with their values, and paths, which may hold blanks.
+PASTED = re.compile(r"(?:python|pip) [^;,()]*|--\w+ \S+|(?<!\S)(?:[A-Z]:)?[/\\]\w[^:;,()]*[/\\]\S*")
+
+
+def wrapped(message: str, indent: int = 2) -> str:
+    """A message on lines of at most 100 columns, all but the first indented. What can be pasted stays whole,
+    and so does a name that the user gave: it may hold blanks. A \\0 is a blank that is not broken at."""
+    given = [part.strip() for argument in sys.argv[1:] for part in argument.split("=")]
+    for whole in [*PASTED.findall(message), *(part for part in given if len(part) < 80)]:
+        message = message.replace(whole, whole.replace(" ", "\0"))
+    shape = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+    return textwrap.fill(message, 100, **shape).replace("\0", " ")
+
 
 def nearest(word: str, known, otherwise: str = "") -> str:
     """`: did you mean 'x'?`, or the list of what is known, or something shorter."""
@@ -195,7 +210,7 @@ def number(kind: type, text: str) -> float:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports a wrong call in one line and names the nearest key it knows."""
+    """argparse that reports a wrong call as UserError and names the nearest key it knows."""
 
     def __init__(self, **kwargs):
         shape = partial(argparse.HelpFormatter, max_help_position=26, width=100)
@@ -250,7 +265,7 @@ def add_fields(
 
 def run_script(main) -> typing.NoReturn:
     """Call a script's main(argv) with the exit codes that others rely on: 0; 2 for a wrong call or bad
-    input, with one line on stderr, or when nobody reads the output; 130 after Ctrl-C."""
+    input, with one message on stderr, or when nobody reads the output; 130 after Ctrl-C."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a terminal that is not UTF-8 shows `?` for what it lacks
@@ -259,13 +274,13 @@ def run_script(main) -> typing.NoReturn:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(wrapped(f"error: {error}"), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
     except OSError as error:  # usually stdout's: the pipe's reader has gone, or the disk is full
         if not isinstance(error, BrokenPipeError):
-            print(f"error: {error}", file=sys.stderr)
+            print(wrapped(f"error: {error}"), file=sys.stderr)
         code = 2
         with contextlib.suppress(OSError):  # nothing more goes there, not even the interpreter's last flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

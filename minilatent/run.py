@@ -15,7 +15,7 @@ from . import checkpoint, parallel, tasks
 from .backbones import lora
 from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
-from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, nearest, preset
+from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, nearest, preset, wrapped
 from .evaluate import fitting, wilson
 from .files import check_no_links, is_temporary, one_writer, remove_temporary
 from .machine import pick_device, pick_dtype, use_threads
@@ -263,7 +263,7 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
     for stage in stages:
         steps = min(stage.steps, config.max_steps) if config.max_steps else stage.steps
         lines.append(f"  {stage.name:15s} {steps:6d} steps   {stage.about}")
-    return "\n".join(lines)
+    return "\n".join(map(wrapped, lines))
 
 
 def train(given: dict) -> None:

@@ -108,6 +108,19 @@ def script(name: str):
     return module.main
 
 
+def the_message(err: str) -> str:
+    """The one message that a program has printed on stderr before it exits with 2, as one line. It is printed
+    on lines of at most 100 columns, wider only for a path or a command, and all but the first are
+    indented."""
+    assert err.startswith("error: ") and err.endswith("\n") and "Traceback" not in err, err
+    first, *more = err[:-1].split("\n")
+    assert all(line[:2] == "  " != line[1:3] for line in more), err
+    for line in (first, *more):
+        words = line.removeprefix("error: ").split()
+        assert len(line) <= 100 or max(map(len, words)) > 60 or words[0] in ("python", "pip"), err
+    return " ".join(line.strip() for line in (first, *more))
+
+
 def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
     """A line of rows.jsonl about len(correct) questions, without any training."""
     correct, n = list(correct), len(correct)

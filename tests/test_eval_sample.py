@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PNG, ROOT, chatty, save, script
+from conftest import PNG, ROOT, chatty, save, script, the_message
 from pytest import approx
 
 from minilatent import tasks
@@ -14,6 +14,7 @@ from minilatent.config import UserError
 from minilatent.decode import Decoded
 from minilatent.evaluate import fitting, solve_all
 from minilatent.study.evaluation import evaluate, frequent_tokens, other_chains, report
+from minilatent.study.interventions import report_interventions
 from minilatent.study.measures import from_hex
 from minilatent.study.trace import describe, trace, visible
 from results import speeds
@@ -138,10 +139,17 @@ def test_a_trace_is_the_free_chain_step_by_step(tok, examples, name):
 def test_what_is_printed_fits_a_terminal_and_ends_with_the_answer(tok, examples, name):
     found = trace(chatty(tok, name), examples[0].question)
     text = describe(found, tok, 5)
-    assert text.splitlines()[-1] == f"answer    {visible(found.answer.strip()) or '(none)'}"
+    lines = text.splitlines()
+    assert lines[-1] == f"answer    {visible(found.answer.strip()) or '(none)'}"
+    assert max(map(len, lines)) <= 100
+    assert " ".join(text.split()).startswith(f"question {found.question} ")
     if name == "latent_sft":
         table = text.split("\n\n")[1].splitlines()
-        assert max(map(len, table)) <= 100 and sum("collapse" in line for line in table) == 1
+        assert sum("collapse" in line for line in table) == 1
+        wide = describe(found, tok, 12).splitlines()  # more tokens take more lines, none is lost
+        assert max(map(len, wide)) <= 100
+        cells = [len(line[21:].split()) for line in wide if line.startswith("   1") or line[:21].isspace()]
+        assert sum(cells[:3]) == 24
 
 
 # ------------------------------------------------------------------ the scripts
@@ -157,6 +165,10 @@ def test_eval_writes_a_table_and_a_list(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("acc %", "mini_svamp", "ECR", "@10", "N_eff", "noise", "donor"))
     assert not list(tmp_path.rglob("*.tmp"))
+    longest = {**results[0], "data": "mini_multiarith", "speed": "auto", "n": 1000, "n_multi": 1000}
+    assert max(map(len, report([longest]).splitlines())) <= 100 and "N_eff" in report([longest])
+    for shown in (printed, report_interventions(longest)):
+        assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_two_files_of_one_name_stay_apart(runs, tmp_path, capsys):
@@ -300,4 +312,4 @@ def test_the_exit_code_of_bad_input_is_two(tmp_path):
     command = [sys.executable, "eval.py", "--ckpt", str(tmp_path / "nothing")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "not a run folder" in the_message(done.stderr) or "no run folder" in the_message(done.stderr)

@@ -2,13 +2,12 @@
 answers."""
 
 import json
-import re
 import subprocess
 import sys
 import zipfile
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, the_message
 
 LABS = ROOT / "tutorials" / "labs"
 sys.path.insert(0, str(LABS))
@@ -271,4 +270,4 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
         ["bundle", tmp_path / "no" / "x.zip"],
     ):
         done = run(*args)
-        assert done.returncode == 2 and re.fullmatch("error: .+\n", done.stderr), (args, done.stderr)
+        assert done.returncode == 2 and the_message(done.stderr), args

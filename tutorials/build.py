@@ -1,22 +1,25 @@
 """Check the lessons, update the numbers in their prose, build their notebooks.
 
-    python tutorials/build.py --check [1 5 12]    run lessons; fail on errors, wrong numbers, stale notebooks
-    python tutorials/build.py --update [1 5 12]   run lessons and write the computed numbers into their prose
-    python tutorials/build.py [1 5 12]            build notebooks with outputs (--bare: without, run nothing)
+    python tutorials/build.py --check [1 5 12]    run lessons; fail on errors, wrong numbers, stale
+                                                  notebooks
+    python tutorials/build.py --update [1 5 12]   run lessons, write the computed numbers into prose
+    python tutorials/build.py [1 5 12]            build notebooks with outputs (--bare: run nothing)
 
-A lesson is a text file in jupytext's percent format, tutorials/NN_name.py, which plain `python` runs, too.
-Its notebook, tutorials/notebooks/NN_name.ipynb, starts with a cell that finds the repository (and downloads
-it on Colab), followed by the cells of the lesson.
+A lesson is a text file in jupytext's percent format, tutorials/NN_name.py, which plain `python`
+runs, too. Its notebook, tutorials/notebooks/NN_name.ipynb, starts with a cell that finds the
+repository (and downloads it on Colab), followed by the cells of the lesson.
 
-Numbers in prose. A number that the lesson has computed carries a mark, which a notebook does not show:
+Numbers in prose. A number that the lesson has computed carries a mark, which a notebook does not
+show:
 
-    mini-base answers 97.9 %<!-- accuracy:.1% --> correctly, in 3.1<!-- seconds:.1f ± 5 --> seconds.
+    mini-base answers 97.9 %<!-- accuracy:.1% -->, in 3.1<!-- seconds:.1f ± 5 --> seconds.
 
-After the number (or code span) stands EXPRESSION:FORMAT. The expression is evaluated after the cells above
-it, and the text must equal the result. With `± t` a number may differ by t (in the units of the text), for
-what varies between machines. Any other decimal number or percentage in prose must be listed in `<!-- allow:
-0.5, 20 % -->` somewhere in the lesson, unless it stands in a code span, a formula or a citation ([1], arXiv,
-the address of a link). So a missing mark is found just like a wrong number.
+After the number (or code span) stands EXPRESSION:FORMAT. The expression is evaluated after the
+cells above it, and the text must equal the result. With `± t` a number may differ by t (in the
+units of the text), for what varies between machines. Any other decimal number or percentage in
+prose must be listed in `<!-- allow: 0.5, 20 % -->` somewhere in the lesson, unless it stands in a
+code span, a formula or a citation ([1], arXiv, the address of a link). So a missing mark is found
+just like a wrong number.
 """
 
 import argparse

@@ -26,7 +26,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .. import tasks
-from ..config import Config, Parser, UserError, add_fields, nearest, run_script
+from ..config import Config, Parser, UserError, add_fields, nearest, run_script, wrapped
 from ..files import one_writer, read_json, replace_file, to_json, write_json
 from ..machine import pick_device, use_threads
 from ..run import BASE, load_run, resolve, train
@@ -191,7 +191,7 @@ class Comparison:
             lr = f"  lr {resolve(plan.settings).lr:g}" if plan.settings else ""
             best = " (best of its trials)" if self.best_lr(entry) else ""
             cost = f"{plan.flops:.3e} FLOPs  {plan.seconds / 60:5.1f} min"
-            print(f"{entry.name:24s} seed {seed}  {cost}  {stages}{lr}{best}", flush=True)
+            print(wrapped(f"{entry.name:24s} seed {seed}  {cost}  {stages}{lr}{best}", 26), flush=True)
             seconds += plan.seconds
         print(f"\nabout {seconds / 3600:.1f} hours of training at the speed just measured; labelling and")
         print("evaluation come on top, on a CPU about half as much again")

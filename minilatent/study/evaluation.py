@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import tasks
 from ..batch import pad
-from ..config import UserError
+from ..config import UserError, wrapped
 from ..decode import Decoded
 from ..evaluate import fitting, solve_batches, wilson
 from ..methods import METHODS
@@ -45,7 +45,8 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
     try:
         return frequent_tokens(method.tok, tasks.load(c.data, "train", limit=sample, seed=c.seed, **options))
     except UserError as error:
-        print(f"no control for ECR, the training data is not available: {error}", file=sys.stderr)
+        message = f"no control for ECR, the training data is not available: {error}"
+        print(wrapped(message), file=sys.stderr)
         return None
 
 
@@ -257,7 +258,7 @@ def report(results: list[dict]) -> str:
     if any(r["ecr"] for r in results):
         tables.append(table(["ECR", *("@" + k for k in ks)], ecrs))
     if any(r["n_multi"] for r in results):
-        head = ["N_eff", "questions", "chains", "1/Σw²", "top-2", "others' chains", "one chain only"]
+        head = ["N_eff", "n", "chains", "1/Σw²", "top-2", "others' chains", "one chain"]
         tables.append(table(head, chains))
     if skipped := [f"{label(r)} {r['skipped']}" for r in results if r["skipped"]]:
         tables.append(f"left out, too long for the context: {', '.join(skipped)}")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import UserError
+from ..config import UserError, wrapped
 from ..evaluate import fitting
 from ..latent import entropy
 from ..tasks.answers import Example
@@ -63,9 +63,10 @@ def trace(method, question: str) -> Trace:
 def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
     """The text that sample.py prints; `top` tokens a step."""
     ending = "ended by itself" if t.closed else "cut off there: it did not end by itself"
-    lines = [f"question  {t.question.strip()}"]
+    lines = [wrapped(f"question  {t.question.strip()}", 10)]
     if t.explicit:
-        lines += [f"chain     {visible(tok.decode(t.chain))}", f"          {len(t.chain)} tokens, {ending}"]
+        lines.append(wrapped(f"chain     {visible(tok.decode(t.chain))}", 10))
+        lines.append(f"          {len(t.chain)} tokens, {ending}")
     elif len(t.probs):
         lines += [f"chain     {len(t.chain)} latents, {ending}", "", *latent_lines(t, tok, top), ""]
         if t.nearest is not None:
@@ -83,10 +84,11 @@ def latent_lines(t: Trace, tok: Tokenizer, top: int) -> list[str]:
         cells = []
         for i, p in zip(best, probs):
             number = "1.0" if p >= 0.995 else f"{p:.2f}".removeprefix("0")
-            cells.append(f"{clip(tok.name(i), 8):8} {number}")
+            cells.append(f"{clip(tok.name(i), 8):8} {number}".replace(" ", "\0"))  # stays whole
         if n == len(t.probs):
             lines.append("    --------------- " + ("collapse" if t.closed else "no collapse: cut off"))
-        lines.append(f"{n:4d}  {h:5.2f} {'█' * round(6 * h / full):6}  {'  '.join(cells)}".rstrip())
+        bar = "█" * round(6 * h / full)
+        lines.append(wrapped(f"{n:4d}  {h:5.2f} {bar:6}  {'  '.join(cells)}", 21))
     return lines
 
 
@@ -96,8 +98,8 @@ def nearest_lines(t: Trace, tok: Tokenizer, top: int) -> list[str]:
     ends = t.probs[1:, tok.end_think]
     lines = ["latent  σ      end    nearest embeddings, by cosine"]
     for n, (sigma, end, values, best) in enumerate(zip(t.sigma, ends, cosines.tolist(), ids.tolist()), 1):
-        cells = "  ".join(f"{clip(tok.name(i), 8):8} {v:5.2f}" for i, v in zip(best, values))
-        lines.append(f"{n:4d}   {sigma:5.3f}  {end:5.3f}  {cells}")
+        cells = [f"{clip(tok.name(i), 8):8} {v:5.2f}".replace(" ", "\0") for i, v in zip(best, values)]
+        lines.append(wrapped(f"{n:4d}   {sigma:5.3f}  {end:5.3f}  {'  '.join(cells)}", 21))
     return lines
 
 

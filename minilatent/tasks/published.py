@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import UserError
+from ..config import UserError, wrapped
 from ..files import check_regular
 from .answers import Example, last_boxed, math_verify, normalise
 
@@ -220,8 +220,6 @@ def download(name: str, split: str) -> list[Record]:
         except UserError:  # a row of the hub cannot be repaired here: skip and count it
             bad += 1
     if bad:
-        print(
-            f"{source.repo}, {split}: {bad} rows skipped: no question, no answer or a broken <<...>>",
-            file=sys.stderr,
-        )
+        why = "no question, no answer or a broken <<...>>"
+        print(wrapped(f"{source.repo}, {split}: {bad} rows skipped: {why}"), file=sys.stderr)
     return records

@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import Parser, UserError, run_script
+from ..config import Parser, UserError, run_script, wrapped
 from ..files import replace_file
 from .published import Record, read
 from .template import (
@@ -338,7 +338,7 @@ def main(argv: list[str]) -> None:
                 f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     replace_file(args.out, write)
-    print(f"{len(made)} questions traced; not: {dict(reasons)}", file=sys.stderr)
+    print(wrapped(f"{len(made)} questions traced; not: {dict(reasons)}"), file=sys.stderr)
     print(f"{drawn} problems in {args.out}", file=sys.stderr)
 
 

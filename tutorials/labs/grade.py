@@ -1,9 +1,10 @@
-"""Points for a folder with answers to the labs: python grade.py FOLDER [--json FILE] [--report FILE] [--seed
-N]
+"""Points for a folder with answers to the labs:
 
-FOLDER contains lab1.py .. lab7.py, directly or in folders like lab1_masks. The tests are those beside this
-file, never those in the folder. Works offline; the answers run in separate processes with limits
-(runner.py).
+    python grade.py FOLDER [--json FILE] [--report FILE] [--seed N]
+
+FOLDER contains lab1.py .. lab7.py, directly or in folders like lab1_masks. The tests are those
+beside this file, never those in the folder. Works offline; the answers run in separate processes
+with limits (runner.py).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -25,12 +27,21 @@ sys.dont_write_bytecode = True
 
 
 class Bad(Exception):
-    """A wrong call or bad input: one line, exit code 2."""
+    """A wrong call or bad input: one message, exit code 2."""
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise Bad(message)
+
+
+def wrapped(message: str, indent: int = 2) -> str:
+    """A message on lines of at most 100 columns, all but the first indented. A name that the user gave stays
+    whole."""
+    for given in map(str.strip, sys.argv[1:]):
+        message = message.replace(given, given.replace(" ", "\0"))
+    shape = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+    return textwrap.fill(message, 100, **shape).replace("\0", " ")
 
 
 def run(main) -> None:
@@ -41,7 +52,7 @@ def run(main) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Bad as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(wrapped(f"error: {error}"), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -248,10 +259,8 @@ def main_with(given: argparse.Namespace) -> int:
             except OSError as error:
                 raise Bad(f"{path}: {error.strerror}") from None
     for lab, found in result["labs"].items():
-        print(
-            f"{lab:24} {found['points']:3} of {found['of']:3}   "
-            + ", ".join(f"{name} {p['points']}/{p['of']}" for name, p in found["problems"].items())
-        )
+        points = [f"{name}\0{p['points']}/{p['of']}" for name, p in found["problems"].items()]
+        print(wrapped(f"{lab:24} {found['points']:3} of {found['of']:3}   {', '.join(points)}", 38))
     print(f"{'all':24} {result['points']:3} of {result['of']:3}")
     return 0
 

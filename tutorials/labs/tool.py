@@ -1,7 +1,7 @@
 """The teacher's tool for the labs.
 
-python tutorials/labs/tool.py skeletons [--check]   generate (or check) each skeleton.py from its solution.py
-python tutorials/labs/tool.py gate [LAB ..]         skeletons must fail, solutions pass, mutants be caught
+python tutorials/labs/tool.py skeletons [--check]   generate (or check) each skeleton.py
+python tutorials/labs/tool.py gate [LAB ..]         skeletons fail, solutions pass, mutants fail
 python tutorials/labs/tool.py bundle OUT.zip        write the students' files
 python tutorials/labs/tool.py grade FOLDER [--json FILE] [--report FILE] [--seed N]
 """
@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 sys.dont_write_bytecode = True
 
 import grade as grader  # noqa: E402
-from grade import LABS, Bad  # noqa: E402
+from grade import LABS, Bad, wrapped  # noqa: E402
 
 BEGIN, INSTEAD, END = "# BEGIN SOLUTION", "# INSTEAD", "# END SOLUTION"
 
@@ -67,7 +67,7 @@ def skeletons(check: bool) -> int:
                 path.write_text(skeleton, encoding="utf-8")
     if check and stale:
         advice = "run python tutorials/labs/tool.py skeletons"
-        print(f"error: skeleton.py is stale in {', '.join(stale)}: {advice}", file=sys.stderr)
+        print(wrapped(f"error: skeleton.py is stale in {', '.join(stale)}: {advice}"), file=sys.stderr)
         return 1
     print(f"generated: {', '.join(stale)}" if stale else "every skeleton is up to date")
     return 0
@@ -174,14 +174,12 @@ def gate(labs: list[str], workers: int, quiet: bool) -> int:
                 if not quiet or not ok:
                     name = f"{job['what']}: {job['name']}".rstrip(": ")
                     where = f"  ({lab} · {problem})" if quiet else ""
-                    print(f"  {'ok ' if ok else 'BAD'}  {name:62}  {line}{where}")
+                    print(wrapped(f"  {'ok ' if ok else 'BAD'}  {name:50}  {line}{where}", 7))
         few = "" if tried >= 5 * len(problems) else "   fewer than 5 per problem"
         bad += bool(few)
         total += tried
-        print(
-            f"{lab}: {len(problems)} problems, {caught} of {tried} mutants caught, {others} generic ones, "
-            f"{time.monotonic() - began:.0f} s{few}"
-        )
+        found = f"{len(problems)} problems, {caught} of {tried} mutants caught, {others} generic ones"
+        print(wrapped(f"{lab}: {found}, {time.monotonic() - began:.0f} s{few}"))
     verdict = f"the gate is closed: {bad} to fix" if bad else "the gate is open"
     print(f"{verdict}; {total} mutants, {time.monotonic() - started:.0f} s")
     return 1 if bad else 0

@@ -1,14 +1,13 @@
-"""Trains and measures a configuration for lab 7. Needs the repository: the package minilatent and train.py.
+"""Trains and measures a configuration for lab 7. Needs the repository: minilatent and train.py.
 
-    python experiment.py trial config.json                 train, measure on validation; the test set is not
-                                                           read
-    python experiment.py enter config.json --name ada      train, measure once on test: writes ada-seed0.json
-    python experiment.py check ENTRY.json ..               check that entries are complete and within the
-                                                           limits
-    python experiment.py board ENTRY.json ..               print the leaderboard
+    python experiment.py trial config.json              train, measure on validation, never on test
+    python experiment.py enter config.json --name ada   train, measure once on test
+                                                        and write ada-seed0.json
+    python experiment.py check ENTRY.json ..            entries are complete and within the limits
+    python experiment.py board ENTRY.json ..            print the leaderboard
 
---latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where minilatent is
-found).
+--latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where
+minilatent is found).
 """
 
 import argparse
@@ -21,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +53,20 @@ ENTRY = {
 
 
 class Bad(Exception):
-    """Bad input: one line, exit code 2."""
+    """Bad input: one message, exit code 2."""
+
+
+def wrapped(message: str) -> str:
+    """Lines of at most 100 columns, all but the first indented. Names and paths stay whole."""
+    shape = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+    return textwrap.fill(message, 100, **shape)
+
+
+def reason(stderr: str) -> str:
+    """The last message of a program, or the last line of a traceback, on one line."""
+    lines = stderr.strip().splitlines() or ["no reason given"]
+    first = max(n for n, line in enumerate(lines) if line[:1] != " ")  # the others continue it
+    return " ".join(map(str.strip, lines[first:]))
 
 
 def read(path: Path) -> dict:
@@ -136,7 +149,7 @@ def train(config: dict, repo: Path, out: Path, seed: int, seconds: float) -> flo
         advice = "use fewer steps, a smaller batch, or a shorter stage 1"
         raise Bad(f"training took more than {seconds:g} CPU seconds: {advice}")
     if done.returncode:
-        raise Bad("training failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1])
+        raise Bad(f"training failed: {reason(done.stderr)}")
     return used
 
 
@@ -161,9 +174,7 @@ def measure(run: Path, repo: Path, split: str, questions: int) -> dict:
     try:
         return json.loads(done.stdout)
     except ValueError:
-        raise Bad(
-            "measuring failed: " + (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        ) from None
+        raise Bad(f"measuring failed: {reason(done.stderr)}") from None
 
 
 def check(entry: dict) -> list[str]:
@@ -241,7 +252,7 @@ def main(argv: list[str]) -> int:
     if given.what == "check":
         found = {path: check(read(path)) for path in given.files}
         for path, wrong in found.items():
-            print(f"{path}: {'; '.join(wrong) or 'complete and within the limits'}")
+            print(wrapped(f"{path}: {'; '.join(wrong) or 'complete and within the limits'}"))
         return 1 if any(found.values()) else 0
     if given.what == "board":
         entries = []
@@ -250,13 +261,13 @@ def main(argv: list[str]) -> int:
             if isinstance(found.get("name"), str) and isinstance(found.get("seed"), int):
                 entries.append(found)
             else:  # a config.json beside them
-                print(f"{path} is not an entry: it has no name or no seed", file=sys.stderr)
+                print(wrapped(f"{path} is not an entry: it has no name or no seed"), file=sys.stderr)
         rows, off = board(entries, given.latents, given.seconds, given.questions)
         for place, (name, accuracy, mean_len, seeds) in enumerate(rows, 1):
             line = f"{place:3}  {name:20} {100 * accuracy:5.1f} %   #L {mean_len:5.2f}   "
             print(f"{line}{seeds} seed" if seeds == 1 else f"{line}{seeds} seeds")
         for name, why in off.items():
-            print(f"  -  {name:20} {why}")
+            print(wrapped(f"  -  {name:20} {why}"))
         return 0
 
     if given.questions < 1 or not 1 <= given.seconds < math.inf:
@@ -298,7 +309,7 @@ def main(argv: list[str]) -> int:
         "package": package_hash(repo),
     }
     entry_path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
-    print(f"{entry_path}: {'; '.join(check(entry)) or 'complete and within the limits'}")
+    print(wrapped(f"{entry_path}: {'; '.join(check(entry)) or 'complete and within the limits'}"))
     return 0
 
 
@@ -306,5 +317,5 @@ if __name__ == "__main__":
     try:
         raise SystemExit(main(sys.argv[1:]))
     except Bad as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(wrapped(f"error: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
