@@ -21,15 +21,14 @@ from minilatent.study.interventions import closed_prefix
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """The shares of the squared singular values of x (n, C), largest first, (min(n, C),). Not centred."""
-    energy = torch.linalg.svdvals(x.double()).square()
-    return energy / energy.sum()
+    """The singular values of the centred x (n, C) as shares of their sum, largest first, (min(n, C),)."""
+    values = torch.linalg.svdvals((x - x.mean(0)).double())
+    return values / values.sum()
 
 
 def effective_rank(x: Tensor) -> float:
-    """How many directions the rows of x (n, C) fill: exp of the entropy of `spectrum`. 1 if all are parallel,
-    n if they are orthogonal and equally long. (Roy and Vetterli, "The effective rank", EUSIPCO 2007, take the
-    singular values themselves; their squares are shares of the energy.)"""
+    """How many directions the rows of x (n, C) fill around their mean: exp of the entropy of `spectrum`. 1 if
+    they lie on a line. (Roy and Vetterli, "The effective rank", EUSIPCO 2007; the same as in lesson 3.)"""
     return entropy(spectrum(x)).exp().item()
 
 
@@ -83,21 +82,20 @@ def space_figure(method, examples: list):
         (unit_random @ unit_words.T, "random directions", BLUE),
     ):
         near.hist(cosine.max(-1).values.tolist(), color=colour, alpha=0.6, label=name, **bins)
-    for x, name, colour in (
-        (words, "embedding matrix", GREY),
-        (random, "random matrix", BLUE),
-        (states, "hidden states", ORANGE),
+    for x, name, colour, line in (
+        (words, "embedding matrix", GREY, "--"),
+        (random, "random matrix", BLUE, ":"),
+        (states, "hidden states", ORANGE, "-"),
     ):
-        energy = spectrum(x)
+        values = spectrum(x)
         label = f"{name}: effective rank {effective_rank(x):.0f}"
-        shares.plot(range(1, len(energy) + 1), 100 * energy.cumsum(0), color=colour, linewidth=2, label=label)
+        held = 100 * values.cumsum(0)
+        shares.plot(range(1, len(held) + 1), held, color=colour, linestyle=line, linewidth=2, label=label)
     plane.set(xlabel="first principal axis of the directions", ylabel="second", title="Directions")
     length.set(xlabel="norm", ylabel="density", title="Norms")
     near.set(xlabel="cosine with the nearest embedding (not itself)", ylabel="density")
     near.set_title("Distance from the vocabulary")
-    shares.set(
-        xlabel="directions, strongest first", ylabel="% of the energy that they hold", title="Spectrum"
-    )
+    shares.set(xlabel="directions, strongest first", ylabel="% of the singular values' sum", title="Spectrum")
     for ax in (plane, length, near, shares):
         ax.legend(fontsize=9.5)
     return figure

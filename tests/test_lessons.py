@@ -122,7 +122,7 @@ def test_a_notebook_starts_by_finding_the_repository(lesson):
 
 def test_every_lesson_has_readable_marks_a_current_notebook_and_a_question_that_leads_to_the_next():
     paths = build.lessons([])
-    assert [int(p.name[:2]) for p in paths] == list(range(1, 14))
+    assert [int(p.name[:2]) for p in paths] == list(range(1, 15))
     for path, following in zip(paths, [*paths[1:], None]):
         assert build.prose_faults(build.cells_of(path)) + build.stale(path) == [], path.name
         last = build.cells_of(path)[-1].source

@@ -253,7 +253,7 @@ def test_every_link_leads_to_a_lesson():
         assert head.startswith(f"# # {number} · {title}")
 
 
-@pytest.mark.parametrize("lesson", ["08_collapse.py", "12_what_latents_hold.py"])
+@pytest.mark.parametrize("lesson", ["08_collapse.py", "13_interventions.py"])
 def test_a_lessons_links_are_states_that_the_page_knows(lesson):
     text = (ROOT / "tutorials" / lesson).read_text(encoding="utf-8")
     links = re.findall(r"\.\./playground/index\.html#([^)]*)\)", text)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import zlib
 
 import pytest
 import torch
@@ -44,6 +45,14 @@ def test_the_chain_in_the_readme_is_what_sample_prints():
     shown = README[README.index("    step  entropy") : README.index("The *collapse*")].splitlines()
     for line in filter(None, map(str.strip, shown)):
         assert line == "⋮" or any(p.strip().startswith(line) for p in printed), line
+
+
+def test_the_picture_in_the_readme_is_of_the_committed_models():
+    """`python tutorials/aligned_figure.py` draws it."""
+    folders = [ROOT / "minilatent/base", ROOT / "tutorials/checkpoints/latent_sft"]
+    models = " ".join(f"{zlib.crc32((f / 'model.safetensors').read_bytes()):08x}" for f in folders)
+    assert "tutorials/aligned.png" in README
+    assert models.encode() in (ROOT / "tutorials/aligned.png").read_bytes()
 
 
 @pytest.mark.parametrize(

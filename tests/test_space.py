@@ -1,9 +1,10 @@
 """results/space.py: hidden states against embeddings, and how many directions they fill."""
 
 import math
+import re
 
 import torch
-from conftest import PNG, chatty
+from conftest import PNG, ROOT, chatty
 from pytest import approx
 
 from results import space
@@ -16,14 +17,25 @@ def test_the_effective_rank_of_what_one_can_count():
     assert effective_rank(parallel) == approx(1, abs=1e-3)  # or opposite
     orthogonal = torch.linalg.qr(torch.randn(8, 8, generator=g))[0]
     for n in (2, 5, 8):
-        assert effective_rank(orthogonal[:n]) == approx(n, rel=1e-4)
-    assert effective_rank(3 * torch.eye(8).repeat(4, 1)) == approx(8)  # each four times; scale is no matter
-    # Two directions whose energies are 9 : 1.
-    H = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert effective_rank(torch.tensor([[3.0, 0, 0], [0, 1.0, 0]])) == approx(math.exp(H))
+        both = torch.cat([orthogonal[:n], -orthogonal[:n]])
+        assert effective_rank(both) == approx(n, rel=1e-4) == effective_rank(both + 7)  # around the mean
+        assert effective_rank(3 * both.repeat(4, 1)) == approx(n, rel=1e-4)  # scale is no matter
+    # Two directions, one three times as long as the other.
+    H = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    cross = torch.tensor([[3.0, 0, 0], [-3.0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]])
+    assert effective_rank(cross) == approx(math.exp(H))
     x = torch.randn(40, 8, generator=g)
-    energy = torch.linalg.eigvalsh(x.T.double() @ x.double()).flip(0)
-    assert torch.allclose(spectrum(x), energy / energy.sum()) and torch.allclose(spectrum(x.T), spectrum(x))
+    values = torch.linalg.eigvalsh(torch.cov(x.T.double())).flip(0).sqrt()
+    assert torch.allclose(spectrum(x), values / values.sum())
+
+
+def test_the_effective_rank_is_that_of_lesson_3():
+    """They had one name and two definitions: 97 and 26 for the same embeddings."""
+    lesson = (ROOT / "tutorials/03_hidden_states.py").read_text(encoding="utf-8")
+    theirs = {"torch": torch}
+    exec(re.search(r"def effective_rank\(X\).*?\n    return [^\n]*\n", lesson, re.DOTALL)[0], theirs)
+    x = torch.randn(60, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16)
+    assert effective_rank(x) == approx(theirs["effective_rank"](x)[0].item(), rel=1e-4)
 
 
 def test_the_states_of_the_space_are_those_that_predict_the_chain_and_its_end(tok, examples):

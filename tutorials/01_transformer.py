@@ -170,7 +170,8 @@ with torch.no_grad():
         x = my_block(x, block, 4)
 looks = torch.stack(rows)  # (layers · heads, T)
 figure, ax = plt.subplots(figsize=(12, 4.2))
-ax.imshow(looks, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+image = ax.imshow(looks, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+figure.colorbar(image, label="attention", pad=0.01)
 ax.set_xticks(range(len(seen)), [tok.name(int(i)).replace("·", "") for i in seen], rotation=70, fontsize=9)
 ax.set_yticks(range(0, 16, 4), [f"layer {n}" for n in range(1, 5)])
 ax.set_title("Where each head looks from “=”, before the model writes 36")
@@ -207,8 +208,8 @@ with torch.no_grad():
         probs.append([p[first], p[second]])
 probs = torch.tensor(probs)  # (21, 2)
 figure, ax = plt.subplots(figsize=(7, 3.6))
-for column, name, colour in ((0, "12", BLUE), (1, "20", ORANGE)):
-    ax.plot(shares, probs[:, column], color=colour, marker="o", markersize=4, label=f"predicts {name}")
+for column, name, colour, marker in ((0, "12", BLUE, "o"), (1, "20", ORANGE, "s")):
+    ax.plot(shares, probs[:, column], color=colour, marker=marker, markersize=4, label=f"predicts {name}")
 ax.plot(shares, 1 - probs.sum(1), color="0.6", linestyle="--", label="predicts something else")
 ax.set(xlabel="λ: share of 20 in the vector that is fed", ylabel="probability", ylim=(-0.02, 1.02))
 ax.set_title("Between two tokens")

@@ -116,10 +116,10 @@ assert abs(effective_rank(flat)[0] - 4) < 1e-4 and effective_rank(thin)[0] < 1.0
 ranks = {}
 figure, ax = plt.subplots(figsize=(7, 3.6))
 clouds = (("embedding table", E, GREY), ("hidden states", H, ORANGE), ("superpositions", Z, BLUE))
-for name, X, colour in clouds:
+for (name, X, colour), line in zip(clouds, ("--", "-", "-.")):
     ranks[name], values = effective_rank(X)
     label = f"{name}: effective rank {ranks[name]:.0f}"
-    ax.plot(range(1, 129), values / values[0], color=colour, label=label)
+    ax.plot(range(1, 129), values / values[0], color=colour, linestyle=line, label=label)
 ax.set(xlabel="direction, the strongest first", ylabel="singular value / largest", yscale="log")
 ax.set_title("Singular values")
 ax.legend()
@@ -188,7 +188,7 @@ for name, thinker in thinkers.items():
 figure, ax = plt.subplots(figsize=(7, 2.6))
 ax.barh(list(found), [100 * v for v in found.values()], color=[GREY, BLUE, ORANGE, ORANGE])
 ax.invert_yaxis()
-ax.set(xlabel="correct answers (%), mini-base, no training", xlim=(0, 100))
+ax.set(xlabel="correct answers (%), mini-base, no training", xlim=(0, 100), title="What can be fed back?")
 show(figure, "03-fed")
 assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.3
 

@@ -174,7 +174,7 @@ print(before, after)
 figure, ax = plt.subplots(figsize=(8, 3.6))
 ax.plot([h["sup"] for h in history], color=BLUE, label="L_sup: the decoder's cross-entropy")
 has = [(i, h["pull"]) for i, h in enumerate(history) if "pull" in h]
-ax.plot(*zip(*has), color=ORANGE, label="pull: from the segment's mixture to the latent")
+ax.plot(*zip(*has), color=ORANGE, linestyle="--", label="pull: from the segment's mixture to the latent")
 ax.set_ylim(0, 17.5)
 for x, (name, _, _) in zip((0, 30, 45), phases):
     ax.axvline(x, color=GREY, linewidth=1, linestyle=":")

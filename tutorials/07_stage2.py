@@ -116,10 +116,13 @@ late = accuracy(trained, val)["accuracy"]
 print(f"after 60 steps: {early:.1%} correct.  fully trained: {late:.1%} correct, {end}")
 
 figure, ax = plt.subplots(figsize=(8, 3.6))
-for key, colour, name in (("kl", BLUE, "KL on the latents"), ("ce", ORANGE, "CE on </think>, answer, <eos>")):
-    ax.plot([h[key] for h in history], color=colour, label=name)
+for key, colour, lines, name in (
+    ("kl", BLUE, ("-", "--"), "KL on the latents"),
+    ("ce", ORANGE, ("-.", ":"), "CE on </think>, answer, <eos>"),
+):
+    ax.plot([h[key] for h in history], color=colour, linestyle=lines[0], label=name)
     full = f"{key.upper()} of the fully trained model"
-    ax.axhline(end[key], color=colour, linestyle="--", linewidth=1.2, label=full)
+    ax.axhline(end[key], color=colour, linestyle=lines[1], linewidth=1.2, label=full)
 ax.set(xlabel="step", ylabel="nats", title="Stage 2, its first 60 steps", ylim=(0, None))
 ax.legend(ncols=2)
 show(figure, "07-training")
@@ -169,7 +172,7 @@ before, after = torch.linalg.svdvals(gradient / gradient.norm()), torch.linalg.s
 print("singular values before: largest", f"{before[0]:.3f}, median {before.median():.4f}")
 print("after Newton-Schulz:    largest", f"{after[0]:.3f}, median {after.median():.4f}")
 figure, ax = plt.subplots(figsize=(7, 3.2))
-ax.plot(range(1, 129), before, color=GREY, label="gradient (scaled to norm 1)")
+ax.plot(range(1, 129), before, color=GREY, linestyle="--", label="gradient (scaled to norm 1)")
 ax.plot(range(1, 129), after, color=BLUE, label="after 5 Newton–Schulz iterations")
 ax.set(xlabel="direction, the strongest first", ylabel="singular value", title="What Muon does to a gradient")
 ax.legend()

@@ -15,6 +15,7 @@
 
 # %%
 import torch
+from aligned_figure import aligned_figure
 from lesson import BASE, BLUE, LATENT_SFT, ORANGE, RED, plt, show
 
 from minilatent import tasks
@@ -80,17 +81,25 @@ print(describe(t, tok))
 show(chain_figure(t, tok), "08-figure1")
 
 # %% [markdown]
+# The same question in words, as mini-base thinks it, above its latents:
+
+# %%
+base = load_run(BASE, torch.device("cpu"))
+in_words = trace(base, question)
+show(aligned_figure(in_words, t, tok, method.ratio), "08-aligned")
+
+# %% [markdown]
 # Read it from left to right: each latent contains two tokens of the chain side by side, `12` with `*`, then
-# `3` with `=`. The correct answer is 20, the model's is `20`<!-- t.answer:s -->. The same chain in words had
-# 24 tokens; here it has 12<!-- len(t.chain):d --> latents. Is the order lost? Within a latent, yes, but the
-# model does not need it: of the two, the number always comes first. (In step 10 two amounts are
-# added, and either may come first, as in lesson 2: the latent contains some of both.)
+# `3` with `=`. The correct answer is 20, the model's is `20`<!-- t.answer:s -->. The chain in words has
+# 24<!-- len(in_words.chain):d --> tokens, that of latents 12<!-- len(t.chain):d --> steps. Is the order lost?
+# Within a latent, yes, but the model does not need it: of the two, the number always comes first. (In step 10
+# two amounts are added, and either may come first, as in lesson 2: the latent contains some of both.)
 #
 # ## How good, how long?
 
 # %%
 test = tasks.load("mini", "test", limit=300)
-words, latent = solve_all(load_run(BASE, torch.device("cpu")), test), solve_all(method, test)
+words, latent = solve_all(base, test), solve_all(method, test)
 for name, r in (("words", words), ("latents", latent)):
     low, high = wilson(round(r["accuracy"] * r["n"]), r["n"])
     print(f"{name:8s} {r['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%})   #L {r['mean_len']:.1f}")
@@ -117,12 +126,11 @@ for chosen, out, _ in solve_batches(method, test[:100], keep_probs=True):
         p = out.probs[b, :n, tok.end_think]
         (right if is_correct(out.answers[b], test[i].answer) else wrong).append(p)
 figure, ax = plt.subplots(figsize=(8, 3.4))
-for group, colour in ((right, BLUE), (wrong, RED)):
+looks = (dict(color=BLUE, alpha=0.25), dict(color=RED, linestyle="--"))
+for group, look, name in zip((right, wrong), looks, ("correct answer", "wrong answer")):
     for p in group:
-        alpha = 0.25 if group is right else 1
-        ax.plot(range(-len(p), 0), p.clamp(min=1e-8), color=colour, alpha=alpha, linewidth=1)
-ax.plot([], [], color=BLUE, label="correct answer")
-ax.plot([], [], color=RED, label="wrong answer")
+        ax.plot(range(-len(p), 0), p.clamp(min=1e-8), linewidth=1, **look)
+    ax.plot([], [], **{**look, "alpha": 1}, label=name)
 ax.set(xlabel="steps before the collapse", ylabel="p(</think>), log scale", ylim=(1e-8, 3), yscale="log")
 ax.set_title("Is the model ever in doubt whether to continue?")
 ax.legend(loc="upper left")
@@ -171,11 +179,11 @@ assert results[0] > results[-3] + 0.3
 #
 # ## Exercises
 # 1. In `my_think`, feed the *embedding of the most likely token* instead of the superposition
-#    (`feed = model.embed.weight[token]`). Is the answer still correct? Lesson 12 does that for all questions.
+#    (`feed = model.embed.weight[token]`). Is the answer still correct? Lesson 13 does that for all questions.
 # 2. Write `my_think` with a KV cache. What does the cache hold for a latent that it would not hold for a
 #    word? (Trick question.)
-# 3. Ask a question with an irrelevant sentence ("Ben is 9 years old."). At which step would you see that the
-#    model has been misled?
+# 3. Put a sentence that does not matter into the question: `Ben is 9 years old.`, then `Ava has 5 pears.`
+#    Which of them misleads the model, and at which step do you see it?
 #
 # ## Next
 # A superposition needs a softmax and a teacher. There is a more direct way to turn r tokens into one vector:

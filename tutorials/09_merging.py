@@ -79,8 +79,9 @@ for c in factors:
     for scale, divisor in (("sum", 1), ("sqrt", c**0.5), ("mean", c)):
         norms[scale].append((total / divisor).norm(dim=-1).mean() / single)
 figure, ax = plt.subplots(figsize=(7, 3.6))
-for found, colour, name in zip(norms.values(), (RED, BLUE, ORANGE), ("sum", "sum / √c", "mean")):
-    ax.plot(factors, found, color=colour, marker="o", label=name)
+looks = ((RED, "^", "sum"), (BLUE, "o", "sum / √c"), (ORANGE, "s", "mean"))
+for found, (colour, marker, name) in zip(norms.values(), looks):
+    ax.plot(factors, found, color=colour, marker=marker, label=name)
 ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
 ax.set(xlabel="c, tokens in a block", ylabel="norm, relative to one token's", ylim=(0, None))
 ax.set_title("How long is a merged embedding?")

@@ -130,7 +130,7 @@ for how, ax, colour in (("sum", axes[0], BLUE), ("mean", axes[1], ORANGE)):
         look = dict(histtype="step", linestyle=style, color=colour, linewidth=1.5, label=label)
         ax.hist(log_rho.numpy(), bins=80, range=(-6, 4), density=True, **look)
     ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
-    ax.set(xlabel="log ρ", yscale="log", title=f"{how} over the width")
+    ax.set(xlabel="log ρ", ylabel="density", yscale="log", title=f"{how} over the width")
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
     ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9, columnspacing=1)
@@ -181,9 +181,9 @@ runs = {how: torch.stack([train(how, seed) for seed in range(5)]) for how in ("s
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
 titles = ("success rate", "sideways drift of μ (in σ)", "share of clipped samples")
 for column, (ax, title) in enumerate(zip(axes, titles)):
-    for how, colour in (("sum", BLUE), ("mean", ORANGE)):
+    for how, colour, line in (("sum", BLUE, "-"), ("mean", ORANGE, "--")):
         ax.plot(runs[how][:, :, column].T, color=colour, alpha=0.2)
-        ax.plot(runs[how][:, :, column].mean(0), color=colour, linewidth=2, label=how)
+        ax.plot(runs[how][:, :, column].mean(0), color=colour, linestyle=line, linewidth=2, label=how)
     ax.set(xlabel="batch", title=title, ylim=(0, None))
 axes[0].legend()
 show(figure, "11-bandit")
@@ -250,9 +250,11 @@ for how in ("sum", "mean"):
     print(f"      one step, {len(moved[how])} latents: median of |log ρ| {middle:.3f}, ", end="")
     print(f"outside 1 ± 0.2: {outside[how]:.0%}")
 figure, ax = plt.subplots(figsize=(7, 3.2))
-for how, colour in (("sum", BLUE), ("mean", ORANGE)):
-    label = f"{how}: {outside[how]:.0%} outside"
-    ax.hist(moved[how].clamp(-3, 3).numpy(), bins=61, range=(-3, 3), color=colour, alpha=0.7, label=label)
+for how, colour, hatch in (("sum", BLUE, ""), ("mean", ORANGE, "//")):
+    look = dict(
+        color=colour, edgecolor="white", alpha=0.7, hatch=hatch, label=f"{how}: {outside[how]:.0%} outside"
+    )
+    ax.hist(moved[how].clamp(-3, 3).numpy(), bins=61, range=(-3, 3), **look)
 ax.axvspan(math.log(0.8), math.log(1.2), color=GREY, alpha=0.25, linewidth=0)
 ax.set(xlabel="log ρ of a latent after one step (beyond ±3: at the edge)", ylabel="latents", yscale="log")
 ax.set_title("CoLaR on mini, C = 128")
@@ -344,9 +346,9 @@ grown = {}
 for name, shared in (("A / L each", True), ("equal weights", False)):
     grown[name] = torch.stack([lengths(shared, seed) for seed in range(3)])
 figure, ax = plt.subplots(figsize=(7, 3.2))
-for (name, found), colour in zip(grown.items(), (ORANGE, BLUE)):
+for (name, found), colour, line in zip(grown.items(), (ORANGE, BLUE), ("--", "-")):
     ax.plot(found.T, color=colour, alpha=0.25)
-    ax.plot(found.mean(0), color=colour, linewidth=2, label=name)
+    ax.plot(found.mean(0), color=colour, linestyle=line, linewidth=2, label=name)
 ax.axhspan(4, 12, color=GREY, alpha=0.2, linewidth=0)
 ax.set(xlabel="update", ylabel="mean length", ylim=(0, 36))
 ax.set_title("A policy that learns when to end (grey: the correct lengths)")

@@ -533,7 +533,7 @@ const TOURS = [
       [{ sel: "L2", all: "top" }, () => `Each latent is now its likeliest token alone. The answer is ${said()}: is the mixture used, or would
         one token do?`],
       [{ sel: "L2", all: "swap", model: words ? words.id : "" }, () => `The control whose result we know: words, swapped in the same way. The answer is ${said()}.
-        <b>What do all questions together say, and what do latents contain?</b> ${lesson("12_what_latents_hold", "Lesson 12 · What does a latent contain?")} answers.`],
+        <b>What do all questions together say?</b> ${lesson("13_interventions", "Lesson 13 · Does the answer come from the latents?")} answers.`],
     ],
   },
 ];

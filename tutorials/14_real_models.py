@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 13 · From mini to GSM8K, with GPT-2 or Qwen on one GPU
+# # 14 · From mini to GSM8K, with GPT-2 or Qwen on one GPU
 #
 # *25 minutes. Needs: lessons 6 to 8. Nothing is downloaded here: the model folder and the data file are
 # created by the lesson, tiny, but in the real formats.*
@@ -312,7 +312,7 @@ for ax, (name, runs) in zip(axes, records.items()):
     ax.set(xlabel="correct (%)", xlim=(0, None), ylim=(-0.6, len(runs) - 0.4))
     ax.set_title(name.removesuffix("_test.jsonl"))
 figure.suptitle("SmolLM2-135M, results/smollm2, as recorded, with 95 % intervals", y=1.06)
-show(figure, "13-recorded")
+show(figure, "14-recorded")
 assert records
 
 # %% [markdown]
@@ -329,7 +329,7 @@ assert records
 # 2. Add `--lora_rank 8` to the training above. Which file becomes small, and which folder must you not move
 #    any more?
 # 3. mini-base answers nearly all questions correctly before latent training begins; GPT-2 on GSM8K fewer than
-#    half. Which of the conclusions of lessons 8 and 12 would you expect to hold there, and how would you test
+#    half. Which of the conclusions of lessons 8 and 13 would you expect to hold there, and how would you test
 #    it?
 #
 # ## Where to go next
