@@ -190,12 +190,12 @@ ax.barh(list(found), [100 * v for v in found.values()], color=[GREY, BLUE, ORANG
 ax.invert_yaxis()
 ax.set(xlabel="correct answers (%), mini-base, no training", xlim=(0, 100), title="What can be fed back?")
 show(figure, "03-fed")
-assert found["superposition, k = 10"] > found["hidden state, standardised"] + 0.3
+assert found["superposition, k = 10"] > 0.8
+assert max(found["hidden state, standardised"], found["hidden state as it is"]) < 0.1
 
 # %% [markdown]
-# Fed with superpositions, the model answers 93.0 %<!-- found["superposition, k = 10"]:.1% --> correctly. Fed
-# with its own hidden states, it answers 3.5 %<!-- found["hidden state, standardised"]:.1% ± 1.5 -->
-# (standardised) and 2.5 %<!-- found["hidden state as it is"]:.1% ± 1.5 --> (as they are). This says nothing
+# Fed with superpositions, the model answers 93.0 %<!-- found["superposition, k = 10"]:.1% ± 1 --> correctly.
+# Fed with its own hidden states, standardised or as they are, it answers hardly a question. This says nothing
 # yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it learns to.
 # But it has to learn a second language for its own input. A **superposition**
 #
