@@ -146,8 +146,7 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     else:
         found = load_weights(config.init or str(BASE), config.number_tokens)
     if config.number_tokens and not has_number_tokens(found[1].backend):
-        init = config.init or "mini-base"
-        raise UserError(f"--number_tokens: {init} is no Hugging Face model, only that can get new tokens")
+        raise UserError(f"--number_tokens: {config.init or 'mini-base'} has no tokenizer.json to extend")
     return found
 
 
@@ -166,16 +165,14 @@ def load_weights(
     base, above = checkpoint.read_run(name).get("base"), (*above, folder.resolve())
     if not (isinstance(base, dict) and is_a(base.get("init"), str) and "checksum" in base):
         raise UserError(f"{folder} holds adapters, and its config.json does not say of which model")
-    if Path(base["init"]).resolve() in above:
-        raise UserError(f"{folder} holds adapters of {base['init']}, which is itself or has it as its base")
-    if base["init"] == "none":
-        model = new_model(own)[0]
-    else:
-        model = load_weights(base["init"], own.number_tokens, above)[0]
+    init = base["init"]
+    if Path(init).resolve() in above:
+        raise UserError(f"{folder} holds adapters of {init}, which is itself or has it as its base")
+    model = new_model(own)[0] if init == "none" else load_weights(init, own.number_tokens, above)[0]
     if checkpoint.checksum(model.state_dict(), "") != base["checksum"]:
-        raise UserError(f"{folder} holds adapters of {base['init']}, which is another model now")
+        raise UserError(f"{folder} holds adapters of {init}, which is another model now")
     tok, path = Tokenizer.load(folder), folder / "model.safetensors"
-    lora.add_lora(model, own, tok.new_ids())
+    lora.add_lora(model, own, tok.new_ids)
     weights, beside = checkpoint.split_off(checkpoint.load_tensors(path)[0])
     checkpoint.load_own(model, weights, path)
     return lora.merge(model), tok, settings, beside
@@ -267,7 +264,7 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
     lines += [left_out] if left_out else []
     if config.number_tokens:
         new = 0 if checkpoint.is_run(config.init) else len(method.tok.numbers)
-        lines.append(f"a number to 999 is one token: {new or 'it was one before, no'} new tokens")
+        lines.append(f"numbers to 999 are single tokens: {f'{new} are new' if new else 'they were before'}")
     # Not for a method with a fixed number of latents, nor in the smoke preset, which cuts chains on purpose.
     free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
     cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)
@@ -324,7 +321,7 @@ def train_in(folder: Path, config: Config, device: torch.device, first: bool) ->
     if config.lora_rank:  # it saves adapters only: the model that they belong to
         checksum = checkpoint.checksum(model.state_dict(), "")
         kept["base"] = {"init": config.init or str(BASE), "checksum": checksum}
-        lora.add_lora(model, config, tok.new_ids())
+        lora.add_lora(model, config, tok.new_ids)
     model.grad_checkpoint = config.grad_checkpoint
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered

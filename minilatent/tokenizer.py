@@ -77,16 +77,13 @@ class Tokenizer:
         self.think, self.end_think, self.latent, self.pad, self.eos = (self.markers[m] for m in MARKERS)
         self.special, self.bos, self.chat, self.opening = special or {}, bos, chat, opening
         self.numbers = list(numbers)
+        self.new_ids = [*self.markers.values(), *self.numbers]  # adapters train their rows, too
         self.names = {i: name for name, i in [*self.special.items(), *self.markers.items()]}
         self.never = sorted({self.latent, self.pad})  # can enter no superposition, are never decoded
 
     def encode(self, text: str) -> list[int]:
         markers = set(self.markers.values())  # one may be the model's token for unknown characters
         return [i for i in self.backend.encode(text) if i not in markers]
-
-    def new_ids(self) -> list[int]:
-        """Ids whose rows of the embedding have yet to be learned: adapters train these, too."""
-        return [*self.markers.values(), *self.numbers]
 
     def encode_chain(self, text: str) -> list[int]:
         return self.encode(text.removeprefix(self.opening))
@@ -141,8 +138,7 @@ class Tokenizer:
     def from_hf(cls, folder: str | Path, number_tokens: bool = False) -> "Tokenizer":
         """The tokenizer of a Hugging Face folder, tokenizer.json; for GPT-2's weights alone, tiktoken's
         encoding. UserError if it is missing or damaged. The model's own <think>, </think>, <pad> and end of
-        sequence serve as our markers if it has them. number_tokens: add a token for every number of two or
-        three digits; tokenizer.json is needed for it."""
+        sequence serve as our markers if it has them. number_tokens: see `hf_tokenizer.add_numbers`."""
         folder = Path(folder)
         has_files = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         weights_alone = not has_files and not number_tokens

@@ -127,21 +127,25 @@ def add_numbers(backend: HuggingFace, size: int) -> tuple[HuggingFace, list[int]
     merge; a group is a piece of its own, so whichever comes first, they end at the whole group.
     """
     model = backend.data["model"]
-    new = {group: size + i for i, group in enumerate(g for g in GROUPS if g not in model["vocab"])}
+    new = [group for group in GROUPS if len(group) > 1 and group not in model["vocab"]]
+    vocab = model["vocab"] | {group: size + i for i, group in enumerate(new)}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    merges += [[group[:i], group[i:]] for group in GROUPS for i in range(1, len(group))]
-    isolate = {"type": "Split", "pattern": {"Regex": THREES}, "behavior": "Isolated", "invert": False}
+    halves = [[group[:i], group[i:]] for group in GROUPS for i in range(1, len(group))]
+    merges += [pair for pair in halves if vocab.keys() >= {*pair}]
+    last = {"type": "Split", "pattern": {"Regex": THREES}, "behavior": "Isolated", "invert": False}
 
     def in_threes(step: dict) -> dict:
-        """A pre-tokenizer that cuts as `step` does, but that takes three digits where `step` takes one."""
+        """`step`, but with three digits where it takes one. Other numerals, such as ½, stay alone."""
         if step["type"] == "Sequence":
             return step | {"pretokenizers": [in_threes(part) for part in step["pretokenizers"]]}
-        if step["type"] == "Split" and "Regex" in step["pattern"]:  # Qwen's becomes Llama 3's
-            regex = re.sub(r"(?<![^|])(\\p{N}|\\d)(?![^|])", r"\1{1,3}", step["pattern"]["Regex"])
+        if step["type"] == "Digits" and step.get("individual_digits"):  # SmolLM2's
+            return last | {"pattern": {"Regex": THREES + r"|\p{N}"}}
+        if step["type"] == "Split" and "Regex" in step["pattern"]:  # Qwen's has \p{N} among its choices
+            regex = re.sub(r"(?<![^|])(\\p{N}|\\d)(?![^|])", THREES + r"|\1", step["pattern"]["Regex"])
             return step | {"pattern": {"Regex": regex}}
-        return isolate if step["type"] == "Digits" else step
+        return step
 
-    steps = [in_threes(step) for step in [backend.data.get("pre_tokenizer")] if step]
-    data = backend.data | {"model": model | {"vocab": model["vocab"] | new, "merges": merges}}
-    data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, isolate]}
-    return HuggingFace(data), list(new.values())
+    steps = [step for step in (backend.data.get("pre_tokenizer"), last) if step]
+    cutter = in_threes({"type": "Sequence", "pretokenizers": steps})
+    data = backend.data | {"model": model | {"vocab": vocab, "merges": merges}, "pre_tokenizer": cutter}
+    return HuggingFace(data), [vocab[group] for group in new]

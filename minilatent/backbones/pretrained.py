@@ -86,15 +86,15 @@ ONLY = {
 def load_pretrained(
     name: str | Path, dtype: torch.dtype = torch.float32, number_tokens: bool = False
 ) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a local folder or the hub. The embedding gets rows for our markers and, with
-    number_tokens, for numbers of two and three digits."""
+    """Model and tokenizer of a local folder or the hub. The embedding gets rows for the tokens that are new:
+    our markers and, with number_tokens, numbers of two and three digits."""
     folder = find_folder(str(name))
     model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder, number_tokens)
     if tok.vocab_size > model.config.vocab_size + MOST_NEW:
         raise UserError(f"{folder}: a tokenizer of {tok.vocab_size} tokens is of another model")
     if tok.vocab_size > model.config.vocab_size:
-        digits = {str(d): tok.encode(str(d))[-1] for d in range(10)} if tok.numbers else {}
-        resize(model, tok.vocab_size, {i: [digits[d] for d in tok.decode([i])] for i in tok.numbers})
+        spelling = {i: [tok.encode(digit)[-1] for digit in tok.decode([i])] for i in tok.numbers}
+        resize(model, tok.vocab_size, spelling)
     return model, tok
 
 
