@@ -264,7 +264,7 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
     lines += [left_out] if left_out else []
     if config.number_tokens:
         new = 0 if checkpoint.is_run(config.init) else len(method.tok.numbers)
-        lines.append(f"numbers to 999 are single tokens: {f'{new} are new' if new else 'they were before'}")
+        lines.append(f"numbers to 999 are single tokens: {new or 'none'} are new")
     # Not for a method with a fixed number of latents, nor in the smoke preset, which cuts chains on purpose.
     free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
     cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)

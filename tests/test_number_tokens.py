@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_model, train
 from safetensors.torch import load_file
-from test_tokenizer import KINDS, NASTY, assert_same, bare_folder, check_markers, random_texts
+from test_tokenizer import KINDS, NASTY, QWEN_PATTERN, assert_same, bare_folder, check_markers, random_texts
 from test_tokenizer import train as train_tokenizer
 
 from minilatent import run
@@ -19,6 +19,7 @@ from minilatent.config import UserError
 from minilatent.tokenizer import FILE, Tokenizer
 from minilatent.tools.export import byte_letters, export, tokenizer_json
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}  # of SmolLM2, before GPT-2's pre-tokenizer
 
 
@@ -113,6 +114,21 @@ def test_a_tokenizer_that_has_them_stays_as_it_is(kind, tmp_path):
         assert once.encode(text) == twice.encode(text) == tok.encode(text)
 
 
+@pytest.mark.parametrize("step", [DIGITS, {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}}])
+def test_other_numerals_stay_alone_where_they_were(step, tmp_path):
+    """Though this vocabulary has ½½, as two letters of two bytes."""
+    step = step if step is DIGITS else step | {"behavior": "Isolated", "invert": False}
+    byte_level = {**BYTE_LEVEL, "use_regex": step is DIGITS}
+    halves = {"\u00c2\u00bd": 256, "\u00c2\u00bd\u00c2\u00bd": 257}
+    vocab = {c: i for i, c in enumerate(byte_letters())} | halves
+    model = {"type": "BPE", "vocab": vocab, "merges": [["\u00c2", "\u00bd"], ["\u00c2\u00bd"] * 2]}
+    pre = {"type": "Sequence", "pretokenizers": [step, byte_level]}
+    bare_folder(tmp_path, model=model, pre_tokenizer=pre)
+    tok = Tokenizer.from_hf(tmp_path, number_tokens=True)
+    assert tok.encode("x½½ ½") == Tokenizer.from_hf(tmp_path).encode("x½½ ½") == [120, 256, 256, 32, 256]
+    assert number_pieces(tok, "12½½3456") == ["12", "345", "6"]
+
+
 def test_merges_written_as_one_text_each_are_read(tmp_path):
     data = json.loads((folder_of("gpt2", tmp_path) / "tokenizer.json").read_text(encoding="utf-8"))
     tok = Tokenizer.from_hf(tmp_path, number_tokens=True)
@@ -121,7 +137,6 @@ def test_merges_written_as_one_text_each_are_read(tmp_path):
     assert_same(tok, Tokenizer.from_hf(tmp_path, number_tokens=True))
 
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 SPLIT = {"type": "Split", "pattern": {"String": "1"}, "behavior": "Isolated", "invert": False}
 NO_NINE = {c: i for i, c in enumerate(byte_letters()) if c != "9"}
 
@@ -239,7 +254,7 @@ def test_what_gets_no_new_tokens_says_so(runs, tmp_path, one_tokenizer, capsys):
     train(tmp_path / "a", *no_cot, runs / "hf")
     assert "numbers to 999 are single tokens: 1" in capsys.readouterr().out
     train(tmp_path / "b", *no_cot, runs / "full")  # a run that has them
-    assert "numbers to 999 are single tokens: they were before" in capsys.readouterr().out
+    assert "numbers to 999 are single tokens: none are new" in capsys.readouterr().out
     train(tmp_path / "plain", "no_cot", "--max_steps", 1, "--init", runs / "hf")
     for init in ("none", tmp_path / "plain"):
         with pytest.raises(UserError, match=f"number_tokens: {init} has no tokenizer.json to extend"):
