@@ -61,6 +61,7 @@ class Config:
     method: str = opt("", "method to train")
     preset: str = opt("mini", "named set of defaults")
     init: str = opt("", "run or Hugging Face folder, hub name, or none (default on mini: mini-base)")
+    number_tokens: bool = opt(False, "a token for each number of 2 or 3 digits (Hugging Face --init)")
     out: str = opt("", "run folder (default: out/METHOD)")
     seed: int = opt(0, "seed of the data order, the noise and, with --init none, the weights")
     resume: bool = opt(False, "continue the run in --out")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import checkpoint, parallel, tasks
 from .backbones import lora
+from .backbones.hf_tokenizer import has_number_tokens
 from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
 from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, nearest, preset, wrapped
@@ -137,19 +138,25 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     """What --init names: mini-base, a run folder, a Hugging Face folder or hub name, or new weights. With the
     settings of a run folder, and what its method trained beside the model."""
     if config.init == "none":
-        return (*new_model(config), {}, {})
-    if not config.init and not config.data.startswith("mini"):
+        found = (*new_model(config), {}, {})
+    elif not config.init and not config.data.startswith("mini"):
         raise UserError(
             f"--data {config.data} needs --init: a run or Hugging Face folder, a hub name, or none"
         )
-    return load_weights(config.init or str(BASE))
+    else:
+        found = load_weights(config.init or str(BASE), config.number_tokens)
+    if config.number_tokens and not has_number_tokens(found[1].backend):
+        raise UserError(f"--number_tokens: {config.init or 'mini-base'} has no tokenizer.json to extend")
+    return found
 
 
-def load_weights(name: str, above: tuple = ()) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
+def load_weights(
+    name: str, number_tokens: bool = False, above: tuple = ()
+) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
     """The same for a folder or hub name. Adapters are merged into their base, which may be a run of adapters,
-    too. above: the runs whose base it is."""
+    too. number_tokens: added to a model that is no run. above: the runs whose base it is."""
     if not checkpoint.is_run(name):
-        return (*load_pretrained(name), {}, {})
+        return (*load_pretrained(name, number_tokens=number_tokens), {}, {})
     folder, own = Path(name), stored_settings(name)
     settings = vars(own)
     if not own.lora_rank:
@@ -158,13 +165,14 @@ def load_weights(name: str, above: tuple = ()) -> tuple[Transformer, Tokenizer, 
     base, above = checkpoint.read_run(name).get("base"), (*above, folder.resolve())
     if not (isinstance(base, dict) and is_a(base.get("init"), str) and "checksum" in base):
         raise UserError(f"{folder} holds adapters, and its config.json does not say of which model")
-    if Path(base["init"]).resolve() in above:
-        raise UserError(f"{folder} holds adapters of {base['init']}, which is itself or has it as its base")
-    model = new_model(own)[0] if base["init"] == "none" else load_weights(base["init"], above)[0]
+    init = base["init"]
+    if Path(init).resolve() in above:
+        raise UserError(f"{folder} holds adapters of {init}, which is itself or has it as its base")
+    model = new_model(own)[0] if init == "none" else load_weights(init, own.number_tokens, above)[0]
     if checkpoint.checksum(model.state_dict(), "") != base["checksum"]:
-        raise UserError(f"{folder} holds adapters of {base['init']}, which is another model now")
+        raise UserError(f"{folder} holds adapters of {init}, which is another model now")
     tok, path = Tokenizer.load(folder), folder / "model.safetensors"
-    lora.add_lora(model, own, list(tok.markers.values()))
+    lora.add_lora(model, own, tok.new_ids)
     weights, beside = checkpoint.split_off(checkpoint.load_tensors(path)[0])
     checkpoint.load_own(model, weights, path)
     return lora.merge(model), tok, settings, beside
@@ -254,6 +262,9 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
         f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on",
     ]
     lines += [left_out] if left_out else []
+    if config.number_tokens:
+        new = 0 if checkpoint.is_run(config.init) else len(method.tok.numbers)
+        lines.append(f"numbers to 999 are single tokens: {new or 'none'} are new")
     # Not for a method with a fixed number of latents, nor in the smoke preset, which cuts chains on purpose.
     free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
     cut_off = sum(len(r.chain) > config.max_chain * method.ratio for r in rows)
@@ -310,7 +321,7 @@ def train_in(folder: Path, config: Config, device: torch.device, first: bool) ->
     if config.lora_rank:  # it saves adapters only: the model that they belong to
         checksum = checkpoint.checksum(model.state_dict(), "")
         kept["base"] = {"init": config.init or str(BASE), "checksum": checksum}
-        lora.add_lora(model, config, list(tok.markers.values()))
+        lora.add_lora(model, config, tok.new_ids)
     model.grad_checkpoint = config.grad_checkpoint
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered

@@ -20,7 +20,7 @@ from .files import read_json, replace_file
 BYTES = {bytes([i]) for i in range(256)}
 MARKERS = ("<think>", "</think>", "<latent>", "<pad>", "<eos>")
 FILE = "minilatent_tokenizer.json"
-OPTIONAL = ("special", "bos", "chat", "opening")  # what files of earlier versions may lack
+OPTIONAL = ("special", "bos", "chat", "opening", "numbers")  # what files of earlier versions may lack
 
 # Words carry the spaces around them, so that a number is the same bare token in a question and in a chain:
 # "Ava has 12 apples." -> "Ava ", "has ", "12", " apples", "."
@@ -57,7 +57,9 @@ class Tiktoken:
 class Tokenizer:
     """A backend, `Tiktoken` or `HuggingFace`, for text, and the markers."""
 
-    def __init__(self, backend, markers=None, size=None, special=None, bos=None, chat="", opening=""):
+    def __init__(
+        self, backend, markers=None, size=None, special=None, bos=None, chat="", opening="", numbers=()
+    ):
         """
         markers  those that the model has already, {name: id}; the others get ids behind its own
         size     number of the model's own ids, the rows of its embedding (default: the backend's tokens)
@@ -65,6 +67,7 @@ class Tokenizer:
         bos      id that every text begins with, or None; `batch.encode_prompt` adds it, `encode` does not
         chat     the format that questions are put in, a key of `chat.CHATS`
         opening  what every chain begins with; <think> stands for it, so that no token is spent on it
+        numbers  ids below `size` that --number_tokens added to the model's own
         """
         self.backend = backend
         self.base_size = backend.size if size is None else size
@@ -73,6 +76,8 @@ class Tokenizer:
         self.vocab_size = max(self.base_size, *(i + 1 for i in self.markers.values()))
         self.think, self.end_think, self.latent, self.pad, self.eos = (self.markers[m] for m in MARKERS)
         self.special, self.bos, self.chat, self.opening = special or {}, bos, chat, opening
+        self.numbers = list(numbers)
+        self.new_ids = [*self.markers.values(), *self.numbers]  # adapters train their rows, too
         self.names = {i: name for name, i in [*self.special.items(), *self.markers.items()]}
         self.never = sorted({self.latent, self.pad})  # can enter no superposition, are never decoded
 
@@ -118,7 +123,9 @@ class Tokenizer:
             optional = {key: data[key] for key in OPTIONAL if key in data}
             found = cls(backend, data["markers"], data["size"], **optional)
             ids = [found.base_size, *found.names, *([] if found.bos is None else [found.bos])]
-            if not all(type(i) is int and 0 <= i <= 10**7 for i in ids) or found.base_size < backend.size:
+            ids += found.numbers
+            size = max([backend.size, *(i + 1 for i in found.numbers)])
+            if not all(type(i) is int and 0 <= i <= 10**7 for i in ids) or found.base_size < size:
                 raise ValueError("an id is out of range")
             if set(found.markers) != set(MARKERS) or found.chat not in CHATS:
                 raise ValueError("its markers or its chat are none of ours")
@@ -128,15 +135,16 @@ class Tokenizer:
             raise UserError(f"{path} is damaged or not ours: {error}") from None
 
     @classmethod
-    def from_hf(cls, folder: str | Path) -> "Tokenizer":
+    def from_hf(cls, folder: str | Path, number_tokens: bool = False) -> "Tokenizer":
         """The tokenizer of a Hugging Face folder, tokenizer.json; for GPT-2's weights alone, tiktoken's
         encoding. UserError if it is missing or damaged. The model's own <think>, </think>, <pad> and end of
-        sequence serve as our markers if it has them."""
+        sequence serve as our markers if it has them. number_tokens: see `hf_tokenizer.add_numbers`."""
         folder = Path(folder)
         has_files = any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-        if not has_files and read_json(folder / "config.json", {}).get("model_type") == "gpt2":
+        weights_alone = not has_files and not number_tokens
+        if weights_alone and read_json(folder / "config.json", {}).get("model_type") == "gpt2":
             return gpt2_tokenizer()
-        return cls(**hf_tokenizer.read(folder, MARKERS))
+        return cls(**hf_tokenizer.read(folder, MARKERS, number_tokens))
 
 
 def gpt2_tokenizer() -> Tokenizer:

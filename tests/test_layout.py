@@ -155,6 +155,7 @@ ADDED = {
     "run folders that can be trusted": 329,
     "GSM8K redrawn": 646,
     "messages of at most 100 columns": 16,
+    "numbers as one token": 90,
 }
 
 

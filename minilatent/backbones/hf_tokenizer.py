@@ -10,6 +10,10 @@ from ..config import UserError
 from ..files import read_json
 from .chat import CHAT_TOKENS, chat_format
 
+# Numbers as Llama 3 has them: groups of up to three digits from the left, each one token.
+GROUPS = [f"{i:0{digits}}" for digits in (1, 2, 3) for i in range(10**digits)]
+THREES = "[0-9]{1,3}"
+
 
 class HuggingFace:
     """A tokenizer.json. In a text, special tokens are spelled in ordinary tokens; added tokens that are not
@@ -45,9 +49,9 @@ class HuggingFace:
         return {"tokenizer": self.data}
 
 
-def read(folder: Path, markers: tuple[str, ...]) -> dict:
+def read(folder: Path, markers: tuple[str, ...], number_tokens: bool = False) -> dict:
     """The arguments of `Tokenizer` for a folder. UserError if a file is missing or damaged, or if the
-    tokenizer is not BPE."""
+    tokenizer is not BPE. number_tokens: see `add_numbers`."""
     try:
         config = read_json(folder / "config.json", {})
         settings = read_json(folder / "tokenizer_config.json", {})
@@ -62,7 +66,12 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         control = {*markers, settings.get("bos_token"), *sum(CHAT_TOKENS.values(), ())}
         for token in data["added_tokens"]:  # Qwen3's <think> is not special there, nor is another's end
             token["special"] |= token["content"] in control or token["id"] in ends
-        backend = HuggingFace(data)
+        backend, numbers = HuggingFace(data), []
+        size = max(backend.size, config.get("vocab_size") or 0)
+        if number_tokens and not has_number_tokens(backend):
+            backend, numbers = add_numbers(backend, size)
+            if not has_number_tokens(backend):
+                raise UserError(f"{folder}: --number_tokens cannot change how its tokenizer cuts numbers")
         vocab = backend.library.get_vocab()
         special = {t["content"]: vocab[t["content"]] for t in data["added_tokens"] if t["special"]}
         own = {marker: special[marker] for marker in markers if marker in special}
@@ -74,10 +83,11 @@ def read(folder: Path, markers: tuple[str, ...]) -> dict:
         return {
             "backend": backend,
             "markers": own,
-            "size": max(backend.size, config.get("vocab_size") or 0),
+            "size": size + len(numbers),
             "special": special,
             "bos": own_start(backend, settings, special),
             "chat": chat,
+            "numbers": numbers,
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: its tokenizer is damaged ({type(error).__name__}: {error})") from None
@@ -98,3 +108,44 @@ def own_start(backend: HuggingFace, settings: dict, special: dict[str, int]) -> 
     if whole[:1] != plain[:1]:
         return whole[0]
     return special.get(settings.get("bos_token")) if settings.get("add_bos_token") else None
+
+
+def has_number_tokens(backend) -> bool:
+    """Whether every number is cut into groups of up to three digits from the left, each one token."""
+    text = "1234567890 " + ", ".join(GROUPS)
+    ids = backend.encode(text)
+    found = [piece for piece in (backend.decode([i]) for i in ids) if re.search("[0-9]", piece)]
+    return found == re.findall(THREES, text) and backend.decode(ids) == text
+
+
+def add_numbers(backend: HuggingFace, size: int) -> tuple[HuggingFace, list[int]]:
+    """A tokenizer with a token for every group of up to three digits, and the ids of the new ones, from
+    `size` on. 007 and 00 are such groups, too: 12000 is 120, 00.
+
+    They are tokens of the BPE model and no added tokens, which would cut the text around them before
+    anything else sees it (Llama 2 then puts a space before each piece). Every way to cut a group in two is a
+    merge; a group is a piece of its own, so whichever comes first, they end at the whole group.
+    """
+    model = backend.data["model"]
+    new = [group for group in GROUPS if len(group) > 1 and group not in model["vocab"]]
+    vocab = model["vocab"] | {group: size + i for i, group in enumerate(new)}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    halves = [[group[:i], group[i:]] for group in GROUPS for i in range(1, len(group))]
+    merges += [pair for pair in halves if vocab.keys() >= {*pair}]
+    last = {"type": "Split", "pattern": {"Regex": THREES}, "behavior": "Isolated", "invert": False}
+
+    def in_threes(step: dict) -> dict:
+        """`step`, but with three digits where it takes one. Other numerals, such as ½, stay alone."""
+        if step["type"] == "Sequence":
+            return step | {"pretokenizers": [in_threes(part) for part in step["pretokenizers"]]}
+        if step["type"] == "Digits" and step.get("individual_digits"):  # SmolLM2's
+            return last | {"pattern": {"Regex": THREES + r"|\p{N}"}}
+        if step["type"] == "Split" and "Regex" in step["pattern"]:  # Qwen's has \p{N} among its choices
+            regex = re.sub(r"(?<![^|])(\\p{N}|\\d)(?![^|])", THREES + r"|\1", step["pattern"]["Regex"])
+            return step | {"pattern": {"Regex": regex}}
+        return step
+
+    steps = [step for step in (backend.data.get("pre_tokenizer"), last) if step]
+    cutter = in_threes({"type": "Sequence", "pretokenizers": steps})
+    data = backend.data | {"model": model | {"vocab": vocab, "merges": merges}, "pre_tokenizer": cutter}
+    return HuggingFace(data), [vocab[group] for group in new]

@@ -5,8 +5,9 @@
 B starts at 0: at first the model is unchanged. Only A and B have gradients and AdamW's moments, and only
 they are saved; `merge` adds them to W, after which inference is as fast as without them.
 
-The markers' rows of the embedding and the head are trained, too. `resize` puts a new row near the mean of
-the others, and a point inside their hull is never the argmax: frozen, `</think>` could not be predicted.
+The new tokens' rows of the embedding and the head are trained, too: the markers' and those of
+--number_tokens. `resize` puts a new row near the mean of the others, and a point inside their hull is never
+the argmax: frozen, `</think>` could not be predicted.
 """
 
 import copy
@@ -64,31 +65,35 @@ class PutRows(torch.autograd.Function):
         return None, grad[ctx.saved_tensors[0]], None
 
 
-class MarkerRows(nn.Module):
-    """An embedding or a language head, (V, C), of which only the markers' rows are trained."""
+class TrainedRows(nn.Module):
+    """An embedding or a language head, (V, C), of which only the rows `index` are trained."""
 
-    def __init__(self, base: nn.Embedding | nn.Linear, markers: list[int]):
+    def __init__(self, base: nn.Embedding | nn.Linear, index: list[int]):
         super().__init__()
         self.base = base
-        self.register_buffer("markers", torch.tensor(markers), persistent=False)  # (M,)
-        self.lora_rows = nn.Parameter(base.weight.detach()[markers].clone())  # (M, C)
+        place = torch.full((len(base.weight),), -1)  # (V,): an id's place among the trained rows
+        place[index] = torch.arange(len(index))
+        self.register_buffer("index", torch.tensor(index), persistent=False)  # (M,)
+        self.register_buffer("place", place, persistent=False)
+        self.lora_rows = nn.Parameter(base.weight.detach()[index].clone())  # (M, C)
 
     @property
     def weight(self) -> Tensor:
-        return PutRows.apply(self.base.weight, self.lora_rows, self.markers)
+        return PutRows.apply(self.base.weight, self.lora_rows, self.index)
 
     def forward(self, ids: Tensor) -> Tensor:
-        is_marker = ids[..., None] == self.markers  # (..., M)
-        own = self.lora_rows[is_marker.int().argmax(-1)]  # (..., C): any row where none is
-        return torch.where(is_marker.any(-1, keepdim=True), own, self.base(ids))
+        place = self.place[ids]  # (...)
+        own = self.lora_rows[place]  # (..., C): any row where the id has none
+        return torch.where(place[..., None] >= 0, own, self.base(ids))
 
     def merged(self) -> nn.Embedding | nn.Linear:
-        self.base.weight[self.markers] = self.lora_rows
+        self.base.weight[self.index] = self.lora_rows
         return self.base
 
 
-def add_lora(model: Transformer, config: Config, markers: list[int]) -> None:
-    """Freeze the model and put adapters into it, as --lora_rank, --lora_alpha and --lora_dropout say."""
+def add_lora(model: Transformer, config: Config, rows: list[int]) -> None:
+    """Freeze the model and put adapters into it, as --lora_rank, --lora_alpha and --lora_dropout say.
+    rows: the tokens whose rows of the embedding and the head are trained."""
     rank, dropout = config.lora_rank, config.lora_dropout
     generator = torch.Generator().manual_seed(config.seed)
     alpha = config.lora_alpha or 2 * rank
@@ -97,9 +102,9 @@ def add_lora(model: Transformer, config: Config, markers: list[int]) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, LoRALinear(child, rank, alpha, dropout, generator))
-    model.embed = MarkerRows(model.embed, markers)
+    model.embed = TrainedRows(model.embed, rows)
     if not model.config.tied:
-        model.head = MarkerRows(model.head, markers)
+        model.head = TrainedRows(model.head, rows)
     adapters = ("lora_a", "lora_b", "lora_rows")
     model.frozen_names = {name for name in model.state_dict() if not name.endswith(adapters)}
     model.train(model.training)  # the new modules too
@@ -110,7 +115,7 @@ def merge(model: Transformer) -> Transformer:
     """Add the adapters to the weights, in place: an ordinary model again, all of it trainable."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, (LoRALinear, MarkerRows)):
+            if isinstance(child, (LoRALinear, TrainedRows)):
                 setattr(module, name, child.merged())
     model.frozen_names = set()
     return model.train(model.training).requires_grad_(True)

@@ -83,26 +83,40 @@ ONLY = {
 }
 
 
-def load_pretrained(name: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a local folder or the hub. The embedding gets rows for our markers."""
+def load_pretrained(
+    name: str | Path, dtype: torch.dtype = torch.float32, number_tokens: bool = False
+) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of a local folder or the hub. The embedding gets rows for the tokens that are new:
+    our markers and, with number_tokens, numbers of two and three digits."""
     folder = find_folder(str(name))
-    model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder)
+    model, tok = load_transformer(folder, dtype), Tokenizer.from_hf(folder, number_tokens)
     if tok.vocab_size > model.config.vocab_size + MOST_NEW:
         raise UserError(f"{folder}: a tokenizer of {tok.vocab_size} tokens is of another model")
     if tok.vocab_size > model.config.vocab_size:
-        resize(model, tok.vocab_size)
+        spelling = {i: [tok.encode(digit)[-1] for digit in tok.decode([i])] for i in tok.numbers}
+        resize(model, tok.vocab_size, spelling)
     return model, tok
 
 
-def resize(model: Transformer, vocab_size: int) -> None:
+@torch.no_grad()
+def resize(model: Transformer, vocab_size: int, spelling: dict[int, list[int]] | None = None) -> None:
     """Grow the vocabulary. A new row is the mean of the old ones and a tenth of their spread away from it: at
     first as likely as an average token (N(0, 0.02) would stand out among small pretrained embeddings), and no
-    two are the same."""
+    two are the same.
+
+    spelling: new ids -> the old ones that they take the place of, 48 -> 4, 8. Instead of the mean of all rows
+    these begin at the mean of theirs, in which each weighs twice as much as the next: 48 is not 84, and the
+    first digit, which decides the size, is what the pretrained head expects in this place.
+    """
     old = model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     for layer in [model.embed] if model.config.tied else [model.embed, model.head]:
         noise = torch.randn(vocab_size - old, model.config.width, generator=generator).to(layer.weight)
-        extra = layer.weight.mean(0) + 0.1 * layer.weight.std(0) * noise
+        start = layer.weight.mean(0).repeat(vocab_size - old, 1)
+        for i, parts in (spelling or {}).items():
+            share = (2.0 ** -torch.arange(len(parts))).to(layer.weight)
+            start[i - old] = share / share.sum() @ layer.weight[parts]
+        extra = start + 0.1 * layer.weight.std(0) * noise
         layer.weight = torch.nn.Parameter(torch.cat([layer.weight, extra]))
     model.config.vocab_size = vocab_size
 

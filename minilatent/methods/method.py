@@ -118,7 +118,7 @@ class Method(nn.Module):
 
     def all_but_embedding(self) -> list[str]:
         """The model's modules but the embedding table, and with it a tied language head. (With adapters the
-        table is frozen anyway, except for the markers' rows.)"""
+        table is frozen anyway, except for the new tokens' rows.)"""
         names = [f"model.{name}" for name, _ in self.model.named_children()]
         return [name for name in names if name != "model.embed" or self.config.lora_rank]
 
