@@ -82,8 +82,5 @@ def redrawn(file: str, n: int, seed: int, style: str) -> list[Example]:
 
     records = list(read(Path(file))) if file else download("gsm8k", "train")
     sources = divide(records, "train", [question for question, *_ in records])
-    made, reasons = redraw.templates(sources)
-    if not made:
-        raise UserError(f"{file or 'gsm8k'}: no question can be traced ({dict(reasons)})")
-    rows = redraw.redraw(made, n, seed)
-    return with_chains(map(record_of, rows), style, "gsm8k_redrawn")
+    made, _ = redraw.templates(sources, file or "gsm8k")
+    return with_chains(map(record_of, redraw.redraw(made, n, seed)), style, "gsm8k_redrawn")
