@@ -30,9 +30,8 @@ from .answers import Example
 
 PEOPLE = "Ava Ben Cleo Dan Emma Finn Gina Hugo Iris Jack Kate Leo".split()
 PEOPLE += "Mia Max Nora Otto Pia Ray Sara Tom Uma Vera Will Zoe".split()
-OBJECTS = (
-    "apples books cards coins eggs flowers kites marbles nuts pears pens plums rings shells stamps".split()
-)
+OBJECTS = "apples books cards coins eggs flowers kites marbles".split()
+OBJECTS += "nuts pears pens plums rings shells stamps".split()
 
 # {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each kind is held out for
 # mini_multiarith (that of a question for mini_svamp, too): training shows its words, but never the template.
@@ -151,24 +150,19 @@ class Problem:
         self.held[person] = (value, None)
         return person
 
-    def event(self, person: str) -> str:
-        """The person's quantity changes."""
+    def change(self, kind: str, person: str) -> str:
+        """In an event the person's quantity changes, in a relation another person's is derived from it;
+        returns who holds the result."""
+        holder = self.names.pop() if kind == "relation" else person
         op, c = self.operation(self.held[person][0])
-        self.say(f"event {op}", c, P=person)
-        self.compute(person, self.held[person], op, (c, None))
-        return person
-
-    def relation(self, person: str) -> str:
-        """Another person's quantity is derived from this one's."""
-        other = self.names.pop()
-        op, c = self.operation(self.held[person][0])
-        self.say(f"relation {op}", c, P=person, Q=other)
-        self.compute(other, self.held[person], op, (c, None))
-        return other
+        self.say(f"{kind} {op}", c, P=person, Q=holder)
+        self.compute(holder, self.held[person], op, (c, None))
+        return holder
 
     def move(self, person: str) -> str:
         """One operation further on a track; returns who holds its result."""
-        return self.relation(person) if self.names and self.rng.random() < 0.3 else self.event(person)
+        related = self.names and self.rng.random() < 0.3
+        return self.change("relation" if related else "event", person)
 
     def merge(self, a: str, b: str) -> str:
         """b gets what a has."""
@@ -208,7 +202,7 @@ class Problem:
                 a, b = self.rng.sample([ends.pop(), ends.pop()], 2)
                 ends.append(self.merge(a, b))
             elif ends and moves[i] and self.rng.random() < 0.2:  # it leaves from the end of another track
-                ends.append(self.relation(ends[-1]))
+                ends.append(self.change("relation", ends[-1]))
                 moves[i] -= 1
             else:
                 ends.append(self.start())
