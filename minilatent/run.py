@@ -72,8 +72,9 @@ def resolve(given: dict) -> Config:
     """Defaults < preset < the method's part of the preset < `given`. UserError if something makes no
     sense."""
     cls, name = settings_class(given.get("method", "")), given.get("preset", "mini")
-    if name not in PRESETS or name in ("gpu", "lora"):  # these two are parts of others
-        raise UserError(f"unknown preset '{name}'{nearest(name, PRESETS.keys() - {'gpu', 'lora'})}")
+    known = [known for known in PRESETS if known not in ("gpu", "lora")]  # these two are parts of others
+    if name not in known:
+        raise UserError(f"unknown preset '{name}'{nearest(name, known)}")
     own = preset(name, METHODS[given["method"]].PRESETS)
     config = cls(**{**preset(name, PRESETS), **own, **given})
     config.check()
@@ -127,7 +128,7 @@ def new_model(config: Config) -> tuple[Transformer, Tokenizer]:
     tok, heads = mini_tokenizer(), config.n_head
     shape = {"n_layer": config.n_layer, "n_head": heads, "n_kv_head": heads, "width": config.width}
     shape |= {"head_dim": config.width // heads, "hidden": config.hidden}
-    shape |= {"qk_norm": True}  # small models learn faster with it
+    shape["qk_norm"] = True  # small models learn faster with it
     model = Transformer(ModelConfig(tok.vocab_size, **shape))
     model.init_weights(torch.Generator().manual_seed(config.seed), zero=True)
     return model, tok
@@ -139,9 +140,7 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     if config.init == "none":
         return (*new_model(config), {}, {})
     if not config.init and not config.data.startswith("mini"):
-        raise UserError(
-            f"--data {config.data} needs --init: a run or Hugging Face folder, a hub name, or none"
-        )
+        raise UserError(f"--data {config.data} needs --init: a run or Hugging Face folder, hub name, or none")
     return load_weights(config.init or str(BASE))
 
 
