@@ -91,11 +91,9 @@ class CoLaR(Method):
     def adopt(self, tensors, settings) -> None:
         tied = self.model.config.tied and not self.config.lora_rank
         if not settings and self.config.init != "none" and tied:
-            raise UserError(
-                "colar freezes the embedding table, which is this model's language head, too: it could not "
-                "learn to predict </think>. Train a run of cot_sft first and --init its folder, or give "
-                "--lora_rank"
-            )
+            frozen = "colar freezes the embedding table, which is this model's language head, too"
+            way_out = "--init the folder of a cot_sft run, or give --lora_rank"
+            raise UserError(f"{frozen}: it could not learn to predict </think>. {way_out}")
         head = {n.removeprefix("latent_head."): t for n, t in tensors.items() if n.startswith("latent_head.")}
         if head:
             load_into(self.latent_head, head, f"the latent head of --init {self.config.init}")
@@ -125,12 +123,8 @@ class CoLaR(Method):
         return {**self.tensors([self.layout(r, c, said) for r in rows]), "blocks": pad(blocks, self.tok.pad)}
 
     def loss(self, batch: Batch, noise: torch.Generator):
-        config, ids, kind, blocks = (
-            self.config,
-            batch["ids"],
-            batch["kind"],
-            batch["blocks"],
-        )  # (B, T), (n, c)
+        config, ids, kind = self.config, batch["ids"], batch["kind"]  # (B, T)
+        blocks = batch["blocks"]  # (n, c)
         real = blocks != self.tok.pad
         z = compress(self.model.embed(blocks), real, config.pooling)  # (n, C)
         u = torch.rand(len(blocks), generator=noise).to(real.device)
