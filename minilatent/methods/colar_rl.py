@@ -47,17 +47,13 @@ class CoLaRRL(GRPO, CoLaR):
             config.sigma_floor = max(config.sigma_floor, settings.get("sigma_floor", 0.0))
 
     def adopt(self, tensors, settings) -> None:
+        way_out = "train one with --method colar --latent_loss nll, then --init its folder"
         if settings.get("method") not in ("colar", "colar_rl"):
-            raise UserError(
-                "colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, "
-                "then --init its folder"
-            )
+            raise UserError(f"colar_rl starts from a CoLaR run: {way_out}")
         loss = settings["latent_loss"]
         if loss == "mse" or loss == "soft_mse" and not settings["entropy_weight"]:
-            raise UserError(
-                "colar_rl samples latents with the latent head's σ: its --init was trained with "
-                f"--latent_loss {loss}, which leaves none. Train one with --latent_loss nll"
-            )
+            trained = f"its --init was trained with --latent_loss {loss}, which leaves none"
+            raise UserError(f"colar_rl samples latents with the latent head's σ: {trained}; {way_out}")
         super().adopt(tensors, settings)
 
     def stages(self, train: list[Row]) -> list[Stage]:
