@@ -71,17 +71,13 @@ class LatentRL(GRPO, Method):
     def adopt(self, tensors, settings) -> None:
         config = self.config
         if settings.get("method") not in ("latent_sft", "latent_rl"):
-            raise UserError(
-                "latent_rl starts from a Latent-SFT run: train one with --method latent_sft, "
-                "then --init its folder"
-            )
+            way_out = "train one with --method latent_sft, then --init its folder"
+            raise UserError(f"latent_rl starts from a Latent-SFT run: {way_out}")
         if settings.get("latent") == "hidden":
             raise UserError("latent_rl samples superpositions: its --init was trained with --latent hidden")
         for key in ("k", "ratio"):
             if settings[key] != getattr(config, key):
-                raise UserError(
-                    f"--init {config.init} was trained with --{key} {settings[key]}: give latent_rl the same"
-                )
+                raise UserError(f"--init {config.init} has --{key} {settings[key]}: give latent_rl the same")
         super().adopt(tensors, settings)
 
     def stages(self, train: list[Row]) -> list[Stage]:
