@@ -90,26 +90,17 @@ class GRPO:
     # ------------------------------------------------------------------ the stage
 
     def rl_stage(self, train: list[Row]) -> Stage:
-        return self.stage(
-            self.config.method,
-            f"{self.config.group} samples a question",
-            train,
-            [len(r.prompt) - 1 for r in train],
-            rollout=self.rollout,
-            trained=self.trainable(),
-            inner=self.config.inner,
-            judge_start=True,
-        )
+        about, lengths = f"{self.config.group} samples a question", [len(r.prompt) - 1 for r in train]
+        own = {"trained": self.trainable(), "rollout": self.rollout, "inner": self.config.inner}
+        return self.stage(self.config.method, about, train, lengths, judge_start=True, **own)
 
     def trainable(self) -> list[str]:
         return self.all_but_embedding()
 
     def adopt(self, tensors, settings) -> None:
         if self.config.lora_dropout:
-            raise UserError(
-                f"{self.config.method} compares a sample's probabilities before and after an update, dropout "
-                "changes them: --lora_dropout 0"
-            )
+            compares = "compares a sample's probabilities before and after an update"
+            raise UserError(f"{self.config.method} {compares}, dropout changes them: --lora_dropout 0")
         super().adopt(tensors, settings)
 
     @torch.no_grad()
@@ -122,13 +113,8 @@ class GRPO:
         generator = torch.Generator().manual_seed(rng.getrandbits(62) + zlib.crc32(rows[0].text.encode()))
         questions = [self.prompt(r.text) for r in rows]
         lengths = torch.tensor([len(q) for q in questions], device=self.device)
-        options = {
-            **self.decoding(),
-            "sample_end": generator,
-            "sample_answer": generator,
-            "end_temperature": self.config.end_temperature,
-            "samples": G,
-        }
+        options = {**self.decoding(), "sample_end": generator, "sample_answer": generator, "samples": G}
+        options["end_temperature"] = self.config.end_temperature
         prefix = self.model.embed(pad(questions, tok.pad).to(self.device))
         out = decode(self.model, tok, prefix, lengths, self.policy(generator), **options)
 
@@ -212,14 +198,9 @@ class GRPO:
             objective = objective + mean(terms)
             logged["clipped_" + name] = clipped
         rewards, length = batch["rewards"], (batch["kind"] == LATENT).sum(1)
-        logged |= {
-            "reward": rewards,
-            "accuracy": batch["right"],
-            "len": length,
-            "no_advantage": (batch["advantage"].view_as(rewards) == 0).all(1),
-            "one_latent": length == 1,
-            "cut_off": ~batch["closed"],
-        }
+        alike = (batch["advantage"].view_as(rewards) == 0).all(1)  # groups without an advantage
+        logged |= {"reward": rewards, "accuracy": batch["right"], "len": length}
+        logged |= {"no_advantage": alike, "one_latent": length == 1, "cut_off": ~batch["closed"]}
         # latent_log_prob's (σ, entropy) are of the informative samples alone.
         logged |= {name.removeprefix("log_"): v for name, v in batch.items() if name.startswith("log_")}
         return -objective, {name: mean(values.float()).item() for name, values in logged.items()}
