@@ -73,15 +73,9 @@ class Method(nn.Module):
 
     def stage(self, name: str, about: str, items: Sequence, lengths: list[int], **other) -> Stage:
         """A Stage with the usual parts, but for what `other` names."""
-        parts = {
-            "collate": getattr(self, "collate", None),
-            "loss": self.loss,
-            "trained": ["model"],
-            "steps": self.config.steps,
-            "lr": self.config.lr,
-            "validate": self.accuracy,
-        }
-        return Stage(name, about, items, lengths, **{**parts, **other})
+        parts = {"loss": self.loss, "collate": getattr(self, "collate", None), "validate": self.accuracy}
+        parts |= {"trained": ["model"], "steps": self.config.steps, "lr": self.config.lr}
+        return Stage(name, about, items, lengths, **(parts | other))
 
     def thinker(self) -> Thinker | None:
         """How it thinks at inference; None: it does not."""
@@ -148,9 +142,8 @@ class Method(nn.Module):
         room = context - max(map(len, prompts)) - options["max_answer"] - 1
         if room < max(1, options.get("min_chain", 0)):
             n, worst = max((len(p), q) for p, q in zip(prompts, questions))
-            raise UserError(
-                f"a question of {n} tokens leaves no room to think in a context of {context}: {worst[:60]!r}…"
-            )
+            long = f"a question of {n} tokens leaves no room to think in a context of {context}"
+            raise UserError(f"{long}: {worst[:60]!r}…")
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         options["max_chain"] = min(options["max_chain"], room)
