@@ -112,10 +112,8 @@ def evaluate(
     }
     for key in ("closed", *(k + suffix for suffix in SUFFIXES for k in N_EFF), "n_chains", "entropy"):
         result[key] = mean(key)
-    operations = torch.tensor([len(e.steps) for e in fits])
-    result["by_steps"] = {
-        str(k): float(values["correct"][operations == k].mean()) for k in operations.unique().tolist()
-    }
+    steps, right = torch.tensor([len(e.steps) for e in fits]), values["correct"]
+    result["by_steps"] = {str(k): float(right[steps == k].mean()) for k in steps.unique().tolist()}
     if per_question:
         result["questions"] = questions(values, ks)
     return result
