@@ -138,10 +138,8 @@ def intervene(
         if name == "swap":
             results[name]["follows_donor"] = follows
         if per_question:
-            results[name]["questions"] = {
-                "judged": to_hex(judged.tolist()),
-                "correct": to_hex(right.tolist()),
-            }
+            bits = {"judged": to_hex(judged.tolist()), "correct": to_hex(right.tolist())}
+            results[name]["questions"] = bits
     return results
 
 
