@@ -162,6 +162,5 @@ def mini_tokenizer() -> Tokenizer:
         for e in tasks.load(name, "train", limit=2000):
             pieces.update(re.findall(MINI_PATTERN, e.question + e.chain))
     tokens = sorted((p for p in pieces if len(p) > 1), key=lambda p: (not p.isdigit(), len(p), p))
-    return Tokenizer(
-        Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in tokens]), opening="<<"
-    )
+    ranks = [bytes([i]) for i in range(256)] + [token.encode() for token in tokens]
+    return Tokenizer(Tiktoken(MINI_PATTERN, ranks), opening="<<")
