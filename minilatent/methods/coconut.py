@@ -33,7 +33,6 @@ from torch import Tensor
 from ..batch import IGNORE, Batch, Row, pad
 from ..config import Config, opt
 from ..decode import explicit_thinker
-from ..losses import cross_entropy
 from ..unroll import think_through
 from .method import Method, Stage
 
@@ -95,15 +94,11 @@ class Coconut(Method):
         return {"ids": ids[:, :-1], "labels": labels}  # (B, T - 1) each
 
     def loss(self, batch: Batch, noise=None):
-        return self.words_loss(self.states(batch), batch), {}
+        return self.words_loss(self.states(batch), batch["labels"]), {}
 
     def states(self, batch: Batch) -> Tensor:
         """Hidden states (B, T - 1, C): z_t is the one at t - 1."""
         return think_through(self.model, batch["ids"], self.tok.latent, self.tok.pad, lambda h: h)
-
-    def words_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        labelled = batch["labels"] != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled])
 
     # ------------------------------------------------------------------ inference
 

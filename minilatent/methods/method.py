@@ -130,9 +130,12 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch, noise: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of a plain causal pass, unless a method has its own. ids, labels (B, T)"""
-        hidden = self.model(batch["ids"])  # (B, T, C)
-        labelled = batch["labels"] != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled]), {}
+        return self.words_loss(self.model(batch["ids"]), batch["labels"]), {}
+
+    def words_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the language head, at the states (B, T, C) that have a label (B, T)."""
+        labelled = labels != IGNORE
+        return cross_entropy(self.model.logits(hidden[labelled]), labels[labelled])
 
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side. options: of decode()."""
