@@ -178,7 +178,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=shape, **kwargs)
         for kind in (int, float):
             self.register("type", kind, partial(number, kind))
-        self.belongs: dict[str, list[str]] = {}  # options that only other methods have -> these methods
+        self.owners = lambda name: ""  # of an option that only other methods have: these methods
 
     def error(self, message: str):
         raise UserError(message)
@@ -187,8 +187,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             key = unknown[0].split("=")[0]
-            if methods := self.belongs.get(key.replace("--no-", "--")):
-                raise UserError(f"{key} belongs to {' and '.join(methods)}")
+            if methods := self.owners(key.removeprefix("--").removeprefix("no-")):
+                raise UserError(f"{key} belongs to {methods}")
             known = [name for action in self._actions for name in action.option_strings]
             raise UserError(f"unknown argument '{unknown[0]}'{nearest(key, known, ': see --help')}")
         return parsed

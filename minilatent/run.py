@@ -19,7 +19,7 @@ from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, neares
 from .evaluate import fitting, wilson
 from .files import check_no_links, is_temporary, one_writer, remove_temporary
 from .machine import pick_device, pick_dtype, use_threads
-from .methods import METHODS, Method, Stage, build
+from .methods import METHODS, Method, Stage, build, owners
 from .model import ModelConfig, Transformer
 from .tasks import Example
 from .tokenizer import FILE as TOKENIZER
@@ -60,11 +60,7 @@ def parse_args(argv: list[str]) -> dict:
         epilog=f"methods: {', '.join(METHODS)} (--method NAME --help lists a method's own options)",
     )
     add_fields(parser, cls, title=method, shown=shown)
-    own = {f.name for f in dataclasses.fields(cls)}
-    for name, other in METHODS.items():
-        for f in dataclasses.fields(other.Settings):
-            if f.name not in own:
-                parser.belongs.setdefault(f"--{f.name}", []).append(name)
+    parser.owners = owners
     return vars(parser.parse_args(argv))
 
 

@@ -16,7 +16,7 @@ from .no_cot import NoCoT
 from .pause import Pause
 from .sim_cot import SIMCoT
 
-__all__ = ["METHODS", "CoLaR", "LatentSFT", "Method", "Stage", "build"]
+__all__ = ["METHODS", "CoLaR", "LatentSFT", "Method", "Stage", "build", "owners"]
 
 METHODS: dict[str, type[Method]] = {
     "cot_sft": CoTSFT,
@@ -32,6 +32,11 @@ METHODS: dict[str, type[Method]] = {
     "colar": CoLaR,
     "colar_rl": CoLaRRL,
 }
+
+
+def owners(setting: str) -> str:
+    """The methods that have a setting, in words."""
+    return " and ".join(name for name, cls in METHODS.items() if setting in cls.Settings.__dataclass_fields__)
 
 
 def build(config, tok, model, folder=None) -> Method:

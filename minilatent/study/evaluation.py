@@ -10,7 +10,7 @@ from ..batch import pad
 from ..config import UserError
 from ..decode import Decoded
 from ..evaluate import fitting, solve_batches, wilson
-from ..methods import METHODS
+from ..methods import owners
 from ..tasks.answers import Example, is_correct
 from ..tokenizer import Tokenizer
 from .measures import chain_weights, ecr, mean_entropy, one_path, parallelism, partners, to_hex
@@ -26,8 +26,7 @@ def change_settings(method, given: dict) -> None:
     methods."""
     for name, value in given.items():
         if not hasattr(method.config, name):
-            owners = " and ".join(m for m, cls in METHODS.items() if hasattr(cls.Settings, name))
-            raise UserError(f"--{name} belongs to {owners}, this is a run of {method.config.method}")
+            raise UserError(f"--{name} belongs to {owners(name)}, this is a run of {method.config.method}")
         setattr(method.config, name, value)
     method.config.check()
 
