@@ -92,7 +92,7 @@ class CoLaR(Method):
         tied = self.model.config.tied and not self.config.lora_rank
         if not settings and self.config.init != "none" and tied:
             frozen = "colar freezes the embedding table, which is this model's language head, too"
-            way_out = "--init the folder of a cot_sft run, or give --lora_rank"
+            way_out = "Train a run of cot_sft first and --init its folder, or give --lora_rank"
             raise UserError(f"{frozen}: it could not learn to predict </think>. {way_out}")
         head = {n.removeprefix("latent_head."): t for n, t in tensors.items() if n.startswith("latent_head.")}
         if head:
