@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint, masks
-from ..batch import Batch, Row, encode, segments
+from ..batch import Batch, Row, encode, pad, segments
 from ..config import Config, UserError, opt
 from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
@@ -151,7 +151,8 @@ class LatentSFT(Method):
     def collate1(self, rows: list[Row], rng=None) -> Batch:
         encoder = self.tensors([self.encoder_layout(r) for r in rows])
         decoder = self.tensors([self.decoder_layout(r) for r in rows], "decoder_")
-        return {**encoder, **decoder}
+        segments = pad([segment for r in rows for segment in self.segments(r)], self.tok.pad)  # (n, r)
+        return {**encoder, **decoder, "segments": segments}
 
     def induce(self, ids: Tensor, kind: Tensor) -> tuple[Tensor, Batch]:
         """The encoder's latents in reading order: z (n, C), and their labels."""
@@ -188,8 +189,7 @@ class LatentSFT(Method):
 
         logged = {"sup": loss.item()}
         if self.config.pull > 0 and z.requires_grad:  # not while the encoder is frozen
-            mixture = self.segment_mixture(batch["ids"], batch["kind"], batch["block"])
-            pull = self.pull(z, label, *mixture)
+            pull = self.pull(z, label, *self.segment_mixture(batch["segments"]))
             logged["pull"] = pull.item()
             loss = loss + self.config.pull * pull
         return loss, logged
@@ -197,16 +197,10 @@ class LatentSFT(Method):
     def pull(self, z: Tensor, label: Batch, probs: Tensor, ids: Tensor) -> Tensor:
         return sparse_kl(label["logits"], probs, ids)
 
-    def segment_mixture(self, ids: Tensor, kind: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """The uniform mixture of S_i for every latent: probabilities, 0 where a segment is shorter than the
-        longest, and ids (n, r). An L's segment is right before it."""
-        row, at = (kind == LATENT).nonzero(as_tuple=True)  # (n,), (n,)
-        same_block = block[row] == block[row, at][:, None]  # (n, T)
-        longest = int((same_block & (kind[row] == TEXT)).sum(1).max())
-        back = at[:, None] - torch.arange(longest, 0, -1, device=ids.device)  # (n, r)
-        row = row[:, None]
-        mine = same_block.gather(1, back) & (kind[row, back] == TEXT)  # (n, r)
-        return mine / mine.sum(-1, keepdim=True), ids[row, back]
+    def segment_mixture(self, segments: Tensor) -> tuple[Tensor, Tensor]:
+        """The uniform mixture of every segment (n, r), padded: probabilities, 0 for padding, and ids."""
+        real = segments != self.tok.pad
+        return real / real.sum(-1, keepdim=True), segments
 
     @torch.no_grad()
     def compression_accuracy(self, examples: list[Example]) -> dict[str, float]:
