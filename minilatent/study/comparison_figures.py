@@ -134,11 +134,7 @@ def interventions_figure(lines: list[Line]):
 
 def draw(lines: list[Line], out: Path) -> None:
     """All figures that these lines have the numbers for, into out/."""
-    figures = {
-        "frontier": frontier_figure(lines),
-        "steps": steps_figure(lines),
-        "interventions": interventions_figure(lines),
-    }
-    for name, figure in figures.items():
-        if figure:
+    figures = {"frontier": frontier_figure, "steps": steps_figure, "interventions": interventions_figure}
+    for name, make in figures.items():
+        if figure := make(lines):
             save_figure(figure, out / f"{name}.png")
