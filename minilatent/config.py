@@ -108,14 +108,8 @@ class Config:
         check_fields(self, "--")
 
 
-GROUPS = {
-    "method": "run",
-    "data": "data",
-    "n_layer": "model (with --init none) and adapters",
-    "steps": "optimisation",
-    "device": "machine",
-    "max_chain": "decoding",
-}
+GROUPS = {"method": "run", "data": "data", "n_layer": "model (with --init none) and adapters"}
+GROUPS |= {"steps": "optimisation", "device": "machine", "max_chain": "decoding"}
 
 
 # ------------------------------------------------------------------ presets
