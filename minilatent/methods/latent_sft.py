@@ -207,15 +207,13 @@ class LatentSFT(Method):
         """The share of right answers when the decoder starts from the encoder's latents of the *gold* chain:
         that measures compression, not reasoning, because the gold chain holds the answer."""
         self.eval()
-        rows, right, n = self.gold(examples), 0, self.config.eval_batch
+        rows, _ = encode(examples, self.tok, self.model.config.context)
+        right, n = 0, self.config.eval_batch
         for at in range(0, len(rows), n):
             z, _ = self.induce_rows(rows[at : at + n])
             answers = self.answer_given(rows[at : at + n], z).answers
             right += sum(is_correct(a, e.answer) for a, e in zip(answers, examples[at : at + n]))
         return {"compression": right / max(len(examples), 1)}
-
-    def gold(self, examples: list[Example]) -> list[Row]:
-        return encode(examples, self.tok, self.model.config.context)[0]
 
     def answer_given(self, rows: list[Row], z: Tensor):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
