@@ -72,8 +72,7 @@ class CODI(Method):
 
     def length(self, row: Row) -> int:
         """Tokens of both passes."""
-        both = 2 * (len(row.prompt) + len(row.tail))
-        return both + len(self.teacher_chain(row)) + self.config.num_latents
+        return 2 * (len(row.prompt) + len(row.tail)) + len(self.teacher_chain(row)) + self.config.num_latents
 
     def teacher_chain(self, row: Row) -> list[int]:
         return row.chain[: row.ends[-2]] if len(row.ends) > 1 else []
