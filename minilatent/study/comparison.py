@@ -258,16 +258,10 @@ class Comparison:
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
+            shown = {"title": variant.title or entry.title, "group": "main" if entry.main else "ablation"}
+            line = {"row": entry.name + variant.suffix, "run": entry.name, **shown, "seed": seed}
+            line |= {"budget": self.budget, "limit": self.limit}
             for name in names:
-                line = {
-                    "row": entry.name + variant.suffix,
-                    "run": entry.name,
-                    "title": variant.title or entry.title,
-                    "group": "main" if entry.main else "ablation",
-                    "seed": seed,
-                    "budget": self.budget,
-                    "limit": self.limit,
-                }
                 add_line(self.rows, line | facts | self.judge(method, name, frequent))
 
     def judge(self, method, name: str, frequent) -> dict:
