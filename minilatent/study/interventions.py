@@ -94,9 +94,7 @@ def answers_given(method, questions: list[str], latents: Tensor, steps: Tensor) 
 
 
 @torch.no_grad()
-def intervene(
-    method, examples: list[Example], names: list[str], batch: int = 0, per_question: bool = False
-) -> dict[str, dict]:
+def intervene(method, examples: list[Example], names: list[str], batch=0, per_question=False) -> dict:
     """By intervention: accuracy with the replaced latents, its 95 % interval, and the share of answers that
     stay `unchanged`. For explicit CoT the latents are the embeddings of its tokens.
 
