@@ -113,12 +113,8 @@ LIMITS = {"day": (7, 31), "hour": (12, 18), "minute": (60,), "second": (60,), "m
 LIMITS |= {"week": (4, 52), "feet": (7,), "foot": (7,), "cent": (100,)}
 # How else an equation may write a number, as offset + scale * number, by its kind or the word behind it.
 _HUNDREDTH = Fraction(1, 100)
-FORMS = {
-    "%": [(0, _HUNDREDTH), (1, -_HUNDREDTH), (1, _HUNDREDTH), (100, -1), (100, 1)],
-    "cents": [(0, _HUNDREDTH)],
-    "dozen": [(0, 12)],
-    "times": [(1, 1)],
-}
+FORMS = {"cents": [(0, _HUNDREDTH)], "dozen": [(0, 12)], "times": [(1, 1)]}
+FORMS["%"] = [(0, _HUNDREDTH), (1, -_HUNDREDTH), (1, _HUNDREDTH), (100, -1), (100, 1)]
 
 
 # ------------------------------------------------------------------ templates
