@@ -110,9 +110,7 @@ def with_marks(line: str) -> str:
 # ------------------------------------------------------------------ tracing
 
 
-_CHOICE = re.compile(
-    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|enough|old|fast|choos|choice|winn)"
-)
+_CHOICE = r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|enough|old|fast|choos|choice|winn)"
 
 
 class Tracer:
@@ -250,7 +248,7 @@ class Tracer:
         if not made.free:
             raise Untraceable("no number is free")
         made.question = cut(made.original, [(t.start, t.end, cell) for t, cell in self.tokens])
-        if _CHOICE.search(made.original):
+        if re.search(_CHOICE, made.original):
             for high, low in pairwise(sorted(self.results, key=values.__getitem__, reverse=True)):
                 made.require((high, low, sub), Fraction(values[high] > values[low], 1000), 10**9)
         steps, made.steps = made.steps, []
