@@ -23,7 +23,6 @@ import operator
 import random
 import re
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .answers import Example
@@ -275,13 +274,8 @@ def split_of(question: str) -> str:
     return {0: "test", 1: "val"}.get(zlib.crc32(normalise(question).encode()) % 16, "train")
 
 
-Maker = Callable[[random.Random], Example]
-
-
-def collect(
-    make_one: Maker, name: str, split: str, limit: int | None, seed: int, chain_order: str
-) -> list[Example]:
-    """Problems of the split, made until there are `limit` of them (default: SIZES[split])."""
+def collect(make_one, name: str, split: str, limit: int | None, seed: int, chain_order: str) -> list[Example]:
+    """Problems of the split, by make_one(rng), until there are `limit` of them (default: SIZES[split])."""
     rng = random.Random(f"{name} {split} {seed}")
     examples: list[Example] = []
     while len(examples) < (SIZES[split] if limit is None else limit):
