@@ -244,10 +244,8 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
     if config.lora_rank:
         trained = sum(t.numel() for t in checkpoint.own_state(method).values())
         size += f" ({trained / 1e6:.2f} M trained)"
-    lines = [
-        f"{config.method} on {config.data}: {size}, {method.device}, {config.dtype}",
-        f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on",
-    ]
+    lines = [f"{config.method} on {config.data}: {size}, {method.device}, {config.dtype}"]
+    lines.append(f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on")
     lines += [left_out] if left_out else []
     # Not for a method with a fixed number of latents, nor in the smoke preset, which cuts chains on purpose.
     free = method.thinker() is not None and method.decoding()["max_chain"] == config.max_chain
