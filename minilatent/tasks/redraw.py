@@ -109,7 +109,6 @@ def with_marks(line: str) -> str:
 
 # ------------------------------------------------------------------ tracing
 
-
 _CHOICE = r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|enough|old|fast|choos|choice|winn)"
 
 
