@@ -67,12 +67,10 @@ class CODI(Method):
 
     def stages(self, train: list[Row]) -> list[Stage]:
         about = f"teacher in words and student in {self.config.num_latents} latents together"
-        lengths = [self.length(r) for r in train]
+        n = self.config.num_latents
+        # Tokens of both passes
+        lengths = [2 * (len(r.prompt) + len(r.tail)) + len(self.teacher_chain(r)) + n for r in train]
         return [self.stage("codi", about, train, lengths, trained=["model", "projection"])]
-
-    def length(self, row: Row) -> int:
-        """Tokens of both passes."""
-        return 2 * (len(row.prompt) + len(row.tail)) + len(self.teacher_chain(row)) + self.config.num_latents
 
     def teacher_chain(self, row: Row) -> list[int]:
         return row.chain[: row.ends[-2]] if len(row.ends) > 1 else []
