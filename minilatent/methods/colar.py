@@ -135,9 +135,12 @@ class CoLaR(Method):
 
         compression = self.compressed_cross_entropy(h, labels, following)  # L_comp
         predicts = (following == LATENT) | (kind[:, :-1] == LATENT)  # (B, T - 1) <think>, z_1 .. z_N
-        mu, log_sigma = self.latent_head(h[predicts])  # (m, C) each
+        mu, log_sigma = (t.float() for t in self.latent_head(h[predicts]))  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()
-        latent = self.latent_loss(mu.float(), log_sigma.float(), target)  # L_latent
+        if config.latent_loss == "nll":  # L_latent
+            latent = gaussian_nll(mu, log_sigma, target)
+        else:
+            latent = soft_mse(mu, log_sigma, target, config.entropy_weight)
         logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
         return compression + config.latent_weight * latent, logged
 
@@ -154,11 +157,6 @@ class CoLaR(Method):
         tail = F.cross_entropy(logits, labels[before_tail], reduction="none")
         goes_on = log_not(self.model.logits(h[before_latent]), self.tok.end_think)
         return mean(torch.cat([tail, -goes_on]))
-
-    def latent_loss(self, mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
-        if self.config.latent_loss == "nll":
-            return gaussian_nll(mu, log_sigma, target)
-        return soft_mse(mu, log_sigma, target, self.config.entropy_weight)
 
     def every_speed(self, examples: list[Example]) -> dict[str, float]:
         """Accuracy at every speed that is trained; their mean chooses the best checkpoint."""
