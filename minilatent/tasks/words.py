@@ -158,11 +158,6 @@ class Problem:
         self.compute(holder, self.held[person], op, (c, None))
         return holder
 
-    def move(self, person: str) -> str:
-        """One operation further on a track; returns who holds its result."""
-        related = self.names and self.rng.random() < 0.3
-        return self.change("relation" if related else "event", person)
-
     def merge(self, a: str, b: str) -> str:
         """b gets what a has."""
         self.say("merge", P=a, Q=b)
@@ -206,7 +201,8 @@ class Problem:
             else:
                 ends.append(self.start())
             for _ in range(moves[i]):
-                ends[-1] = self.move(ends[-1])
+                related = self.names and self.rng.random() < 0.3
+                ends[-1] = self.change("relation" if related else "event", ends[-1])
         self.say("ask", P=ends[0])
 
     def distract(self) -> None:
