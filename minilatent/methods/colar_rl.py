@@ -18,11 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..batch import Row
 from ..config import UserError, opt
 from .colar import CoLaR
 from .grpo import GRPO, RL_PRESETS, GRPOSettings
-from .method import Stage
 
 
 @dataclass
@@ -55,9 +53,6 @@ class CoLaRRL(GRPO, CoLaR):
             trained = f"its --init was trained with --latent_loss {loss}, which leaves none"
             raise UserError(f"colar_rl samples latents with the latent head's σ: {trained}; {way_out}")
         super().adopt(tensors, settings)
-
-    def stages(self, train: list[Row]) -> list[Stage]:
-        return [self.rl_stage(train)]
 
     def trainable(self) -> list[str]:
         return [*super().trainable(), "latent_head"]

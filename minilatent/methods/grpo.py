@@ -89,10 +89,10 @@ class GRPO:
 
     # ------------------------------------------------------------------ the stage
 
-    def rl_stage(self, train: list[Row]) -> Stage:
+    def stages(self, train: list[Row]) -> list[Stage]:
         about, lengths = f"{self.config.group} samples a question", [len(r.prompt) - 1 for r in train]
         own = {"trained": self.trainable(), "rollout": self.rollout, "inner": self.config.inner}
-        return self.stage(self.config.method, about, train, lengths, judge_start=True, **own)
+        return [self.stage(self.config.method, about, train, lengths, judge_start=True, **own)]
 
     def trainable(self) -> list[str]:
         return self.all_but_embedding()

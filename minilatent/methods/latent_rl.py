@@ -38,13 +38,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..batch import Row
 from ..config import UserError, opt
 from ..decode import superposition_thinker
 from ..latent import NOISE_FLOOR, clamped_gumbel, entropy, mix
 from ..masks import LATENT
 from .grpo import GRPO, RL_PRESETS, GRPOSettings, advantages
-from .method import Method, Stage
+from .method import Method
 
 
 @dataclass
@@ -79,9 +78,6 @@ class LatentRL(GRPO, Method):
             if settings[key] != getattr(config, key):
                 raise UserError(f"--init {config.init} has --{key} {settings[key]}: give latent_rl the same")
         super().adopt(tensors, settings)
-
-    def stages(self, train: list[Row]) -> list[Stage]:
-        return [self.rl_stage(train)]
 
     # ------------------------------------------------------------------ the policy over latents
 
