@@ -31,8 +31,7 @@ ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 
 def checksum(tensors: dict[str, Tensor], meta: str) -> str:
-    """CRC-32 over the meta data and all names, types, shapes and bytes: a flipped byte must not go
-    unnoticed."""
+    """CRC-32 over the meta data and all names, types, shapes and bytes: no flipped byte goes unnoticed."""
     crc = zlib.crc32(meta.encode())
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()

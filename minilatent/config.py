@@ -1,8 +1,6 @@
-"""The settings that every method has, their help, the presets, and the tools that make a command line of
-them.
+"""The settings that every method has, their help, the presets, and what makes a command line of them.
 
-A method adds its own settings: `class Settings(Config)` at the top of its file, and its part of the presets
-beside it.
+A method adds `class Settings(Config)` at the top of its file, and its part of the presets beside it.
 """
 
 import argparse
@@ -24,8 +22,7 @@ class UserError(Exception):
 
 
 def opt(default, help: str, **metadata):
-    """A dataclass field with the help text that `--help` shows. Metadata: `choices`, and the bounds `least`
-    and `most`."""
+    """A dataclass field with the text that `--help` shows. Metadata: `choices`, bounds `least` and `most`."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -116,8 +113,7 @@ GROUPS |= {"steps": "optimisation", "device": "machine", "max_chain": "decoding"
 
 # The common part; each method file has the method's own part. A preset of a pretrained model extends "gpu":
 # the papers' settings for one GPU on GSM8K-Aug (an epoch of its 385,620 examples is 1,507 steps). "lora":
-# Latent-SFT's release. Ours: 10 epochs for the methods that name no number, and chains of up to 256 tokens,
-# since a number may be several.
+# Latent-SFT's release. Ours: 10 epochs where a paper names no number; 256 tokens a chain (numbers are long).
 PRESETS: dict[str, dict] = {
     "mini": {"optimizer": "muon"},
     "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "batch_size": 16, "max_chain": 24},
@@ -140,8 +136,7 @@ EXTENDS |= dict.fromkeys(("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b"), ("gpu",
 
 
 def preset(name: str, presets: dict[str, dict]) -> dict:
-    """The settings that a preset has in `presets` (the common ones above or a method's), with what it
-    extends."""
+    """What a preset sets in `presets` (the common ones above or a method's), with what it extends."""
     settings: dict = {}
     for layer in (*EXTENDS.get(name, ()), name):
         settings.update(presets.get(layer, {}))
@@ -190,8 +185,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_fields(parser: Parser, cls: type, only=(), title="", shown: dict | None = None) -> None:
     """One `--key` for every field of a dataclass (or `only` these); a bool becomes `--key` and `--no-key`.
-    Config's fields are grouped by GROUPS, further ones stand under `title`. shown: defaults that a preset
-    changes."""
+    Config's fields are grouped by GROUPS, others stand under `title`. shown: a preset's defaults."""
     types, group, shown = typing.get_type_hints(cls), parser, shown or {}
     common = {f.name for f in dataclasses.fields(Config)}
     for f in dataclasses.fields(cls):

@@ -1,5 +1,4 @@
-"""From settings to a trained run folder, and from a run folder to a method. The door between the core and
-the rest."""
+"""From settings to a run folder, and from a run folder to a method: the door between core and rest."""
 
 import contextlib
 import dataclasses
@@ -43,8 +42,7 @@ def settings_class(method: str) -> type[Config]:
 
 
 def parse_args(argv: list[str]) -> dict:
-    """The command line of train.py: what the user gave, by key. The options are the common ones and the
-    method's."""
+    """The command line of train.py (common options and the method's): what the user gave, by key."""
     first = Parser(add_help=False)
     first.add_argument("--method", default="")
     first.add_argument("--preset", default="mini")
@@ -65,8 +63,7 @@ def parse_args(argv: list[str]) -> dict:
 
 
 def resolve(given: dict) -> Config:
-    """Defaults < preset < the method's part of the preset < `given`. UserError if something makes no
-    sense."""
+    """Defaults < preset < the method's part of the preset < `given`. UserError for what makes no sense."""
     cls, name = settings_class(given.get("method", "")), given.get("preset", "mini")
     known = [known for known in PRESETS if known not in ("gpu", "lora")]  # these two are parts of others
     if name not in known:

@@ -40,8 +40,7 @@ def owners(setting: str) -> str:
 
 
 def build(config, tok, model, folder=None) -> Method:
-    """The method that the settings name. An ablation that changes the flow is a subclass in a file of its
-    own."""
+    """The method that the settings name. An ablation that changes the flow is a subclass, in its own file."""
     cls = METHODS[config.method]
     if getattr(config, "latent", "") == "hidden":
         cls = HiddenLatentSFT

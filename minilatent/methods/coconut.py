@@ -11,9 +11,8 @@ facebookresearch/coconut. The curriculum replaces the chain's first steps, one p
     loss               cross-entropy on all that follows the latents, back-propagated through all of them:
                        S · c + 2 passes, one after the other (unroll.py)
 
-Stage 0 is left out when the model comes from CoT-SFT. A problem with fewer than s steps has no words
-left, but gets all latents of the stage. Every stage has its own optimizer. At inference: num_latents
-latents.
+Stage 0 is left out when the model comes from CoT-SFT. A problem with fewer than s steps has no words left,
+but gets all latents of the stage. Every stage has its own optimizer. At inference: num_latents latents.
 
     python train.py --method coconut [--num_latents 6] [--latents_a_step 2]
 

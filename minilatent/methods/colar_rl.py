@@ -1,5 +1,4 @@
-"""CoLaR with RL: GRPO (see grpo.py) from a CoLaR checkpoint that was trained by NLL: its σ is a distribution,
-soft-MSE's goes to 0.
+"""CoLaR with RL: GRPO (see grpo.py) from a CoLaR run that was trained by NLL (soft-MSE's σ goes to 0).
 
 Latents are sampled from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density
 is its mean over the C dimensions of the width (the release's choice), so ρ is the C-th root of the

@@ -9,9 +9,8 @@ chain and the answer's tokens from the language head. The reward is 1 for a righ
                             + mean over its answer      min(ρA, clip(ρ)A)   ρ of a token
 
 Each sample spreads one advantage over its chain, A/length per latent. So a latent of a short chain gets a
-larger push, up if the answer is right and down if it is wrong, which shortens chains. `--no-average`
-counts every latent and token alike. A group whose answers are all right or all wrong has no advantage: it
-is left out.
+larger push, up if the answer is right and down if it is wrong, which shortens chains. `--no-average` counts
+every latent and token alike. A group whose answers are all right or all wrong has no advantage: left out.
 
 A model that was taught where its chains end, ends them so confidently that sampling rarely tries another
 length: `--end_temperature` above 1 makes the policy that is sampled and trained less sure. (Greedy
@@ -45,8 +44,7 @@ class GRPOSettings(Config):
     average: bool = opt(True, "average a sample's terms over its length (off: all latents and tokens alike)")
 
 
-# 3,000 steps of 32 questions are as many rows a pass as elsewhere; dropout would change the compared
-# probabilities.
+# 32 questions are as many rows a pass as elsewhere; dropout would change the compared probabilities.
 RL_PRESETS = {
     "gpu": {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250},
     "lora": {"lora_dropout": 0.0},
@@ -75,8 +73,7 @@ class GRPO:
         raise NotImplementedError
 
     def latent_log_prob(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Batch]:
-        """Their log-probabilities, (n,), by the states (n, C) that predict them; and statistics for the
-        log."""
+        """Their log-probabilities, (n,), by the states (n, C) that predict them; and what is logged."""
         raise NotImplementedError
 
     def advantage_of(self, part: str, batch: Batch, sample: Tensor) -> Tensor:
@@ -105,9 +102,8 @@ class GRPO:
 
     @torch.no_grad()
     def rollout(self, rows: list[Row], rng: random.Random) -> Batch:
-        """G sampled chains and answers for each row's question, side by side, with their rewards,
-        advantages and old log-probabilities. A group stays in one process, and each process samples its
-        own."""
+        """G sampled chains and answers for each row's question, side by side, with their rewards, advantages
+        and old log-probabilities. A group stays in one process, and each process samples its own."""
         tok, G = self.tok, self.config.group
         # The parts of an accumulated step get the same rng: what is sampled for them must differ.
         generator = torch.Generator().manual_seed(rng.getrandbits(62) + zlib.crc32(rows[0].text.encode()))
@@ -136,8 +132,7 @@ class GRPO:
 
     @torch.no_grad()
     def with_old_log_probs(self, batch: Batch) -> Batch:
-        """The batch with the log-probabilities under the policy that sampled it, by the same pass as in
-        the loss."""
+        """The batch with the log-probabilities under the policy that sampled it, by the loss's own pass."""
         part = self.informative(batch)
         with self.autocast():
             old, statistics = self.log_probs(part)

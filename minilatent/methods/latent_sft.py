@@ -27,8 +27,7 @@ Where we differ, and why:
   - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its
     segment's tokens. Without it (0, the paper's recipe) a small model invents almost one-hot codes of its
     own, which stage 2 learns slowly.
-  - L_sup is averaged inside each target block, then over blocks (v1's text; the release averages over
-    tokens).
+  - L_sup is averaged inside each target block, then over blocks (v1's text; the release: over tokens).
   - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
   - Everything is batched; the release builds masks and embeddings one sample at a time.
 """
@@ -113,9 +112,8 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ stage 1: make the latents
 
     def stage1(self, train: list[Row]) -> list[Stage]:
-        """Three phases, with AdamW whatever --optimizer says: stage 1 is short and starts from a trained
-        model. Muon changes all directions of a matrix equally, which at first destroys what the model can
-        do."""
+        """Three phases, with AdamW whatever --optimizer says: stage 1 is short, and starts from a trained
+        model. Muon changes all directions of a matrix equally, which destroys at first what it can do."""
         phases = (
             ("encoder", ["encoder"], "learns latents that a frozen decoder can continue from"),
             ("decoder", ["model"], "learns to read the encoder's latents"),
@@ -230,8 +228,7 @@ class LatentSFT(Method):
 
     @torch.no_grad()
     def soft_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """The encoder's latents of all rows: `probs` and `ids` (n, k), with `places`. Computed once, kept in
-        the run folder."""
+        """The encoder's latents of all rows, kept in the run folder: `probs`, `ids` (n, k), and `places`."""
         path = self.folder / "state" / "labels.safetensors" if self.folder else None
         # Equal lengths side by side: little padding. The longest first: later batches fit into freed memory.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt) - len(rows[i].chain))

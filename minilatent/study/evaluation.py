@@ -22,8 +22,7 @@ SUFFIXES = {"": "", "_distinct": ", tokens that differ"}  # by all tokens; by th
 
 
 def change_settings(method, given: dict) -> None:
-    """Change settings of a loaded run. UserError for a bad value or a setting that belongs to other
-    methods."""
+    """Change settings of a loaded run. UserError for a bad value or another method's setting."""
     for name, value in given.items():
         if not hasattr(method.config, name):
             raise UserError(f"--{name} belongs to {owners(name)}, this is a run of {method.config.method}")

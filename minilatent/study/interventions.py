@@ -66,8 +66,7 @@ def applies(name: str, method) -> bool:
 
 
 def check_interventions(method, names: list[str]) -> None:
-    """UserError for an unknown name, for a method that does not think, and for top1 where it does not
-    apply."""
+    """UserError for an unknown name, a method that does not think, and top1 where it does not apply."""
     for name in names:
         if name not in INTERVENTIONS:
             raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")

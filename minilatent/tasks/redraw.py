@@ -184,8 +184,7 @@ class Tracer:
         return found
 
     def line(self, parts: list[str], equations: list[Equation], cells: list[list[int]]) -> list[str | Slot]:
-        """A line of the solution with slots for its numbers; its equations alone if the prose has a number
-        that cannot be told."""
+        """A line of the solution with slots; its equations alone if a number of the prose cannot be told."""
         marks, bare = [[]], []
         for e, found in zip(equations, cells):
             left = cut(e.left, [(start, end, c) for (start, end, _), c in zip(e.literals, found)])
@@ -266,8 +265,7 @@ class Tracer:
 
 
 def templates(records: Iterable[Record], source="") -> tuple[list[Template], Counter]:
-    """The templates of all records that can be traced, and how many cannot, by reason. UserError names the
-    source if none can."""
+    """The templates of the records that can be traced; how many cannot, by reason. UserError if none can."""
     made, reasons = [], Counter()
     for record in records:
         try:
@@ -280,8 +278,7 @@ def templates(records: Iterable[Record], source="") -> tuple[list[Template], Cou
 
 
 def redraw(made: list[Template], n: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Up to n different problems, from all templates in turn; the first of a longer run are those of a
-    shorter one."""
+    """Up to n different problems, from all templates in turn; a longer run begins as a shorter one does."""
     rng = random.Random(seed)
     walks = [(one, one.walk(random.Random(f"{seed} {one.original}"))) for one in made]
     while walks:

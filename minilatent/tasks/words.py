@@ -150,8 +150,7 @@ class Problem:
         return person
 
     def change(self, kind: str, person: str) -> str:
-        """In an event the person's quantity changes, in a relation another person's is derived from it;
-        returns who holds the result."""
+        """An event changes a person's quantity, a relation derives another's from it; returns whose it is."""
         holder = self.names.pop() if kind == "relation" else person
         op, c = self.operation(self.held[person][0])
         self.say(f"{kind} {op}", c, P=person, Q=holder)
