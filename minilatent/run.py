@@ -163,8 +163,7 @@ def load_weights(name: str, above: tuple = ()) -> tuple[Transformer, Tokenizer, 
 
 
 def load_run(folder: str | Path, device: torch.device) -> Method:
-    """The method of a run folder with its trained weights, ready to solve. UserError if it is not a run
-    folder that this version can read."""
+    """The trained method of a run folder, ready to solve. UserError if this version cannot read it."""
     config = stored_settings(folder)
     model, tok, _, beside = load_weights(str(folder))
     method = build(config, tok, model)

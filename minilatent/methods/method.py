@@ -1,7 +1,5 @@
 """What a method is: settings, modules, the stages that train them, and how it thinks at inference."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

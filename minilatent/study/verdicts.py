@@ -139,8 +139,7 @@ def estimate(
 
 @dataclass
 class Trend:
-    """A claim: `measure` of row a is above (or below) that of row b, or above 0 where b is "", by more than
-    -tolerance."""
+    """A claim: `measure` of row a is above (below) row b's, or 0 where b is "", by more than -tolerance."""
 
     name: str
     a: str
