@@ -4,8 +4,7 @@ Deng et al., "Latent Reasoning in LLMs as a Vocabulary-Space Superposition", arX
 Reasoning as Chain of Superposition", which adds the Gumbel noise). The chain is cut into N = ⌈T/r⌉ segments
 S_1..S_N of r tokens.
 
-Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder has to continue from the
-latents:
+Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder continues from the latents:
 
     encoder   Q <think> S_1 L S_2 L .. S_N L </think>              under the induction mask (LTIM)
               α_i = softmax of the top k of h(L_i) · Wᵀ            W: the decoder's embeddings e_j

@@ -185,7 +185,7 @@ class Tracer:
 
     def line(self, parts: list[str], equations: list[Equation], cells: list[list[int]]) -> list[str | Slot]:
         """A line of the solution with slots; its equations alone if a number of the prose cannot be told."""
-        marks, bare = [[]], []
+        marks, bare = [[]], []  # marks: nothing before the first prose, then each equation's
         for e, found in zip(equations, cells):
             left = cut(e.left, [(start, end, c) for (start, end, _), c in zip(e.literals, found)])
             right = (found[-1], e.right)
