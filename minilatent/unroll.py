@@ -33,7 +33,7 @@ class GrowingCache:
 def think_through(
     model: Transformer, ids: Tensor, latent: int, pad: int, latent_of: Callable, states: list | None = None
 ) -> Tensor:
-    """Hidden states (B, T, C) of rows that think in latents, each made from the one before: the latent in slot
+    """Hidden states (B, T, C) of rows that think in latents, each made from the one before: that in slot
     t is latent_of(hidden state at t - 1). One pass follows another, and the gradient goes back through all.
 
         ids    .  .  Q  Q  <think>  L  L  L  </think>  4  2  <eos>     padded on the left up to the latents:
