@@ -145,7 +145,7 @@ def test_the_reading_path_of_a_method_is_at_most_1500_lines(method):
     assert lines(module, *PATH) <= 1500
 
 
-HOUSE = 7309  # lines, for what the package could do when its rooms were built; 7,500 were allowed
+HOUSE = 7258  # lines, for what the package could do when its rooms were built; 7,500 were allowed
 # Capabilities that came later.
 ADDED = {
     "SIM-CoT and looped": 137,
@@ -153,7 +153,7 @@ ADDED = {
     "files that people have": 27,
     "the playground": 126,
     "run folders that can be trusted": 329,
-    "GSM8K redrawn": 611,
+    "GSM8K redrawn": 608,
 }
 
 
