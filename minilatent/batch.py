@@ -17,8 +17,7 @@ IGNORE = -100  # a label that no loss counts; latent slots in an input have a to
 
 @dataclass
 class Row:
-    """One example in tokens: `prompt chain tail` is what explicit chain-of-thought reads. No row holds
-    padding."""
+    """One example in tokens, unpadded: `prompt chain tail` is what explicit chain-of-thought reads."""
 
     prompt: list[int]  # question <think>
     chain: list[int]
@@ -52,12 +51,9 @@ def tail(answer: list[int], tok: Tokenizer) -> list[int]:
     return [tok.end_think, *answer]
 
 
-def encode(
-    examples: Iterable[Example], tok: Tokenizer, longest: int, ratio: int = 0
-) -> tuple[list[Row], int]:
+def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, ratio=0) -> tuple[list[Row], int]:
     """Rows, and how many examples were skipped because `prompt chain tail` is longer than `longest` tokens.
-    ratio: also leave room for a latent behind every `ratio` chain tokens (Latent-SFT's stage 1 reads
-    both)."""
+    ratio: also leave room for a latent behind every `ratio` chain tokens (stage 1 of Latent-SFT)."""
     rows, skipped = [], 0
     for example in examples:
         chain = tok.encode_chain(example.chain)

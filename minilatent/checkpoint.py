@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config, UserError, check_fields, is_a
 from .files import check_no_links, check_regular, read_json, replace_file, write_json
@@ -31,8 +31,7 @@ ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 
 def checksum(tensors: dict[str, Tensor], meta: str) -> str:
-    """CRC-32 over the meta data and all names, types, shapes and bytes: a flipped byte must not go
-    unnoticed."""
+    """CRC-32 over the meta data and all names, types, shapes and bytes: no flipped byte goes unnoticed."""
     crc = zlib.crc32(meta.encode())
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
@@ -74,7 +73,7 @@ def load_tensors(path: Path, like: dict[str, Tensor] | None = None) -> tuple[dic
     raise UserError(f"{path} is damaged: its checksum does not match its contents")
 
 
-def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Every tensor must find its place and every place its tensor; UserError names those that do not."""
     for name, place in module.state_dict().items():
         if name in tensors and tensors[name].is_floating_point() != place.is_floating_point():
@@ -88,7 +87,7 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
         raise UserError(f"{path} does not fit this model: {reason}") from None
 
 
-def frozen(module: torch.nn.Module) -> set[str]:
+def frozen(module: nn.Module) -> set[str]:
     """Entries of the state dict that belong to the base model under adapters: a run does not save them."""
     names = set()
     for prefix, part in module.named_modules():
@@ -96,13 +95,13 @@ def frozen(module: torch.nn.Module) -> set[str]:
     return names
 
 
-def own_state(module: torch.nn.Module) -> dict[str, Tensor]:
+def own_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict without what is frozen for good: the base model's file has that."""
     base = frozen(module)
     return {name: tensor for name, tensor in module.state_dict().items() if name not in base}
 
 
-def load_own(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load_own(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """`own_state` back into its place. UserError names a tensor that is missing, left over or misshapen."""
     base, state = frozen(module), module.state_dict()
     load_into(module, {**{name: state[name] for name in base}, **tensors}, path)
@@ -187,9 +186,7 @@ def split_off(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 
 
-def training_state(
-    module: torch.nn.Module, trained: dict[str, Tensor], optimizers: list
-) -> dict[str, Tensor]:
+def training_state(module: nn.Module, trained: dict[str, Tensor], optimizers: list) -> dict[str, Tensor]:
     """Weights and the optimizers' moments, in one dict: one file, so that no crash can leave half of it."""
     tensors = {f"method.{n}": t for n, t in own_state(module).items()}
     for name, p in trained.items():
@@ -199,9 +196,7 @@ def training_state(
     return tensors
 
 
-def load_training_state(
-    path: Path, module: torch.nn.Module, trained: dict[str, Tensor], optimizers: list
-) -> dict:
+def load_training_state(path: Path, module: nn.Module, trained: dict[str, Tensor], optimizers: list) -> dict:
     """`training_state` back into its place; returns the file's meta."""
     tensors, meta = load_tensors(path)
     weights = {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}

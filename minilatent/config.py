@@ -1,8 +1,6 @@
-"""The settings that every method has, their help, the presets, and the tools that make a command line of
-them.
+"""The settings that every method has, their help, the presets, and what makes a command line of them.
 
-A method adds its own settings: `class Settings(Config)` at the top of its file, and its part of the presets
-beside it.
+A method adds `class Settings(Config)` at the top of its file, and its part of the presets beside it.
 """
 
 import argparse
@@ -26,8 +24,7 @@ class UserError(Exception):
 
 
 def opt(default, help: str, **metadata):
-    """A dataclass field with the help text that `--help` shows. Metadata: `choices`, and the bounds `least`
-    and `most`."""
+    """A dataclass field with the text that `--help` shows. Metadata: `choices`, bounds `least` and `most`."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -111,51 +108,18 @@ class Config:
         check_fields(self, "--")
 
 
-GROUPS = {
-    "method": "run",
-    "data": "data",
-    "n_layer": "model (with --init none) and adapters",
-    "steps": "optimisation",
-    "device": "machine",
-    "max_chain": "decoding",
-}
+GROUPS = {"method": "run", "data": "data", "n_layer": "model (with --init none) and adapters"}
+GROUPS |= {"steps": "optimisation", "device": "machine", "max_chain": "decoding"}
 
 
 # ------------------------------------------------------------------ presets
 
 # The common part; each method file has the method's own part. A preset of a pretrained model extends "gpu":
 # the papers' settings for one GPU on GSM8K-Aug (an epoch of its 385,620 examples is 1,507 steps). "lora":
-# Latent-SFT's release. Ours: 10 epochs for the methods that name no number, and chains of up to 256 tokens,
-# since a number may be several.
+# Latent-SFT's release. Ours: 10 epochs where a paper names no number; 256 tokens a chain (numbers are long).
 PRESETS: dict[str, dict] = {
     "mini": {"optimizer": "muon"},
-    "base": {  # mini-base: python train.py --method cot_sft --preset base --dtype float32 --threads 1
-        "init": "none",
-        "train_size": 220_000,
-        "val_size": 500,
-        "optimizer": "muon",
-        "steps": 3500,
-        "lr": 4e-3,
-        "eval_every": 500,
-        "save_every": 500,
-    },
     "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "batch_size": 16, "max_chain": 24},
-    "gpu": {
-        "data": "gsm8k_aug",
-        "train_size": 400_000,
-        "val_size": 500,
-        "test_size": 1319,
-        "dtype": "bfloat16",
-        "batch_size": 256,
-        "accumulate": 4,
-        "lr": 3e-4,
-        "beta2": 0.999,
-        "steps": 15_000,
-        "eval_every": 1500,
-        "save_every": 500,
-        "eval_batch": 128,
-        "max_chain": 256,
-    },
     "lora": {"lora_rank": 64, "lora_alpha": 128.0, "lora_dropout": 0.1, "grad_checkpoint": True},
     "smollm2-135m": {"init": "HuggingFaceTB/SmolLM2-135M-Instruct"},
     "gpt2": {"init": "gpt2"},
@@ -163,18 +127,19 @@ PRESETS: dict[str, dict] = {
     "qwen3-0.6b": {"init": "Qwen/Qwen3-0.6B"},
     "llama-3.2-1b": {"init": "meta-llama/Llama-3.2-1B-Instruct"},
 }
-EXTENDS = {
-    "smollm2-135m": ("gpu",),
-    "gpt2": ("gpu",),
-    "qwen2.5-0.5b": ("gpu", "lora"),
-    "qwen3-0.6b": ("gpu", "lora"),
-    "llama-3.2-1b": ("gpu", "lora"),
-}
+# mini-base: python train.py --method cot_sft --preset base --dtype float32 --threads 1
+PRESETS["base"] = {"init": "none", "train_size": 220_000, "val_size": 500}
+PRESETS["base"] |= {"optimizer": "muon", "steps": 3500, "lr": 4e-3, "eval_every": 500, "save_every": 500}
+PRESETS["gpu"] = {"data": "gsm8k_aug", "train_size": 400_000, "val_size": 500, "test_size": 1319}
+PRESETS["gpu"] |= {"batch_size": 256, "accumulate": 4, "lr": 3e-4, "beta2": 0.999, "steps": 15_000}
+PRESETS["gpu"] |= {"eval_every": 1500, "save_every": 500, "dtype": "bfloat16"}
+PRESETS["gpu"] |= {"eval_batch": 128, "max_chain": 256}
+EXTENDS = dict.fromkeys(("smollm2-135m", "gpt2"), ("gpu",))
+EXTENDS |= dict.fromkeys(("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b"), ("gpu", "lora"))
 
 
 def preset(name: str, presets: dict[str, dict]) -> dict:
-    """The settings that a preset has in `presets` (the common ones above or a method's), with what it
-    extends."""
+    """What a preset sets in `presets` (the common ones above or a method's), with what it extends."""
     settings: dict = {}
     for layer in (*EXTENDS.get(name, ()), name):
         settings.update(presets.get(layer, {}))
@@ -218,7 +183,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=shape, **kwargs)
         for kind in (int, float):
             self.register("type", kind, partial(number, kind))
-        self.belongs: dict[str, list[str]] = {}  # options that only other methods have -> these methods
+        self.owners = lambda name: ""  # of an option that only other methods have: these methods
 
     def error(self, message: str):
         raise UserError(message)
@@ -227,23 +192,16 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             key = unknown[0].split("=")[0]
-            if methods := self.belongs.get(key.replace("--no-", "--")):
-                raise UserError(f"{key} belongs to {' and '.join(methods)}")
+            if methods := self.owners(key.removeprefix("--").removeprefix("no-")):
+                raise UserError(f"{key} belongs to {methods}")
             known = [name for action in self._actions for name in action.option_strings]
             raise UserError(f"unknown argument '{unknown[0]}'{nearest(key, known, ': see --help')}")
         return parsed
 
 
-def add_fields(
-    parser: argparse.ArgumentParser,
-    cls: type,
-    only: tuple[str, ...] = (),
-    title: str = "",
-    shown: dict | None = None,
-) -> None:
+def add_fields(parser: Parser, cls: type, only=(), title="", shown: dict | None = None) -> None:
     """One `--key` for every field of a dataclass (or `only` these); a bool becomes `--key` and `--no-key`.
-    Config's fields are grouped by GROUPS, further ones stand under `title`. shown: defaults that a preset
-    changes."""
+    Config's fields are grouped by GROUPS, others stand under `title`. shown: a preset's defaults."""
     types, group, shown = typing.get_type_hints(cls), parser, shown or {}
     common = {f.name for f in dataclasses.fields(Config)}
     for f in dataclasses.fields(cls):

@@ -62,20 +62,12 @@ def solve_all(method, examples: list[Example], **options) -> dict:
     }
 
 
-# ------------------------------------------------------------------ what fits into the context
-
-
-def room(method) -> int:
-    """The longest prompt, in tokens, whose chain and answer still fit in the context."""
-    limits = method.decoding()
-    return method.model.config.context - limits["max_chain"] - limits["max_answer"] - 1
-
-
 def fitting(method, examples: list[Example]) -> list[Example]:
-    """The examples whose prompt fits. UserError if none does."""
-    fits = [e for e in examples if len(method.prompt(e.question)) <= room(method)]
+    """The examples whose prompt leaves room for the longest chain and answer. UserError if none does."""
+    limits, context = method.decoding(), method.model.config.context
+    room = context - limits["max_chain"] - limits["max_answer"] - 1
+    fits = [e for e in examples if len(method.prompt(e.question)) <= room]
     if not fits:
-        limits, context = method.decoding(), method.model.config.context
         lengths = f"--max_chain {limits['max_chain']} and --max_answer {limits['max_answer']}"
         raise UserError(f"{lengths} leave no room for any of {len(examples)} questions in {context} tokens")
     return fits

@@ -37,7 +37,6 @@ def use_threads(n: int) -> None:
 
 def trim_memory() -> None:
     """Give freed memory back to the system. glibc keeps it, and since batches of ever different lengths
-    rarely fit into what earlier ones have left, a long run on a CPU would grow to three times what it
-    needs."""
+    rarely fit into what earlier ones have left, a long run on a CPU would need three times as much."""
     with contextlib.suppress(OSError, TypeError, AttributeError):  # other C libraries do without
         ctypes.CDLL(None).malloc_trim(0)

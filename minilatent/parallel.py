@@ -36,10 +36,8 @@ def answered() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo or NCCL
-        reason = f"has died or hangs ({str(error)[:150]})"
-        raise UserError(
-            f"another process of this run {reason}; the same command with --resume goes on"
-        ) from None
+        fault = f"another process of this run has died or hangs ({str(error)[:150]})"
+        raise UserError(f"{fault}; the same command with --resume goes on") from None
 
 
 def start(device: str, minutes: float) -> str:

@@ -1,5 +1,4 @@
-"""From settings to a trained run folder, and from a run folder to a method. The door between the core and
-the rest."""
+"""From settings to a run folder, and from a run folder to a method: the door between core and rest."""
 
 import contextlib
 import dataclasses
@@ -20,7 +19,7 @@ from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, neares
 from .evaluate import fitting, wilson
 from .files import check_no_links, is_temporary, one_writer, remove_temporary
 from .machine import pick_device, pick_dtype, use_threads
-from .methods import METHODS, Method, Stage, build
+from .methods import METHODS, Method, Stage, build, owners
 from .model import ModelConfig, Transformer
 from .tasks import Example
 from .tokenizer import FILE as TOKENIZER
@@ -44,8 +43,7 @@ def settings_class(method: str) -> type[Config]:
 
 
 def parse_args(argv: list[str]) -> dict:
-    """The command line of train.py: what the user gave, by key. The options are the common ones and the
-    method's."""
+    """The command line of train.py (common options and the method's): what the user gave, by key."""
     first = Parser(add_help=False)
     first.add_argument("--method", default="")
     first.add_argument("--preset", default="mini")
@@ -61,20 +59,16 @@ def parse_args(argv: list[str]) -> dict:
         epilog=f"methods: {', '.join(METHODS)} (--method NAME --help lists a method's own options)",
     )
     add_fields(parser, cls, title=method, shown=shown)
-    own = {f.name for f in dataclasses.fields(cls)}
-    for name, other in METHODS.items():
-        for f in dataclasses.fields(other.Settings):
-            if f.name not in own:
-                parser.belongs.setdefault(f"--{f.name}", []).append(name)
+    parser.owners = owners
     return vars(parser.parse_args(argv))
 
 
 def resolve(given: dict) -> Config:
-    """Defaults < preset < the method's part of the preset < `given`. UserError if something makes no
-    sense."""
+    """Defaults < preset < the method's part of the preset < `given`. UserError for what makes no sense."""
     cls, name = settings_class(given.get("method", "")), given.get("preset", "mini")
-    if name not in PRESETS or name in ("gpu", "lora"):  # these two are parts of others
-        raise UserError(f"unknown preset '{name}'{nearest(name, PRESETS.keys() - {'gpu', 'lora'})}")
+    known = [known for known in PRESETS if known not in ("gpu", "lora")]  # these two are parts of others
+    if name not in known:
+        raise UserError(f"unknown preset '{name}'{nearest(name, known)}")
     own = preset(name, METHODS[given["method"]].PRESETS)
     config = cls(**{**preset(name, PRESETS), **own, **given})
     config.check()
@@ -128,7 +122,7 @@ def new_model(config: Config) -> tuple[Transformer, Tokenizer]:
     tok, heads = mini_tokenizer(), config.n_head
     shape = {"n_layer": config.n_layer, "n_head": heads, "n_kv_head": heads, "width": config.width}
     shape |= {"head_dim": config.width // heads, "hidden": config.hidden}
-    shape |= {"qk_norm": True}  # small models learn faster with it
+    shape["qk_norm"] = True  # small models learn faster with it
     model = Transformer(ModelConfig(tok.vocab_size, **shape))
     model.init_weights(torch.Generator().manual_seed(config.seed), zero=True)
     return model, tok
@@ -140,9 +134,7 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
     if config.init == "none":
         found = (*new_model(config), {}, {})
     elif not config.init and not config.data.startswith("mini"):
-        raise UserError(
-            f"--data {config.data} needs --init: a run or Hugging Face folder, a hub name, or none"
-        )
+        raise UserError(f"--data {config.data} needs --init: a run or Hugging Face folder, hub name, or none")
     else:
         found = load_weights(config.init or str(BASE), config.number_tokens)
     if config.number_tokens and not has_number_tokens(found[1].backend):
@@ -179,8 +171,7 @@ def load_weights(
 
 
 def load_run(folder: str | Path, device: torch.device) -> Method:
-    """The method of a run folder with its trained weights, ready to solve. UserError if it is not a run
-    folder that this version can read."""
+    """The trained method of a run folder, ready to solve. UserError if this version cannot read it."""
     config = stored_settings(folder)
     model, tok, _, beside = load_weights(str(folder))
     method = build(config, tok, model)
@@ -257,10 +248,8 @@ def summary(method: Method, stages: list[Stage], rows: list[Row], val: list[Exam
     if config.lora_rank:
         trained = sum(t.numel() for t in checkpoint.own_state(method).values())
         size += f" ({trained / 1e6:.2f} M trained)"
-    lines = [
-        f"{config.method} on {config.data}: {size}, {method.device}, {config.dtype}",
-        f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on",
-    ]
+    lines = [f"{config.method} on {config.data}: {size}, {method.device}, {config.dtype}"]
+    lines.append(f"{len(rows)} training examples ({tokens:,} tokens), {len(val)} to validate on")
     lines += [left_out] if left_out else []
     if config.number_tokens:
         new = 0 if checkpoint.is_run(config.init) else len(method.tok.numbers)

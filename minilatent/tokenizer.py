@@ -153,10 +153,8 @@ def gpt2_tokenizer() -> Tokenizer:
         gpt2 = tiktoken.get_encoding("gpt2")
     except Exception as error:  # no network: requests' and urllib3's errors, of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"tiktoken cannot get GPT-2's tokenizer ({reason[:200]}); put tokenizer.json into the "
-            "model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
-        ) from None
+        way_out = "put tokenizer.json into the model's folder, or point TIKTOKEN_CACHE_DIR to a filled cache"
+        raise UserError(f"tiktoken cannot get GPT-2's tokenizer ({reason[:200]}); {way_out}") from None
     ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
     end = gpt2.eot_token
     return Tokenizer(Tiktoken(GPT2_PATTERN, ranks), {"<eos>": end}, gpt2.n_vocab, {"<|endoftext|>": end})
@@ -170,6 +168,5 @@ def mini_tokenizer() -> Tokenizer:
         for e in tasks.load(name, "train", limit=2000):
             pieces.update(re.findall(MINI_PATTERN, e.question + e.chain))
     tokens = sorted((p for p in pieces if len(p) > 1), key=lambda p: (not p.isdigit(), len(p), p))
-    return Tokenizer(
-        Tiktoken(MINI_PATTERN, [bytes([i]) for i in range(256)] + [w.encode() for w in tokens]), opening="<<"
-    )
+    ranks = [bytes([i]) for i in range(256)] + [token.encode() for token in tokens]
+    return Tokenizer(Tiktoken(MINI_PATTERN, ranks), opening="<<")

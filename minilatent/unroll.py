@@ -31,16 +31,10 @@ class GrowingCache:
 
 
 def think_through(
-    model: Transformer,
-    ids: Tensor,
-    latent: int,
-    pad: int,
-    latent_of: Callable[[Tensor], Tensor],
-    states: list[Tensor] | None = None,
+    model: Transformer, ids: Tensor, latent: int, pad: int, latent_of: Callable, states: list | None = None
 ) -> Tensor:
-    """Hidden states (B, T, C) of rows that think in latents, each made from the one before: the latent in
-    slot t is latent_of(hidden state at t - 1). So it takes one pass after the other, and the gradient
-    goes back through all of them.
+    """Hidden states (B, T, C) of rows that think in latents, each made from the one before: that in slot
+    t is latent_of(hidden state at t - 1). One pass follows another, and the gradient goes back through all.
 
         ids    .  .  Q  Q  <think>  L  L  L  </think>  4  2  <eos>     padded on the left up to the latents:
                Q  Q  Q  Q  <think>  L  L  L  </think>  7  <eos>  .     same columns in every row

@@ -145,15 +145,15 @@ def test_the_reading_path_of_a_method_is_at_most_1500_lines(method):
     assert lines(module, *PATH) <= 1500
 
 
-HOUSE = 7500  # lines, for what the package could do when its rooms were built
+HOUSE = 7258  # lines, for what the package could do when its rooms were built; 7,500 were allowed
 # Capabilities that came later.
 ADDED = {
     "SIM-CoT and looped": 137,
     "numbers as people write them": 25,
     "files that people have": 27,
-    "the playground": 130,
+    "the playground": 126,
     "run folders that can be trusted": 329,
-    "GSM8K redrawn": 646,
+    "GSM8K redrawn": 608,
     "messages of at most 100 columns": 16,
     "numbers as one token": 90,
 }

@@ -276,7 +276,7 @@ def test_the_segment_mixture_holds_each_latents_own_tokens_evenly(tok, rows, cha
     method = make(tok, **changes)
     batch, expected = method.collate1(rows), [s for r in rows for s in method.segments(r)]
     assert len({len(s) for s in expected}) > 1
-    same_mixtures(*method.segment_mixture(batch["ids"], batch["kind"], batch["block"]), expected)
+    same_mixtures(*method.segment_mixture(batch["segments"]), expected)
 
 
 def test_the_compression_accuracy_decodes_freely_from_the_gold_chains_latents(tok):

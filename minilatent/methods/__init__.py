@@ -16,7 +16,7 @@ from .no_cot import NoCoT
 from .pause import Pause
 from .sim_cot import SIMCoT
 
-__all__ = ["METHODS", "CoLaR", "LatentSFT", "Method", "Stage", "build"]
+__all__ = ["METHODS", "CoLaR", "LatentSFT", "Method", "Stage", "build", "owners"]
 
 METHODS: dict[str, type[Method]] = {
     "cot_sft": CoTSFT,
@@ -34,9 +34,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def owners(setting: str) -> str:
+    """The methods that have a setting, in words."""
+    return " and ".join(name for name, cls in METHODS.items() if setting in cls.Settings.__dataclass_fields__)
+
+
 def build(config, tok, model, folder=None) -> Method:
-    """The method that the settings name. An ablation that changes the flow is a subclass in a file of its
-    own."""
+    """The method that the settings name. An ablation that changes the flow is a subclass, in its own file."""
     cls = METHODS[config.method]
     if getattr(config, "latent", "") == "hidden":
         cls = HiddenLatentSFT

@@ -11,9 +11,8 @@ facebookresearch/coconut. The curriculum replaces the chain's first steps, one p
     loss               cross-entropy on all that follows the latents, back-propagated through all of them:
                        S · c + 2 passes, one after the other (unroll.py)
 
-Stage 0 is left out when the model comes from CoT-SFT. A problem with fewer than s steps has no words
-left, but gets all latents of the stage. Every stage has its own optimizer. At inference: num_latents
-latents.
+Stage 0 is left out when the model comes from CoT-SFT. A problem with fewer than s steps has no words left,
+but gets all latents of the stage. Every stage has its own optimizer. At inference: num_latents latents.
 
     python train.py --method coconut [--num_latents 6] [--latents_a_step 2]
 
@@ -33,7 +32,6 @@ from torch import Tensor
 from ..batch import IGNORE, Batch, Row, pad
 from ..config import Config, opt
 from ..decode import explicit_thinker
-from ..losses import cross_entropy
 from ..unroll import think_through
 from .method import Method, Stage
 
@@ -95,15 +93,11 @@ class Coconut(Method):
         return {"ids": ids[:, :-1], "labels": labels}  # (B, T - 1) each
 
     def loss(self, batch: Batch, noise=None):
-        return self.words_loss(self.states(batch), batch), {}
+        return self.words_loss(self.states(batch), batch["labels"]), {}
 
     def states(self, batch: Batch) -> Tensor:
         """Hidden states (B, T - 1, C): z_t is the one at t - 1."""
         return think_through(self.model, batch["ids"], self.tok.latent, self.tok.pad, lambda h: h)
-
-    def words_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        labelled = batch["labels"] != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled])
 
     # ------------------------------------------------------------------ inference
 

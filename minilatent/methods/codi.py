@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from ..batch import IGNORE, Batch, Row, causal_batch, pad
 from ..config import Config, opt
-from ..losses import cross_entropy, wide
+from ..losses import wide
 from ..unroll import think_through
 from .method import Method, Stage
 
@@ -67,13 +67,10 @@ class CODI(Method):
 
     def stages(self, train: list[Row]) -> list[Stage]:
         about = f"teacher in words and student in {self.config.num_latents} latents together"
-        lengths = [self.length(r) for r in train]
+        n = self.config.num_latents
+        # Tokens of both passes
+        lengths = [2 * (len(r.prompt) + len(r.tail)) + len(self.teacher_chain(r)) + n for r in train]
         return [self.stage("codi", about, train, lengths, trained=["model", "projection"])]
-
-    def length(self, row: Row) -> int:
-        """Tokens of both passes."""
-        both = 2 * (len(row.prompt) + len(row.tail))
-        return both + len(self.teacher_chain(row)) + self.config.num_latents
 
     def teacher_chain(self, row: Row) -> list[int]:
         return row.chain[: row.ends[-2]] if len(row.ends) > 1 else []
@@ -96,13 +93,10 @@ class CODI(Method):
     def loss(self, batch: Batch, noise=None):
         teacher_states, states, labels = [], [], batch["labels"]
         h = self.model(batch["teacher_ids"], states=teacher_states)  # (B, T' - 1, C)
-        labelled = batch["teacher_labels"] != IGNORE
-        teacher = cross_entropy(self.model.logits(h[labelled]), batch["teacher_labels"][labelled])
+        teacher, tok = self.words_loss(h, batch["teacher_labels"]), self.tok
 
-        tok = self.tok
         h = think_through(self.model, batch["ids"], tok.latent, tok.pad, self.projection, states)
-        h = h[:, -labels.shape[1] :]  # (B, E - 1, C) from </think> on
-        student = cross_entropy(self.model.logits(h[labels != IGNORE]), labels[labels != IGNORE])
+        student = self.words_loss(h[:, -labels.shape[1] :], labels)  # (B, E - 1) from </think> on
 
         here = torch.full_like(batch["end"], states[0].shape[1] - labels.shape[1])  # the column of </think>
         distill = layer_distance(at_column(states, here), at_column(teacher_states, batch["end"]))

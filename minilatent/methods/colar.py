@@ -11,9 +11,8 @@ arXiv 2505.16552.
 
 A training step draws one c from 1..c_max and says it in the prompt, so that one model thinks at every
 speed. At inference the latent head's μ (or a sample) is fed back until the language head, at the latent
-just fed, predicts </think>. The embedding table stays frozen: the targets are made of it. (With
---lora_rank it is frozen anyway, but for the markers' rows; the latent head is trained and saved with the
-adapters.)
+just fed, predicts </think>. The embedding table stays frozen: the targets are made of it. (With --lora_rank
+it is frozen anyway, but for the markers' rows; the latent head is trained and saved with the adapters.)
 
     python train.py --method colar [--init out/cot_sft] [--latent_loss nll] [--pooling mean]
     python eval.py --ckpt out/colar --speed 1 2 3 4 5
@@ -22,9 +21,8 @@ adapters.)
 Where we differ, and why:
   - soft-MSE is taken in closed form; the release samples one ε.
   - The std is computed from the weights; the release has one hard-coded number per model.
-  - Greedy end decision: the release samples it, at temperature 1, which ends some chains too early or too
-    late at random. RL has to do so, too: what is not sampled cannot be learnt. `--sample_end` does the
-    same.
+  - Greedy end decision: the release samples it, at temperature 1 (as `--sample_end` does), which ends some
+    chains too early or too late at random. RL has to do so, too: what is not sampled cannot be learnt.
   - No second pass on the model's own latents; the release ships one with weight 0.
 """
 
@@ -91,11 +89,9 @@ class CoLaR(Method):
     def adopt(self, tensors, settings) -> None:
         tied = self.model.config.tied and not self.config.lora_rank
         if not settings and self.config.init != "none" and tied:
-            raise UserError(
-                "colar freezes the embedding table, which is this model's language head, too: it could not "
-                "learn to predict </think>. Train a run of cot_sft first and --init its folder, or give "
-                "--lora_rank"
-            )
+            frozen = "colar freezes the embedding table, which is this model's language head, too"
+            way_out = "Train a run of cot_sft first and --init its folder, or give --lora_rank"
+            raise UserError(f"{frozen}: it could not learn to predict </think>. {way_out}")
         head = {n.removeprefix("latent_head."): t for n, t in tensors.items() if n.startswith("latent_head.")}
         if head:
             load_into(self.latent_head, head, f"the latent head of --init {self.config.init}")
@@ -125,12 +121,8 @@ class CoLaR(Method):
         return {**self.tensors([self.layout(r, c, said) for r in rows]), "blocks": pad(blocks, self.tok.pad)}
 
     def loss(self, batch: Batch, noise: torch.Generator):
-        config, ids, kind, blocks = (
-            self.config,
-            batch["ids"],
-            batch["kind"],
-            batch["blocks"],
-        )  # (B, T), (n, c)
+        config, ids, kind = self.config, batch["ids"], batch["kind"]  # (B, T)
+        blocks = batch["blocks"]  # (n, c)
         real = blocks != self.tok.pad
         z = compress(self.model.embed(blocks), real, config.pooling)  # (n, C)
         u = torch.rand(len(blocks), generator=noise).to(real.device)
@@ -141,9 +133,12 @@ class CoLaR(Method):
 
         compression = self.compressed_cross_entropy(h, labels, following)  # L_comp
         predicts = (following == LATENT) | (kind[:, :-1] == LATENT)  # (B, T - 1) <think>, z_1 .. z_N
-        mu, log_sigma = self.latent_head(h[predicts])  # (m, C) each
+        mu, log_sigma = (t.float() for t in self.latent_head(h[predicts]))  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()
-        latent = self.latent_loss(mu.float(), log_sigma.float(), target)  # L_latent
+        if config.latent_loss == "nll":  # L_latent
+            latent = gaussian_nll(mu, log_sigma, target)
+        else:
+            latent = soft_mse(mu, log_sigma, target, config.entropy_weight)
         logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
         return compression + config.latent_weight * latent, logged
 
@@ -153,18 +148,12 @@ class CoLaR(Method):
         if self.config.compressed_labels:
             labelled = before_latent | before_tail
             return cross_entropy(self.model.logits(h[labelled]), labels[labelled])
-        # The ablation: before a latent the language head learns only that the chain goes on. (Decoding
-        # ends it where </think> is the likeliest token, as ever: among spread-out others that may be
-        # below one half.)
+        # The ablation: before a latent the language head learns only that the chain goes on. (Decoding ends
+        # it where </think> is the likeliest token: among spread-out others that may be below one half.)
         logits = self.model.logits(h[before_tail]).float()
         tail = F.cross_entropy(logits, labels[before_tail], reduction="none")
         goes_on = log_not(self.model.logits(h[before_latent]), self.tok.end_think)
         return mean(torch.cat([tail, -goes_on]))
-
-    def latent_loss(self, mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
-        if self.config.latent_loss == "nll":
-            return gaussian_nll(mu, log_sigma, target)
-        return soft_mse(mu, log_sigma, target, self.config.entropy_weight)
 
     def every_speed(self, examples: list[Example]) -> dict[str, float]:
         """Accuracy at every speed that is trained; their mean chooses the best checkpoint."""
@@ -250,8 +239,7 @@ def gaussian_nll(mu: Tensor, log_sigma: Tensor, target: Tensor) -> Tensor:
 
 def soft_mse(mu: Tensor, log_sigma: Tensor, target: Tensor, alpha: float = 0.0) -> Tensor:
     """E_ε[(μ + σε - e)²] - α · entropy in closed form: (μ - e)² + σ² - α · ½ log(2πe σ²), averaged over
-    positions and width (CoLaR, eq. 6; the release samples one ε). With α = 0 nothing keeps σ from going to
-    0."""
+    positions and width (CoLaR, eq. 6; the release samples one ε). With α = 0 nothing keeps σ away from 0."""
     squared = (target - mu).pow(2) + (2 * log_sigma).exp()
     if alpha:
         squared = squared - alpha * (log_sigma + 0.5 * math.log(2 * math.pi * math.e))

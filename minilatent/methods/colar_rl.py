@@ -1,5 +1,4 @@
-"""CoLaR with RL: GRPO (see grpo.py) from a CoLaR checkpoint that was trained by NLL: its σ is a distribution,
-soft-MSE's goes to 0.
+"""CoLaR with RL: GRPO (see grpo.py) from a CoLaR run that was trained by NLL (soft-MSE's σ goes to 0).
 
 Latents are sampled from N(μ, σ). `--no-average` is the paper's "w/o average". A latent's log-density
 is its mean over the C dimensions of the width (the release's choice), so ρ is the C-th root of the
@@ -18,11 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..batch import Row
 from ..config import UserError, opt
 from .colar import CoLaR
 from .grpo import GRPO, RL_PRESETS, GRPOSettings
-from .method import Stage
 
 
 @dataclass
@@ -47,21 +44,14 @@ class CoLaRRL(GRPO, CoLaR):
             config.sigma_floor = max(config.sigma_floor, settings.get("sigma_floor", 0.0))
 
     def adopt(self, tensors, settings) -> None:
+        way_out = "train one with --method colar --latent_loss nll, then --init its folder"
         if settings.get("method") not in ("colar", "colar_rl"):
-            raise UserError(
-                "colar_rl starts from a CoLaR run: train one with --method colar --latent_loss nll, "
-                "then --init its folder"
-            )
+            raise UserError(f"colar_rl starts from a CoLaR run: {way_out}")
         loss = settings["latent_loss"]
         if loss == "mse" or loss == "soft_mse" and not settings["entropy_weight"]:
-            raise UserError(
-                "colar_rl samples latents with the latent head's σ: its --init was trained with "
-                f"--latent_loss {loss}, which leaves none. Train one with --latent_loss nll"
-            )
+            trained = f"its --init was trained with --latent_loss {loss}, which leaves none"
+            raise UserError(f"colar_rl samples latents with the latent head's σ: {trained}; {way_out}")
         super().adopt(tensors, settings)
-
-    def stages(self, train: list[Row]) -> list[Stage]:
-        return [self.rl_stage(train)]
 
     def trainable(self) -> list[str]:
         return [*super().trainable(), "latent_head"]

@@ -9,9 +9,8 @@ chain and the answer's tokens from the language head. The reward is 1 for a righ
                             + mean over its answer      min(ρA, clip(ρ)A)   ρ of a token
 
 Each sample spreads one advantage over its chain, A/length per latent. So a latent of a short chain gets a
-larger push, up if the answer is right and down if it is wrong, which shortens chains. `--no-average`
-counts every latent and token alike. A group whose answers are all right or all wrong has no advantage: it
-is left out.
+larger push, up if the answer is right and down if it is wrong, which shortens chains. `--no-average` counts
+every latent and token alike. A group whose answers are all right or all wrong has no advantage: left out.
 
 A model that was taught where its chains end, ends them so confidently that sampling rarely tries another
 length: `--end_temperature` above 1 makes the policy that is sampled and trained less sure. (Greedy
@@ -45,8 +44,7 @@ class GRPOSettings(Config):
     average: bool = opt(True, "average a sample's terms over its length (off: all latents and tokens alike)")
 
 
-# 3,000 steps of 32 questions are as many rows a pass as elsewhere; dropout would change the compared
-# probabilities.
+# 32 questions are as many rows a pass as elsewhere; dropout would change the compared probabilities.
 RL_PRESETS = {
     "gpu": {"steps": 3000, "lr": 1e-6, "group": 8, "batch_size": 32, "eval_every": 250},
     "lora": {"lora_dropout": 0.0},
@@ -75,8 +73,7 @@ class GRPO:
         raise NotImplementedError
 
     def latent_log_prob(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Batch]:
-        """Their log-probabilities, (n,), by the states (n, C) that predict them; and statistics for the
-        log."""
+        """Their log-probabilities, (n,), by the states (n, C) that predict them; and what is logged."""
         raise NotImplementedError
 
     def advantage_of(self, part: str, batch: Batch, sample: Tensor) -> Tensor:
@@ -89,46 +86,31 @@ class GRPO:
 
     # ------------------------------------------------------------------ the stage
 
-    def rl_stage(self, train: list[Row]) -> Stage:
-        return self.stage(
-            self.config.method,
-            f"{self.config.group} samples a question",
-            train,
-            [len(r.prompt) - 1 for r in train],
-            rollout=self.rollout,
-            trained=self.trainable(),
-            inner=self.config.inner,
-            judge_start=True,
-        )
+    def stages(self, train: list[Row]) -> list[Stage]:
+        about, lengths = f"{self.config.group} samples a question", [len(r.prompt) - 1 for r in train]
+        own = {"trained": self.trainable(), "rollout": self.rollout, "inner": self.config.inner}
+        return [self.stage(self.config.method, about, train, lengths, judge_start=True, **own)]
 
     def trainable(self) -> list[str]:
         return self.all_but_embedding()
 
     def adopt(self, tensors, settings) -> None:
         if self.config.lora_dropout:
-            raise UserError(
-                f"{self.config.method} compares a sample's probabilities before and after an update, dropout "
-                "changes them: --lora_dropout 0"
-            )
+            compares = "compares a sample's probabilities before and after an update"
+            raise UserError(f"{self.config.method} {compares}, dropout changes them: --lora_dropout 0")
         super().adopt(tensors, settings)
 
     @torch.no_grad()
     def rollout(self, rows: list[Row], rng: random.Random) -> Batch:
-        """G sampled chains and answers for each row's question, side by side, with their rewards,
-        advantages and old log-probabilities. A group stays in one process, and each process samples its
-        own."""
+        """G sampled chains and answers for each row's question, side by side, with their rewards, advantages
+        and old log-probabilities. A group stays in one process, and each process samples its own."""
         tok, G = self.tok, self.config.group
         # The parts of an accumulated step get the same rng: what is sampled for them must differ.
         generator = torch.Generator().manual_seed(rng.getrandbits(62) + zlib.crc32(rows[0].text.encode()))
         questions = [self.prompt(r.text) for r in rows]
         lengths = torch.tensor([len(q) for q in questions], device=self.device)
-        options = {
-            **self.decoding(),
-            "sample_end": generator,
-            "sample_answer": generator,
-            "end_temperature": self.config.end_temperature,
-            "samples": G,
-        }
+        options = {**self.decoding(), "sample_end": generator, "sample_answer": generator, "samples": G}
+        options["end_temperature"] = self.config.end_temperature
         prefix = self.model.embed(pad(questions, tok.pad).to(self.device))
         out = decode(self.model, tok, prefix, lengths, self.policy(generator), **options)
 
@@ -150,8 +132,7 @@ class GRPO:
 
     @torch.no_grad()
     def with_old_log_probs(self, batch: Batch) -> Batch:
-        """The batch with the log-probabilities under the policy that sampled it, by the same pass as in
-        the loss."""
+        """The batch with the log-probabilities under the policy that sampled it, by the loss's own pass."""
         part = self.informative(batch)
         with self.autocast():
             old, statistics = self.log_probs(part)
@@ -212,14 +193,9 @@ class GRPO:
             objective = objective + mean(terms)
             logged["clipped_" + name] = clipped
         rewards, length = batch["rewards"], (batch["kind"] == LATENT).sum(1)
-        logged |= {
-            "reward": rewards,
-            "accuracy": batch["right"],
-            "len": length,
-            "no_advantage": (batch["advantage"].view_as(rewards) == 0).all(1),
-            "one_latent": length == 1,
-            "cut_off": ~batch["closed"],
-        }
+        alike = (batch["advantage"].view_as(rewards) == 0).all(1)  # groups without an advantage
+        logged |= {"reward": rewards, "accuracy": batch["right"], "len": length}
+        logged |= {"no_advantage": alike, "one_latent": length == 1, "cut_off": ~batch["closed"]}
         # latent_log_prob's (σ, entropy) are of the informative samples alone.
         logged |= {name.removeprefix("log_"): v for name, v in batch.items() if name.startswith("log_")}
         return -objective, {name: mean(values.float()).item() for name, values in logged.items()}

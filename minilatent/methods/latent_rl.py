@@ -38,13 +38,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..batch import Row
 from ..config import UserError, opt
 from ..decode import superposition_thinker
 from ..latent import NOISE_FLOOR, clamped_gumbel, entropy, mix
 from ..masks import LATENT
 from .grpo import GRPO, RL_PRESETS, GRPOSettings, advantages
-from .method import Method, Stage
+from .method import Method
 
 
 @dataclass
@@ -71,21 +70,14 @@ class LatentRL(GRPO, Method):
     def adopt(self, tensors, settings) -> None:
         config = self.config
         if settings.get("method") not in ("latent_sft", "latent_rl"):
-            raise UserError(
-                "latent_rl starts from a Latent-SFT run: train one with --method latent_sft, "
-                "then --init its folder"
-            )
+            way_out = "train one with --method latent_sft, then --init its folder"
+            raise UserError(f"latent_rl starts from a Latent-SFT run: {way_out}")
         if settings.get("latent") == "hidden":
             raise UserError("latent_rl samples superpositions: its --init was trained with --latent hidden")
         for key in ("k", "ratio"):
             if settings[key] != getattr(config, key):
-                raise UserError(
-                    f"--init {config.init} was trained with --{key} {settings[key]}: give latent_rl the same"
-                )
+                raise UserError(f"--init {config.init} has --{key} {settings[key]}: give latent_rl the same")
         super().adopt(tensors, settings)
-
-    def stages(self, train: list[Row]) -> list[Stage]:
-        return [self.rl_stage(train)]
 
     # ------------------------------------------------------------------ the policy over latents
 

@@ -4,8 +4,7 @@ Deng et al., "Latent Reasoning in LLMs as a Vocabulary-Space Superposition", arX
 Reasoning as Chain of Superposition", which adds the Gumbel noise). The chain is cut into N = ⌈T/r⌉ segments
 S_1..S_N of r tokens.
 
-Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder has to continue from the
-latents:
+Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder continues from the latents:
 
     encoder   Q <think> S_1 L S_2 L .. S_N L </think>              under the induction mask (LTIM)
               α_i = softmax of the top k of h(L_i) · Wᵀ            W: the decoder's embeddings e_j
@@ -27,8 +26,7 @@ Where we differ, and why:
   - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its
     segment's tokens. Without it (0, the paper's recipe) a small model invents almost one-hot codes of its
     own, which stage 2 learns slowly.
-  - L_sup is averaged inside each target block, then over blocks (v1's text; the release averages over
-    tokens).
+  - L_sup is averaged inside each target block, then over blocks (v1's text; the release: over tokens).
   - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
   - Everything is batched; the release builds masks and embeddings one sample at a time.
 """
@@ -40,7 +38,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint, masks
-from ..batch import Batch, Row, encode, segments
+from ..batch import Batch, Row, encode, pad, segments
 from ..config import Config, UserError, opt
 from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
@@ -113,9 +111,8 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ stage 1: make the latents
 
     def stage1(self, train: list[Row]) -> list[Stage]:
-        """Three phases, with AdamW whatever --optimizer says: stage 1 is short and starts from a trained
-        model. Muon changes all directions of a matrix equally, which at first destroys what the model can
-        do."""
+        """Three phases, with AdamW whatever --optimizer says: stage 1 is short, and starts from a trained
+        model. Muon changes all directions of a matrix equally, which destroys at first what it can do."""
         phases = (
             ("encoder", ["encoder"], "learns latents that a frozen decoder can continue from"),
             ("decoder", ["model"], "learns to read the encoder's latents"),
@@ -151,7 +148,8 @@ class LatentSFT(Method):
     def collate1(self, rows: list[Row], rng=None) -> Batch:
         encoder = self.tensors([self.encoder_layout(r) for r in rows])
         decoder = self.tensors([self.decoder_layout(r) for r in rows], "decoder_")
-        return {**encoder, **decoder}
+        segments = pad([segment for r in rows for segment in self.segments(r)], self.tok.pad)  # (n, r)
+        return {**encoder, **decoder, "segments": segments}
 
     def induce(self, ids: Tensor, kind: Tensor) -> tuple[Tensor, Batch]:
         """The encoder's latents in reading order: z (n, C), and their labels."""
@@ -188,8 +186,7 @@ class LatentSFT(Method):
 
         logged = {"sup": loss.item()}
         if self.config.pull > 0 and z.requires_grad:  # not while the encoder is frozen
-            mixture = self.segment_mixture(batch["ids"], batch["kind"], batch["block"])
-            pull = self.pull(z, label, *mixture)
+            pull = self.pull(z, label, *self.segment_mixture(batch["segments"]))
             logged["pull"] = pull.item()
             loss = loss + self.config.pull * pull
         return loss, logged
@@ -197,31 +194,23 @@ class LatentSFT(Method):
     def pull(self, z: Tensor, label: Batch, probs: Tensor, ids: Tensor) -> Tensor:
         return sparse_kl(label["logits"], probs, ids)
 
-    def segment_mixture(self, ids: Tensor, kind: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """The uniform mixture of S_i for every latent: probabilities, 0 where a segment is shorter than the
-        longest, and ids (n, r). An L's segment is right before it."""
-        row, at = (kind == LATENT).nonzero(as_tuple=True)  # (n,), (n,)
-        same_block = block[row] == block[row, at][:, None]  # (n, T)
-        longest = int((same_block & (kind[row] == TEXT)).sum(1).max())
-        back = at[:, None] - torch.arange(longest, 0, -1, device=ids.device)  # (n, r)
-        row = row[:, None]
-        mine = same_block.gather(1, back) & (kind[row, back] == TEXT)  # (n, r)
-        return mine / mine.sum(-1, keepdim=True), ids[row, back]
+    def segment_mixture(self, segments: Tensor) -> tuple[Tensor, Tensor]:
+        """The uniform mixture of every segment (n, r), padded: probabilities, 0 for padding, and ids."""
+        real = segments != self.tok.pad
+        return real / real.sum(-1, keepdim=True), segments
 
     @torch.no_grad()
     def compression_accuracy(self, examples: list[Example]) -> dict[str, float]:
         """The share of right answers when the decoder starts from the encoder's latents of the *gold* chain:
         that measures compression, not reasoning, because the gold chain holds the answer."""
         self.eval()
-        rows, right, n = self.gold(examples), 0, self.config.eval_batch
+        rows, _ = encode(examples, self.tok, self.model.config.context)
+        right, n = 0, self.config.eval_batch
         for at in range(0, len(rows), n):
             z, _ = self.induce_rows(rows[at : at + n])
             answers = self.answer_given(rows[at : at + n], z).answers
             right += sum(is_correct(a, e.answer) for a, e in zip(answers, examples[at : at + n]))
         return {"compression": right / max(len(examples), 1)}
-
-    def gold(self, examples: list[Example]) -> list[Row]:
-        return encode(examples, self.tok, self.model.config.context)[0]
 
     def answer_given(self, rows: list[Row], z: Tensor):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
@@ -238,8 +227,7 @@ class LatentSFT(Method):
 
     @torch.no_grad()
     def soft_labels(self, rows: list[Row]) -> dict[str, Tensor]:
-        """The encoder's latents of all rows: `probs` and `ids` (n, k), with `places`. Computed once, kept in
-        the run folder."""
+        """The encoder's latents of all rows, kept in the run folder: `probs`, `ids` (n, k), and `places`."""
         path = self.folder / "state" / "labels.safetensors" if self.folder else None
         # Equal lengths side by side: little padding. The longest first: later batches fit into freed memory.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt) - len(rows[i].chain))

@@ -1,7 +1,5 @@
 """What a method is: settings, modules, the stages that train them, and how it thinks at inference."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,15 +71,9 @@ class Method(nn.Module):
 
     def stage(self, name: str, about: str, items: Sequence, lengths: list[int], **other) -> Stage:
         """A Stage with the usual parts, but for what `other` names."""
-        parts = {
-            "collate": getattr(self, "collate", None),
-            "loss": self.loss,
-            "trained": ["model"],
-            "steps": self.config.steps,
-            "lr": self.config.lr,
-            "validate": self.accuracy,
-        }
-        return Stage(name, about, items, lengths, **{**parts, **other})
+        parts = {"loss": self.loss, "collate": getattr(self, "collate", None), "validate": self.accuracy}
+        parts |= {"trained": ["model"], "steps": self.config.steps, "lr": self.config.lr}
+        return Stage(name, about, items, lengths, **(parts | other))
 
     def thinker(self) -> Thinker | None:
         """How it thinks at inference; None: it does not."""
@@ -136,9 +128,12 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch, noise: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of a plain causal pass, unless a method has its own. ids, labels (B, T)"""
-        hidden = self.model(batch["ids"])  # (B, T, C)
-        labelled = batch["labels"] != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled]), {}
+        return self.words_loss(self.model(batch["ids"]), batch["labels"]), {}
+
+    def words_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the language head, at the states (B, T, C) that have a label (B, T)."""
+        labelled = labels != IGNORE
+        return cross_entropy(self.model.logits(hidden[labelled]), labels[labelled])
 
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side. options: of decode()."""
@@ -148,9 +143,8 @@ class Method(nn.Module):
         room = context - max(map(len, prompts)) - options["max_answer"] - 1
         if room < max(1, options.get("min_chain", 0)):
             n, worst = max((len(p), q) for p, q in zip(prompts, questions))
-            raise UserError(
-                f"a question of {n} tokens leaves no room to think in a context of {context}: {worst[:60]!r}…"
-            )
+            long = f"a question of {n} tokens leaves no room to think in a context of {context}"
+            raise UserError(f"{long}: {worst[:60]!r}…")
         ids = pad(prompts, self.tok.pad).to(self.device)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         options["max_chain"] = min(options["max_chain"], room)

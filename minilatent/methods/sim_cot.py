@@ -52,8 +52,7 @@ class SIMCoT(coconut.Coconut):
         self.decoder = copy.deepcopy(model)
 
     def collate(self, rows: list[Row], rng=None) -> Batch:
-        """Coconut's batch, and the R steps of all rows that have latents: whose step, which one, its
-        tokens."""
+        """Coconut's batch, and the R steps of all rows that have latents: whose, which one, its tokens."""
         told = self.latents(self.current_stage) // self.config.latents_a_step
         owner, number, steps = [], [], []
         for b, row in enumerate(rows):
@@ -69,7 +68,7 @@ class SIMCoT(coconut.Coconut):
 
     def loss(self, batch: Batch, noise=None):
         hidden = self.states(batch)  # (B, T - 1, C)
-        words = self.words_loss(hidden, batch)
+        words = self.words_loss(hidden, batch["labels"])
         if "step_labels" not in batch:
             return words, {}
         steps = self.step_loss(hidden, batch)

@@ -76,8 +76,7 @@ def one_step(method: Method, stage: Stage) -> Callable[[int], None]:
 
 
 def measure(method: Method, rows: list[Row]) -> Cost:
-    """Count and time one step of each stage of an untrained run. What is done once is scaled from these rows
-    to the training set."""
+    """Count and time one step of each stage of an untrained run; what is done once is scaled to all rows."""
     cost, scale = Cost(), method.config.train_size / len(rows)
     method.train()
     for stage in method.stages(rows):
@@ -140,8 +139,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> f
 
 
 def machine(device: torch.device) -> dict:
-    """What seconds were measured on, and with which code: the commit, with a + if Python files have changed
-    since."""
+    """What seconds were measured on, and with which code: the commit, + if Python files have changed."""
     cpus, folder = Path("/proc/cpuinfo"), Path(__file__).parent
     model = re.search(r"model name\s*: (.*)", cpus.read_text(encoding="utf-8") if cpus.exists() else "")
     git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, encoding="utf-8")

@@ -11,8 +11,7 @@ continues. table.md, verdicts.md and the figures are made from rows.jsonl. Sever
 --out, each with --rows of its own (and --threads 1, or on one GPU).
 
 --trials trains each method with its learning rate times each of TRIED, for a quarter of its main stage's
-steps and one seed. Once all trials of a method are in trials.jsonl, its entries are trained with the best of
-them.
+steps and one seed. Once trials.jsonl has all trials of a method, its entries are trained with the best.
 """
 
 import contextlib
@@ -73,8 +72,7 @@ def add_line(path: Path, line: dict) -> None:
 
 
 def tuned_as(entry: Entry) -> str:
-    """Entries of one method that start from the same weights share a learning rate: an ablation changes one
-    thing."""
+    """Entries of one method and start share a learning rate: an ablation changes one thing."""
     loss = "_nll" if entry.train.get("latent_loss") == "nll" else ""
     start = "_scratch" if entry.train.get("init") == "none" else ""
     return entry.train["method"] + loss + start
@@ -199,8 +197,7 @@ class Comparison:
     # -------------------------------------------------------------- a run
 
     def train(self, entry: Entry, seed: int) -> Path:
-        """The finished run: trained if it does not exist, resumed if it was interrupted. What training prints
-        goes to a log beside it."""
+        """The finished run: trained if need be, resumed if it was interrupted, with a log beside it."""
         folder = self.folder(entry, seed)
         if not entry.train or self.is_trained(entry, seed):
             return folder
@@ -218,8 +215,7 @@ class Comparison:
         return folder
 
     def facts(self, entry: Entry, seed: int) -> dict:
-        """What the run's metrics.jsonl and its plan say, with the run that it started from. Its curve goes
-        into the results."""
+        """What metrics.jsonl and plan of the run and of its start say. Its curve goes into the results."""
         facts = {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}}
         if not entry.train:
             return facts | {"lr": 0.0, "val_accuracy": 0.0}
@@ -258,16 +254,10 @@ class Comparison:
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
+            shown = {"title": variant.title or entry.title, "group": "main" if entry.main else "ablation"}
+            line = {"row": entry.name + variant.suffix, "run": entry.name, **shown, "seed": seed}
+            line |= {"budget": self.budget, "limit": self.limit}
             for name in names:
-                line = {
-                    "row": entry.name + variant.suffix,
-                    "run": entry.name,
-                    "title": variant.title or entry.title,
-                    "group": "main" if entry.main else "ablation",
-                    "seed": seed,
-                    "budget": self.budget,
-                    "limit": self.limit,
-                }
                 add_line(self.rows, line | facts | self.judge(method, name, frequent))
 
     def judge(self, method, name: str, frequent) -> dict:

@@ -18,8 +18,7 @@ def titles(lines: list[Line]) -> dict[str, str]:
 
 
 def label_points(ax, points: list[tuple], at: float, least: float, fontsize: float = 10, **arrow) -> None:
-    """Labels at x = `at`, at least `least` apart, each joined to its point by a thin line. points: (label, x,
-    y, colour)"""
+    """Labels at x = `at`, `least` apart or more, lines to their points. points: (label, x, y, colour)"""
     points = sorted(points, key=lambda point: point[2])
     heights = [y for _, _, y, _ in points]
     for _ in range(200):  # neighbours that are too close push each other apart
@@ -134,11 +133,7 @@ def interventions_figure(lines: list[Line]):
 
 def draw(lines: list[Line], out: Path) -> None:
     """All figures that these lines have the numbers for, into out/."""
-    figures = {
-        "frontier": frontier_figure(lines),
-        "steps": steps_figure(lines),
-        "interventions": interventions_figure(lines),
-    }
-    for name, figure in figures.items():
-        if figure:
+    figures = {"frontier": frontier_figure, "steps": steps_figure, "interventions": interventions_figure}
+    for name, make in figures.items():
+        if figure := make(lines):
             save_figure(figure, out / f"{name}.png")

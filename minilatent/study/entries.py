@@ -59,8 +59,7 @@ def colar(suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, ways, not suffix, True)
 
 
-# The gradient of NLL grows as 1/σ²: with the weight of soft-MSE it would dominate, and without a floor it has
-# spikes.
+# The gradient of NLL grows as 1/σ²: with soft-MSE's weight it would dominate, without a floor it has spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL")
 NO_CURRICULUM = {"method": "coconut", "curriculum": 0.0}

@@ -10,7 +10,7 @@ from ..batch import pad
 from ..config import UserError, wrapped
 from ..decode import Decoded
 from ..evaluate import fitting, solve_batches, wilson
-from ..methods import METHODS
+from ..methods import owners
 from ..tasks.answers import Example, is_correct
 from ..tokenizer import Tokenizer
 from .measures import chain_weights, ecr, mean_entropy, one_path, parallelism, partners, to_hex
@@ -22,12 +22,10 @@ SUFFIXES = {"": "", "_distinct": ", tokens that differ"}  # by all tokens; by th
 
 
 def change_settings(method, given: dict) -> None:
-    """Change settings of a loaded run. UserError for a bad value or a setting that belongs to other
-    methods."""
+    """Change settings of a loaded run. UserError for a bad value or another method's setting."""
     for name, value in given.items():
         if not hasattr(method.config, name):
-            owners = " and ".join(m for m, cls in METHODS.items() if hasattr(cls.Settings, name))
-            raise UserError(f"--{name} belongs to {owners}, this is a run of {method.config.method}")
+            raise UserError(f"--{name} belongs to {owners(name)}, this is a run of {method.config.method}")
         setattr(method.config, name, value)
     method.config.check()
 
@@ -50,9 +48,7 @@ def training_tokens(method, sample: int = 2000) -> Tensor | None:
         return None
 
 
-def evaluate(
-    method, examples: list[Example], name: str, frequent=None, batch=0, per_question=False, brief=False
-) -> dict:
+def evaluate(method, examples, name: str, frequent=None, batch=0, per_question=False, brief=False) -> dict:
     """Everything that eval.py reports of one data set, as JSON would hold it; null where a measure does not
     apply: to a method that does not think, ECR without chains, N_eff without several chains a question.
     Explicit CoT is its own reference, so that its ECR is 1. For hidden-state latents the
@@ -97,26 +93,16 @@ def evaluate(
         pooled = (values[key] * steps[:, None]).nansum(0) / steps.sum()
         return {str(k): v for k, v in zip(ks, pooled.tolist())}
 
-    result = {
-        "method": method.config.method,
-        "data": name,
-        "n": n,
-        "skipped": len(examples) - n,
-        "accuracy": mean("correct"),
-        "ci95": list(wilson(int(values["correct"].sum()), n)),
-        "mean_len": mean("len"),
-        "seconds": seconds,
-        "questions_per_second": n / max(seconds, 1e-9),
-        "ecr": per_k("ecr"),
-        "ecr_control": per_k("ecr_control"),
-        "n_multi": int((~values["n_eff"].isnan()).sum()) if "n_eff" in values else 0,
-    }
+    interval = list(wilson(int(values["correct"].sum()), n))
+    result = {"method": method.config.method, "data": name, "n": n, "skipped": len(examples) - n}
+    result |= {"accuracy": mean("correct"), "ci95": interval, "mean_len": mean("len")}
+    result |= {"seconds": seconds, "questions_per_second": n / max(seconds, 1e-9)}
+    result |= {"ecr": per_k("ecr"), "ecr_control": per_k("ecr_control")}
+    result["n_multi"] = int((~values["n_eff"].isnan()).sum()) if "n_eff" in values else 0
     for key in ("closed", *(k + suffix for suffix in SUFFIXES for k in N_EFF), "n_chains", "entropy"):
         result[key] = mean(key)
-    operations = torch.tensor([len(e.steps) for e in fits])
-    result["by_steps"] = {
-        str(k): float(values["correct"][operations == k].mean()) for k in operations.unique().tolist()
-    }
+    steps, right = torch.tensor([len(e.steps) for e in fits]), values["correct"]
+    result["by_steps"] = {str(k): float(right[steps == k].mean()) for k in steps.unique().tolist()}
     if per_question:
         result["questions"] = questions(values, ks)
     return result

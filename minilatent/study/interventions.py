@@ -66,8 +66,7 @@ def applies(name: str, method) -> bool:
 
 
 def check_interventions(method, names: list[str]) -> None:
-    """UserError for an unknown name, for a method that does not think, and for top1 where it does not
-    apply."""
+    """UserError for an unknown name, a method that does not think, and top1 where it does not apply."""
     for name in names:
         if name not in INTERVENTIONS:
             raise UserError(f"unknown intervention '{name}'{nearest(name, INTERVENTIONS)}")
@@ -94,9 +93,7 @@ def answers_given(method, questions: list[str], latents: Tensor, steps: Tensor) 
 
 
 @torch.no_grad()
-def intervene(
-    method, examples: list[Example], names: list[str], batch: int = 0, per_question: bool = False
-) -> dict[str, dict]:
+def intervene(method, examples: list[Example], names: list[str], batch=0, per_question=False) -> dict:
     """By intervention: accuracy with the replaced latents, its 95 % interval, and the share of answers that
     stay `unchanged`. For explicit CoT the latents are the embeddings of its tokens.
 
@@ -138,10 +135,8 @@ def intervene(
         if name == "swap":
             results[name]["follows_donor"] = follows
         if per_question:
-            results[name]["questions"] = {
-                "judged": to_hex(judged.tolist()),
-                "correct": to_hex(right.tolist()),
-            }
+            bits = {"judged": to_hex(judged.tolist()), "correct": to_hex(right.tolist())}
+            results[name]["questions"] = bits
     return results
 
 

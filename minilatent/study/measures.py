@@ -42,8 +42,7 @@ def ecr(top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int
     """ECR@K, the effective compression rate (B, len(ks)): how many tokens of segment S_t are among the K
     likeliest entries of step t's distribution, averaged over the question's steps.
 
-    top (B, N, max K) token ids, the likeliest first; steps (B,); chain (B, T) and chain_len (B,): the
-    reference
+    top (B, N, max K) token ids, the likeliest first; steps (B,); reference chain (B, T), chain_len (B,)
 
     ECR@K grows with K for a model that has understood nothing, too. The control offers the most frequent
     tokens of the training chains at every step. A token that a segment repeats counts each time. Explicit CoT

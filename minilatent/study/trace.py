@@ -1,5 +1,4 @@
-"""How a run thinks about one question, as text; figures.py draws it. A readable chain is only an
-illustration."""
+"""How a run thinks about one question, as text (figures.py draws it): an illustration, no evidence."""
 
 from dataclasses import dataclass
 

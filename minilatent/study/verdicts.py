@@ -139,8 +139,7 @@ def estimate(
 
 @dataclass
 class Trend:
-    """A claim: `measure` of row a is above (or below) that of row b, or above 0 where b is "", by more than
-    -tolerance."""
+    """A claim: `measure` of row a is above (below) row b's, or 0 where b is "", by more than -tolerance."""
 
     name: str
     a: str
@@ -183,10 +182,8 @@ def all_trends() -> list[Trend]:
         found.append(Trend(f"{title} shortens the chain", row, start, SETS, "length", "<"))
         found.append(Trend(f"{title} keeps the accuracy, within a point", row, start, tolerance=0.01))
     shorter = "CoLaR-RL's chains are 30 % shorter than without RL"
-    found += [
-        Trend("CoLaR-RL gains 3 points on training on without RL", rl, longer, tolerance=-0.03),
-        Trend(shorter, rl, longer, SETS, "length", "<", times=0.7),
-    ]
+    found.append(Trend("CoLaR-RL gains 3 points on training on without RL", rl, longer, tolerance=-0.03))
+    found.append(Trend(shorter, rl, longer, SETS, "length", "<", times=0.7))
     falls = "accuracy falls faster with the number of steps than CoT's"
     found += [Trend(f"{falls}: {row}", row, "cot_sft", SEVERAL, "slope", "<") for row in LATENT_ROWS]
     destroy = "another question's latents destroy more than half of the answers"

@@ -32,10 +32,8 @@ class Source(NamedTuple):
     config: str | None = None
 
 
-_PAL = (
-    "https://raw.githubusercontent.com/reasoning-machines/pal/"
-    "f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
-)
+_PAL = "https://raw.githubusercontent.com/reasoning-machines/pal/"
+_PAL += "f81ca2a9777f002f98a6b4d0f10b61bd5c8feb02/datasets/"
 _BOTH = {"train": "train", "test": "test"}
 _TEST = {"test": "train"}  # a single file is called train by `datasets`
 SOURCES = {

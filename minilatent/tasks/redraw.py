@@ -28,21 +28,7 @@ from typing import NamedTuple
 from ..config import Parser, UserError, run_script, wrapped
 from ..files import replace_file
 from .published import Record, read
-from .template import (
-    FORMS,
-    KEPT,
-    NAMES,
-    OPERATORS,
-    Number,
-    Slot,
-    Template,
-    Untraceable,
-    choices,
-    constants,
-    cut,
-    number,
-    scan,
-)
+from .template import FORMS, KEPT, NAMES, OPERATORS, Number, Slot, Template, Untraceable, cut, number, scan
 
 # ------------------------------------------------------------------ equations
 
@@ -123,10 +109,7 @@ def with_marks(line: str) -> str:
 
 # ------------------------------------------------------------------ tracing
 
-
-_CHOICE = re.compile(
-    r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|enough|old|fast|choos|choice|winn)"
-)
+_CHOICE = r"\b(most|least|best|better|cheap|high|larg|small|great|low|max|enough|old|fast|choos|choice|winn)"
 
 
 class Tracer:
@@ -136,8 +119,8 @@ class Tracer:
         if re.search(r"\b(what|which) time\b", question):
             raise Untraceable("asks for a time of day")
         self.made = Template(question)
-        self.constants = constants(question) | {0, 1, 2, Fraction(1, 100)}
-        self.doubtful = constants(question)
+        self.doubtful = self.made.constants()
+        self.constants = self.doubtful | {0, 1, 2, Fraction(1, 100)}
         self.numbers: dict[tuple[Number, bool], int] = {}  # (value, is it a percentage) -> cell
         self.tokens = []  # of the question, with their cells; equal numbers share one
         for token in scan(question, KEPT):
@@ -191,38 +174,31 @@ class Tracer:
 
     def derived(self, value: Number, percent: bool) -> list[int]:
         """Cells with this value that are computed from a percentage, cents, dozens or times."""
-        found = []
+        made, found = self.made, []
         for token, cell in self.tokens:
             for offset, scale in FORMS.get(token.kind or token.unit, ()):
                 if offset + scale * token.value == value and (percent or offset != 100):
-                    program = (
-                        self.made.cell(offset),
-                        self.made.cell(scale),
-                        cell,
-                        operator.mul,
-                        operator.add,
-                    )
-                    found.append(self.made.compute(program, value))
+                    program = made.cell(offset), made.cell(scale), cell, operator.mul, operator.add
+                    found.append(made.compute(program, value))
                     self.used[cell] += 1
         return found
 
     def line(self, parts: list[str], equations: list[Equation], cells: list[list[int]]) -> list[str | Slot]:
-        """A line of the solution with slots for its numbers; its equations alone if the prose has a number
-        that cannot be told."""
-        lefts = []
+        """A line of the solution with slots; its equations alone if a number of the prose cannot be told."""
+        marks, bare = [[]], []  # marks: nothing before the first prose, then each equation's
         for e, found in zip(equations, cells):
-            lefts.append(cut(e.left, [(start, end, c) for (start, end, _), c in zip(e.literals, found)]))
-        rights = [(found[-1], e.right) for e, found in zip(equations, cells)]
+            left = cut(e.left, [(start, end, c) for (start, end, _), c in zip(e.literals, found)])
+            right = (found[-1], e.right)
+            marks.append(["<<", *left, "=", right, ">>"])
+            bare += [*left, " = ", *marks[-1], right, "\n"]
         try:
-            pieces = self.prose(parts[0], equations, cells, 0)
-            for i, (left, right) in enumerate(zip(lefts, rights), 1):
-                pieces += ["<<", *left, "=", right, ">>", *self.prose(parts[2 * i], equations, cells, i)]
-            return [*pieces, "\n"]
+            told = [self.prose(text, equations, cells, i) for i, text in enumerate(parts[::2])]
         except Untraceable:
-            bare = [
-                [*left, " = <<", *left, "=", right, ">>", right, "\n"] for left, right in zip(lefts, rights)
-            ]
-            return sum(bare, [])
+            return bare
+        pieces = []
+        for mark, text in zip(marks, told):
+            pieces += [*mark, *text]
+        return [*pieces, "\n"]
 
     def prose(self, text: str, equations: list[Equation], cells: list[list[int]], i: int) -> list[str | Slot]:
         """The prose before equation i of its line, with slots."""
@@ -248,17 +224,15 @@ class Tracer:
 
     def constrain(self) -> None:
         """Which numbers are free, from what they are drawn, and what keeps the question sensible."""
-        made, values, allowed = self.made, self.made.values, {}
-        sub, add = operator.sub, operator.add
+        made, values, allowed, sub = self.made, self.made.values, {}, operator.sub
         for t, cell in self.tokens:
-            some = choices(t, made.original)
+            some = made.choices(t)
             allowed[cell] = allowed.get(cell, some) & some
         used = {cell for step in made.steps for cell in step.program if type(cell) is int}
         units = {t.unit[:4] for t, cell in self.tokens if cell in used}
-        if any(
-            cell not in used and t.value > 1 and (t.kind or t.unit[:4] in units) for t, cell in self.tokens
-        ):
-            raise Untraceable("a number is not used")
+        for t, cell in self.tokens:
+            if cell not in used and t.value > 1 and (t.kind or t.unit[:4] in units):
+                raise Untraceable("a number is not used")
         for cell, times in Counter(cell for _, cell in self.tokens).items():
             if times > self.used[cell]:  # one of them is not used, or another's double
                 allowed[cell] = {values[cell]}
@@ -272,7 +246,7 @@ class Tracer:
         if not made.free:
             raise Untraceable("no number is free")
         made.question = cut(made.original, [(t.start, t.end, cell) for t, cell in self.tokens])
-        if _CHOICE.search(made.original):
+        if re.search(_CHOICE, made.original):
             for high, low in pairwise(sorted(self.results, key=values.__getitem__, reverse=True)):
                 made.require((high, low, sub), Fraction(values[high] > values[low], 1000), 10**9)
         steps, made.steps = made.steps, []
@@ -283,27 +257,28 @@ class Tracer:
             if kind == "%" and len(ranked) > 1:  # parts of a whole stay so
                 total = sum(values[cell] for cell in ranked)
                 low, high = (0, 99) if total < 100 else (100, 100 if total == 100 else 10**9)
-                made.require((*ranked, *[add] * (len(ranked) - 1)), low, high)
+                made.require((*ranked, *[operator.add] * (len(ranked) - 1)), low, high)
         made.steps += steps
 
 
 # ------------------------------------------------------------------ drawing
 
 
-def templates(records: Iterable[Record]) -> tuple[list[Template], Counter]:
-    """The templates of all records that can be traced, and how many cannot, by reason."""
+def templates(records: Iterable[Record], source="") -> tuple[list[Template], Counter]:
+    """The templates of the records that can be traced; how many cannot, by reason. UserError if none can."""
     made, reasons = [], Counter()
     for record in records:
         try:
             made.append(Tracer(*record).made)
         except Untraceable as error:
             reasons[str(error)] += 1
+    if not made:
+        raise UserError(f"{source}: no question can be traced ({dict(reasons)})")
     return made, reasons
 
 
 def redraw(made: list[Template], n: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Up to n different problems, from all templates in turn; the first of a longer run are those of a
-    shorter one."""
+    """Up to n different problems, from all templates in turn; a longer run begins as a shorter one does."""
     rng = random.Random(seed)
     walks = [(one, one.walk(random.Random(f"{seed} {one.original}"))) for one in made]
     while walks:
@@ -325,9 +300,7 @@ def main(argv: list[str]) -> None:
     add("--seed", type=int, default=0, help="the same seed draws the same problems [0]")
     add("--out", type=Path, required=True, help="jsonl file to write")
     args = parser.parse_args(argv)
-    made, reasons = templates(read(args.file))
-    if not made:
-        raise UserError(f"{args.file}: no question can be traced ({dict(reasons)})")
+    made, reasons = templates(read(args.file), args.file)
     drawn = 0
 
     def write(path: Path) -> None:

@@ -90,10 +90,16 @@ CONSTANTS = {
     3: "thrice|tripl|third|yard|twice|doubl|half|average|monday|tuesday|friday|sunday",
     4: "quart|fourth|quadrupl|month|week|leg|wheel|side|season|average|monday|tuesday|friday|sunday",
     5: "fifth|nickel|school|average|monday|tuesday|friday|weekend|saturday|sunday",
+    6: "sixth|monday|friday",
     7: "week|day|daily",
+    8: "pint|eighth|leg",
     10: "dime|decade|tenth",
     12: "dozen|year|month|annual|foot|feet|inch",
     16: "ounce|pound",
+    20: "score",
+    24: "day|hour|daily",
+    25: "quarter",
+    28: "days",
     30: "month|days|half an hour|june|april|september|november",
     31: "days|january|march|may|july|august|october|december",
     52: "week|year|card",
@@ -101,66 +107,14 @@ CONSTANTS = {
     100: "%|percent|cent|meter",
     365: "year|day",
     1000: "kilo|gram|km|meter|liter|milli",
-} | {
-    6: "sixth|monday|friday",
-    24: "day|hour|daily",
-    25: "quarter",
-    28: "days",
-    20: "score",
-    8: "pint|eighth|leg",
 }
 # Numbers before these words pass no limit that the original keeps.
 LIMITS = {"day": (7, 31), "hour": (12, 18), "minute": (60,), "second": (60,), "month": (12,), "inch": (12,)}
 LIMITS |= {"week": (4, 52), "feet": (7,), "foot": (7,), "cent": (100,)}
 # How else an equation may write a number, as offset + scale * number, by its kind or the word behind it.
 _HUNDREDTH = Fraction(1, 100)
-FORMS = {
-    "%": [(0, _HUNDREDTH), (1, -_HUNDREDTH), (1, _HUNDREDTH), (100, -1), (100, 1)],
-    "cents": [(0, _HUNDREDTH)],
-    "dozen": [(0, 12)],
-    "times": [(1, 1)],
-}
-
-
-def constants(question: str) -> set[Number]:
-    """What the words and the fractions of a question allow as constants."""
-    found = {value for value, words in CONSTANTS.items() if re.search(words, question.lower())}
-    for m in KEPT.finditer(question):
-        values = [number(text) for text in re.findall(rf"\d+|{_WORD}", m[0].lower())]
-        if m[1]:
-            values = [*(values or [1]), _PARTS[m[1][:3].lower()]]
-        found |= set(values)
-        if (m[1] or "/" in m[0]) and values[-1]:
-            a, b = values[-2:]
-            found |= {b - a, a + b, *(simple(Fraction(n, b)) for n in (a, b - a, a + b))}
-    return found
-
-
-def choices(token: Token, question: str) -> set[Number]:
-    """The values that may take a number's place: about as large, as round, written in the same way."""
-    value, places = token.value, len(token.text.partition(".")[2])
-    if (
-        token.unit.startswith("bill")
-        or value <= 1
-        and not places
-        or token.unit
-        and re.match(CONSTANTS.get(value, "$^"), token.unit)
-    ):
-        return {value}
-    n = int(value * 10**places)
-    grid = next(g for g in (1000, 500, 100, 50, 10, 5, 1) if n % g == 0 and (n >= 3 * g or g == 1))
-    aged = token.unit.startswith("year")
-    low, high = (0.7 * n, 1.5 * n) if aged else (n / 2, 2 * n + (n < 5))
-    limits = [limit for unit, some in LIMITS.items() if token.unit.startswith(unit) for limit in some]
-    limits = [limit * 10**places for limit in [95] * (token.kind == "%") + limits if limit >= value]
-    around = range(grid, int(min([high, *limits])) + 1, grid)
-    found = {simple(Fraction(m, 10**places)) for m in around if m >= max(low, 2)}
-    if token.text.lower() in VALUES:
-        found &= set(WORDS)
-    if re.search(r"\ban? $", question[: token.start], re.IGNORECASE):  # a 12-page book, an 8-page book
-        an = [v for v in found if re.match(r"8|1[18](\D|$)", str(v))]
-        found = set(an) if question[: token.start].lower().endswith("an ") else found - set(an)
-    return found | {value}
+FORMS = {"cents": [(0, _HUNDREDTH)], "dozen": [(0, 12)], "times": [(1, 1)]}
+FORMS["%"] = [(0, _HUNDREDTH), (1, -_HUNDREDTH), (1, _HUNDREDTH), (100, -1), (100, 1)]
 
 
 # ------------------------------------------------------------------ templates
@@ -202,6 +156,44 @@ class Template:
         self.free: list[tuple[int, list[Number]]] = []  # cells to draw, and from what
         self.steps: list[Step] = []
 
+    # -------------------------------------------------------------- what its numbers may be
+
+    def constants(self) -> set[Number]:
+        """What the words and the fractions of the question allow as constants."""
+        found = {value for value, words in CONSTANTS.items() if re.search(words, self.original.lower())}
+        for m in KEPT.finditer(self.original):
+            values = [number(text) for text in re.findall(rf"\d+|{_WORD}", m[0].lower())]
+            if m[1]:
+                values = [*(values or [1]), _PARTS[m[1][:3].lower()]]
+            found |= set(values)
+            if (m[1] or "/" in m[0]) and values[-1]:
+                a, b = values[-2:]
+                found |= {b - a, a + b, *(simple(Fraction(n, b)) for n in (a, b - a, a + b))}
+        return found
+
+    def choices(self, token: Token) -> set[Number]:
+        """The values that may take a number's place: about as large, as round, written in the same way."""
+        value, unit, places = token.value, token.unit, len(token.text.partition(".")[2])
+        fact = unit and re.match(CONSTANTS.get(value, "$^"), unit)  # "12 months"
+        if fact or unit.startswith("bill") or value <= 1 and not places:
+            return {value}
+        n = int(value * 10**places)
+        grid = next(g for g in (1000, 500, 100, 50, 10, 5, 1) if n % g == 0 and (n >= 3 * g or g == 1))
+        low, high = (0.7 * n, 1.5 * n) if unit.startswith("year") else (n / 2, 2 * n + (n < 5))  # an age
+        limits = [limit for word, some in LIMITS.items() if unit.startswith(word) for limit in some]
+        limits = [limit * 10**places for limit in [95] * (token.kind == "%") + limits if limit >= value]
+        around = range(grid, int(min([high, *limits])) + 1, grid)
+        found = {simple(Fraction(m, 10**places)) for m in around if m >= max(low, 2)}
+        if token.text.lower() in VALUES:
+            found &= set(WORDS)
+        before = self.original[: token.start].lower()
+        if re.search(r"\ban? $", before):  # a 12-page book, an 8-page book
+            an = {v for v in found if re.match(r"8|1[18](\D|$)", str(v))}
+            found = an if before.endswith("an ") else found - an
+        return found | {value}
+
+    # -------------------------------------------------------------- how they depend on one another
+
     def cell(self, value: Number) -> int:
         self.values.append(value)
         return len(self.values) - 1
@@ -214,10 +206,10 @@ class Template:
         low, high = sorted((value / Fraction(3), value * 3))
         if value in (-1, 0, 1):
             low = high = value
+        elif value > 1:
+            low = max(low, Fraction(1001, 1000))
         elif value > 0:
-            low, high = (
-                (max(low, Fraction(1001, 1000)), high) if value > 1 else (low, min(high, Fraction(999, 1000)))
-            )
+            high = min(high, Fraction(999, 1000))
         self.steps.append(Step(self.cell(value), program, 10**places, simple(low), simple(high)))
         return self.steps[-1].cell
 

@@ -23,16 +23,14 @@ import operator
 import random
 import re
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .answers import Example
 
 PEOPLE = "Ava Ben Cleo Dan Emma Finn Gina Hugo Iris Jack Kate Leo".split()
 PEOPLE += "Mia Max Nora Otto Pia Ray Sara Tom Uma Vera Will Zoe".split()
-OBJECTS = (
-    "apples books cards coins eggs flowers kites marbles nuts pears pens plums rings shells stamps".split()
-)
+OBJECTS = "apples books cards coins eggs flowers kites marbles".split()
+OBJECTS += "nuts pears pens plums rings shells stamps".split()
 
 # {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each kind is held out for
 # mini_multiarith (that of a question for mini_svamp, too): training shows its words, but never the template.
@@ -151,24 +149,13 @@ class Problem:
         self.held[person] = (value, None)
         return person
 
-    def event(self, person: str) -> str:
-        """The person's quantity changes."""
+    def change(self, kind: str, person: str) -> str:
+        """An event changes a person's quantity, a relation derives another's from it; returns whose it is."""
+        holder = self.names.pop() if kind == "relation" else person
         op, c = self.operation(self.held[person][0])
-        self.say(f"event {op}", c, P=person)
-        self.compute(person, self.held[person], op, (c, None))
-        return person
-
-    def relation(self, person: str) -> str:
-        """Another person's quantity is derived from this one's."""
-        other = self.names.pop()
-        op, c = self.operation(self.held[person][0])
-        self.say(f"relation {op}", c, P=person, Q=other)
-        self.compute(other, self.held[person], op, (c, None))
-        return other
-
-    def move(self, person: str) -> str:
-        """One operation further on a track; returns who holds its result."""
-        return self.relation(person) if self.names and self.rng.random() < 0.3 else self.event(person)
+        self.say(f"{kind} {op}", c, P=person, Q=holder)
+        self.compute(holder, self.held[person], op, (c, None))
+        return holder
 
     def merge(self, a: str, b: str) -> str:
         """b gets what a has."""
@@ -208,12 +195,13 @@ class Problem:
                 a, b = self.rng.sample([ends.pop(), ends.pop()], 2)
                 ends.append(self.merge(a, b))
             elif ends and moves[i] and self.rng.random() < 0.2:  # it leaves from the end of another track
-                ends.append(self.relation(ends[-1]))
+                ends.append(self.change("relation", ends[-1]))
                 moves[i] -= 1
             else:
                 ends.append(self.start())
             for _ in range(moves[i]):
-                ends[-1] = self.move(ends[-1])
+                related = self.names and self.rng.random() < 0.3
+                ends[-1] = self.change("relation" if related else "event", ends[-1])
         self.say("ask", P=ends[0])
 
     def distract(self) -> None:
@@ -281,13 +269,8 @@ def split_of(question: str) -> str:
     return {0: "test", 1: "val"}.get(zlib.crc32(normalise(question).encode()) % 16, "train")
 
 
-Maker = Callable[[random.Random], Example]
-
-
-def collect(
-    make_one: Maker, name: str, split: str, limit: int | None, seed: int, chain_order: str
-) -> list[Example]:
-    """Problems of the split, made until there are `limit` of them (default: SIZES[split])."""
+def collect(make_one, name: str, split: str, limit: int | None, seed: int, chain_order: str) -> list[Example]:
+    """Problems of the split, by make_one(rng), until there are `limit` of them (default: SIZES[split])."""
     rng = random.Random(f"{name} {split} {seed}")
     examples: list[Example] = []
     while len(examples) < (SIZES[split] if limit is None else limit):

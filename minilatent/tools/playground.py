@@ -73,6 +73,7 @@ def describe(method: Method, tensors: dict[str, torch.Tensor]) -> dict:
     config, tok = method.config, method.tok
     title = {"cot_sft": "CoT-SFT", "latent_sft": f"Latent-SFT({method.ratio})", "colar": "CoLaR"}
     ranks = [token.decode("latin-1") for token in tok.backend.ranks]  # a character a byte
+    tokenizer = {"pattern": MINI_PATTERN, "ranks": ranks, "markers": tok.markers, "opening": tok.opening}
     own = {key: getattr(config, key, 0) for key in ("max_chain", "max_answer", "k", "c_max")}
     return own | {
         "method": config.method,
@@ -83,12 +84,7 @@ def describe(method: Method, tensors: dict[str, torch.Tensor]) -> dict:
         "parameters": method.model.num_parameters(),
         "model": vars(method.model.config),
         "shapes": [[name, t.numel()] for name, t in tensors.items()],
-        "tokenizer": {
-            "pattern": MINI_PATTERN,
-            "ranks": ranks,
-            "markers": tok.markers,
-            "opening": tok.opening,
-        },
+        "tokenizer": tokenizer,
     }
 
 
