@@ -108,8 +108,14 @@ class Config:
         check_fields(self, "--")
 
 
-GROUPS = {"method": "run", "data": "data", "n_layer": "model (with --init none) and adapters"}
-GROUPS |= {"steps": "optimisation", "device": "machine", "max_chain": "decoding"}
+GROUPS = {
+    "method": "run",
+    "data": "data",
+    "n_layer": "model (with --init none) and adapters",
+    "steps": "optimisation",
+    "device": "machine",
+    "max_chain": "decoding",
+}
 
 
 # ------------------------------------------------------------------ presets
@@ -119,7 +125,33 @@ GROUPS |= {"steps": "optimisation", "device": "machine", "max_chain": "decoding"
 # Latent-SFT's release. Ours: 10 epochs where a paper names no number; 256 tokens a chain (numbers are long).
 PRESETS: dict[str, dict] = {
     "mini": {"optimizer": "muon"},
+    "base": {  # mini-base: python train.py --method cot_sft --preset base --dtype float32 --threads 1
+        "init": "none",
+        "train_size": 220_000,
+        "val_size": 500,
+        "optimizer": "muon",
+        "steps": 3500,
+        "lr": 4e-3,
+        "eval_every": 500,
+        "save_every": 500,
+    },
     "smoke": {"train_size": 512, "val_size": 16, "steps": 6, "batch_size": 16, "max_chain": 24},
+    "gpu": {
+        "data": "gsm8k_aug",
+        "train_size": 400_000,
+        "val_size": 500,
+        "test_size": 1319,
+        "dtype": "bfloat16",
+        "batch_size": 256,
+        "accumulate": 4,
+        "lr": 3e-4,
+        "beta2": 0.999,
+        "steps": 15_000,
+        "eval_every": 1500,
+        "save_every": 500,
+        "eval_batch": 128,
+        "max_chain": 256,
+    },
     "lora": {"lora_rank": 64, "lora_alpha": 128.0, "lora_dropout": 0.1, "grad_checkpoint": True},
     "smollm2-135m": {"init": "HuggingFaceTB/SmolLM2-135M-Instruct"},
     "gpt2": {"init": "gpt2"},
@@ -127,15 +159,13 @@ PRESETS: dict[str, dict] = {
     "qwen3-0.6b": {"init": "Qwen/Qwen3-0.6B"},
     "llama-3.2-1b": {"init": "meta-llama/Llama-3.2-1B-Instruct"},
 }
-# mini-base: python train.py --method cot_sft --preset base --dtype float32 --threads 1
-PRESETS["base"] = {"init": "none", "train_size": 220_000, "val_size": 500}
-PRESETS["base"] |= {"optimizer": "muon", "steps": 3500, "lr": 4e-3, "eval_every": 500, "save_every": 500}
-PRESETS["gpu"] = {"data": "gsm8k_aug", "train_size": 400_000, "val_size": 500, "test_size": 1319}
-PRESETS["gpu"] |= {"batch_size": 256, "accumulate": 4, "lr": 3e-4, "beta2": 0.999, "steps": 15_000}
-PRESETS["gpu"] |= {"eval_every": 1500, "save_every": 500, "dtype": "bfloat16"}
-PRESETS["gpu"] |= {"eval_batch": 128, "max_chain": 256}
-EXTENDS = dict.fromkeys(("smollm2-135m", "gpt2"), ("gpu",))
-EXTENDS |= dict.fromkeys(("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b"), ("gpu", "lora"))
+EXTENDS = {
+    "smollm2-135m": ("gpu",),
+    "gpt2": ("gpu",),
+    "qwen2.5-0.5b": ("gpu", "lora"),
+    "qwen3-0.6b": ("gpu", "lora"),
+    "llama-3.2-1b": ("gpu", "lora"),
+}
 
 
 def preset(name: str, presets: dict[str, dict]) -> dict:

@@ -40,9 +40,17 @@ def clamped_gumbel(shape: tuple[int, ...], generator: torch.Generator, scale: fl
 
 
 def gumbel_noise(
-    probs: Tensor, ids: Tensor, owner: Tensor, end, generator: torch.Generator, scale=1.0, tau=1.0, tries=100
+    probs: Tensor,
+    ids: Tensor,
+    owner: Tensor,
+    end: int,
+    generator: torch.Generator,
+    scale: float = 1.0,
+    tau: float = 1.0,
+    tries: int = 100,
 ) -> Tensor:
-    """α̃ = softmax((log α + clamp(s·g, -1.5, 3)) / τ), g ~ Gumbel(0, 1): Latent-SFT v2, the release's clamp.
+    """α̃ = softmax((log α + clamp(s·g, -1.5, 3)) / τ), g ~ Gumbel(0, 1). Latent-SFT v2; the clamp is the
+    release's.
 
     probs, ids  (n, k) of all the latents of a batch; owner (n,): the question of each
     end         `</think>`: where it would come out on top anywhere in a chain, the whole chain is sampled

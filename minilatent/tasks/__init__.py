@@ -19,7 +19,13 @@ SPLITS, STYLES = ("train", "val", "test"), ("equations", "text")
 
 
 def load(
-    data: str | Path, split="train", *, limit=None, seed=0, chain_style="equations", chain_order="text"
+    data: str | Path,
+    split: str = "train",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    chain_style: str = "equations",
+    chain_order: str = "text",
 ) -> list[Example]:
     """The first `limit` examples of one split, in the order of the data. UserError for any bad input.
 
