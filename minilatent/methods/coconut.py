@@ -68,7 +68,7 @@ class Coconut(Method):
             self.current_stage = s
 
         n = self.latents(s)
-        rest = "and no words" if s == self.final_stage else f"in place of the first {s} steps"
+        rest = "and no words" if s == self.final_stage else f"in place of steps 1 to {s}"
         lengths = [len(r.prompt) + n + len(self.words(r, s)) + len(r.tail) for r in train]
         own = {"steps": steps, "before": start, "trained": self.trained}
         return self.stage(f"coconut-{s}", f"{n} latents {rest}", train, lengths, **own)
