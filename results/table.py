@@ -72,6 +72,7 @@ def accuracies(name: str) -> list[str]:
 
 RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py
     "base": "CoT-SFT, mini-base",
+    "cot_sft": "CoT-SFT, trained further",
     "latent_sft_2": "Latent-SFT(2)",
     "latent_sft_3": "Latent-SFT(3)",
     "latent_sft_6": "Latent-SFT(6)",
