@@ -1,9 +1,10 @@
-"""The machine: which device and precision to use, and memory."""
+"""The machine: which device and precision to use, memory, and what goes from the host to the device."""
 
 import contextlib
 import ctypes
 
 import torch
+from torch import Tensor
 
 from .config import Config, UserError
 
@@ -41,3 +42,29 @@ def trim_memory() -> None:
     needs."""
     with contextlib.suppress(OSError, TypeError, AttributeError):  # other C libraries do without
         ctypes.CDLL(None).malloc_trim(0)
+
+
+# ------------------------------------------------------------------ host and device
+
+
+class Moved(dict):
+    """A batch on the device that keeps what it was on the host."""
+
+    def __init__(self, host: dict[str, Tensor], device: torch.device):
+        super().__init__({name: send(t, device) for name, t in host.items()})
+        self.host = host
+
+
+def send(t: Tensor, device: torch.device) -> Tensor:
+    """From the host to the device. A GPU fetches pinned memory by itself, when it gets there."""
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+
+
+def host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return getattr(batch, "host", batch)
+
+
+def where(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """The indices of what is True, (n,) for each dimension. A GPU would have to be waited for to know n: that
+    is why the mask is one of the host."""
+    return tuple(send(index, device) for index in mask.nonzero(as_tuple=True))

@@ -45,6 +45,7 @@ from ..config import Config, UserError, opt
 from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
 from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
+from ..machine import host, where
 from ..masks import LATENT, PAD, PREFIX, TAIL, TEXT, Layout
 from ..tasks.answers import Example, is_correct
 from .method import Method, Stage
@@ -188,8 +189,7 @@ class LatentSFT(Method):
 
         logged = {"sup": loss.item()}
         if self.config.pull > 0 and z.requires_grad:  # not while the encoder is frozen
-            mixture = self.segment_mixture(batch["ids"], batch["kind"], batch["block"])
-            pull = self.pull(z, label, *mixture)
+            pull = self.pull(z, label, *self.segment_mixture(batch["ids"], batch["kind"], batch["block"]))
             logged["pull"] = pull.item()
             loss = loss + self.config.pull * pull
         return loss, logged
@@ -213,15 +213,13 @@ class LatentSFT(Method):
         """The share of right answers when the decoder starts from the encoder's latents of the *gold* chain:
         that measures compression, not reasoning, because the gold chain holds the answer."""
         self.eval()
-        rows, right, n = self.gold(examples), 0, self.config.eval_batch
+        rows = encode(examples, self.tok, self.model.config.context)[0]
+        right, n = 0, self.config.eval_batch
         for at in range(0, len(rows), n):
             z, _ = self.induce_rows(rows[at : at + n])
             answers = self.answer_given(rows[at : at + n], z).answers
             right += sum(is_correct(a, e.answer) for a, e in zip(answers, examples[at : at + n]))
         return {"compression": right / max(len(examples), 1)}
-
-    def gold(self, examples: list[Example]) -> list[Row]:
-        return encode(examples, self.tok, self.model.config.context)[0]
 
     def answer_given(self, rows: list[Row], z: Tensor):
         """Decode the answers of rows whose latents (n, C), in reading order, are given."""
@@ -318,11 +316,12 @@ class LatentSFT(Method):
         config, ids, kind = self.config, batch["ids"], batch["kind"]  # (B, T)
         z, label = self.given_latents(batch, noise)  # (n, C)
         h = self.model(embeds=self.embed_with(ids, kind, z))  # (B, T, C)
-        before_latent, before_tail = kind[:, 1:] == LATENT, kind[:, 1:] == TAIL  # (B, T - 1)
-        ce = cross_entropy(self.model.logits(h[:, :-1][before_tail]), ids[:, 1:][before_tail])
-        kl = self.divergence(h[:, :-1][before_latent], label)  # of the n states that predict a latent
+        following = host(batch)["kind"][:, 1:]  # (B, T - 1)
+        before_latent, before_tail = (where(following == x, self.device) for x in (LATENT, TAIL))
+        ce = cross_entropy(self.model.logits(h[before_tail]), ids[:, 1:][before_tail])
+        kl = self.divergence(h[before_latent], label)  # of the n states that predict a latent
         loss = config.kl_weight * kl + config.ce_weight * ce  # L_auto
-        return loss, {"kl": kl.item(), "ce": ce.item()}
+        return loss, {"kl": kl.detach(), "ce": ce.detach()}
 
     def given_latents(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """z (n, C) as labelled, and the label itself: α and its ids, (n, k) each."""

@@ -15,6 +15,7 @@ from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
 from ..evaluate import accuracy
 from ..losses import cross_entropy
+from ..machine import host, where
 from ..masks import LATENT, PAD, Layout
 from ..model import Transformer
 from ..tasks.answers import Example
@@ -30,7 +31,7 @@ class Stage:
     items: Sequence  # what `collate` makes batches of
     lengths: list[int]  # tokens of each item; items of about equal length go into one batch
     collate: Callable[[list, random.Random], Batch]  # items of one step, and that step's random numbers
-    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]]  # batch, noise -> loss, to log
+    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict]]  # batch, noise -> loss, to log
     trained: list[str]  # the method's modules by name, as "model" or "model.blocks"; the rest is frozen
     steps: int
     lr: float
@@ -137,7 +138,7 @@ class Method(nn.Module):
     def loss(self, batch: Batch, noise: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of a plain causal pass, unless a method has its own. ids, labels (B, T)"""
         hidden = self.model(batch["ids"])  # (B, T, C)
-        labelled = batch["labels"] != IGNORE
+        labelled = where(host(batch)["labels"] != IGNORE, self.device)
         return cross_entropy(self.model.logits(hidden[labelled]), batch["labels"][labelled]), {}
 
     def solve(self, questions: list[str], **options) -> Decoded:

@@ -1,0 +1,130 @@
+"""Speed on a GPU, beside the path that is read: what a model does differently where its `fast` is set, to
+the same numbers.
+
+    training   the blocks are compiled, for few lengths: a batch is padded to the next one. Nobody sees
+               padding on the right, and it is cut off again. Activations may be recomputed, masks may become
+               FlexAttention's.
+    decoding   every step has the same shapes at the same places in memory, so that CUDA can record the
+               pass as a graph. Finished rows stay until the loop looks (decode.py), which waits for the GPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .cache import KVCache
+from .config import Config
+from .model import ATTENTION, Block, Transformer, attention
+
+
+def padded(length: int) -> int:
+    """The next multiple of 32, or of an eighth of the next power of two: eight lengths up to 256, four from
+    there to 512, and so on."""
+    step = max(32, 1 << ((length - 1).bit_length() - 3))
+    return -(-length // step) * step
+
+
+def call(block: Block, x: Tensor, mask, rope) -> Tensor:
+    return block(x, mask, rope, None, 0, None, None)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:
+    """`attention` of model.py where Fast has made a block mask; else (when decoding) it is that."""
+    if mask is None or isinstance(mask, Tensor):
+        return attention(q, k, v, mask)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
+
+
+ATTENTION["flex"] = flex
+
+
+def block_mask(mask: Tensor):
+    """FlexAttention's form of a mask (B or 1, 1, T, T): blocks in which nobody sees anybody are skipped."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    B, _, T, S = mask.shape
+    sees = lambda b, head, i, j: mask[b, 0, i, j]
+    return create_block_mask(sees, B, None, T, S, mask.device)
+
+
+@dataclass
+class Fast:
+    """compiled: both halves of the docstring above. recompute: keep one activation a block in training
+    (--grad_checkpoint). backend: torch.compile's."""
+
+    compiled: bool = False
+    recompute: bool = False
+    backend: str = "inductor"
+
+    def __post_init__(self):
+        torch._dynamo.config.recompile_limit = 64  # lengths · (masked or not) · (frozen or not)
+        self.run = torch.compile(call, backend=self.backend, dynamic=False) if self.compiled else call
+        self.look_every = 8 if self.compiled else 1  # steps of decoding
+
+    def __call__(self, model: Transformer, x: Tensor, mask, rope, states: list | None) -> Tensor:
+        """All blocks, one after the other: x (B, T, C) -> (B, T, C). mask (B or 1, 1, T, T) or None."""
+        T, recompute = x.shape[1], self.recompute and model.training
+        more = padded(T) - T if self.compiled else 0
+        cut = lambda x: x[:, :T] if more else x
+        if more:
+            longer = (0, 0, 0, more)
+            x, rope = F.pad(x, longer), rope and [F.pad(angles, longer) for angles in rope]
+            if mask is not None:  # padding is seen by nobody, and sees all: it has to see somebody
+                mask = F.pad(F.pad(mask, (0, more)), longer, value=True)
+        if mask is not None and model.config.attention == "flex":
+            mask = block_mask(mask)
+        for block in [*model.blocks] * model.config.loops:
+            args = block, x, mask, rope
+            x = checkpoint(self.run, *args, use_reentrant=False) if recompute else self.run(*args)
+            if states is not None:
+                states.append(cut(x))
+        return cut(x)
+
+
+def speed_up(model: Transformer, config: Config) -> None:
+    """Set `fast` as the settings ask for it."""
+    model.config.attention = config.attention
+    if config.compile or config.grad_checkpoint or config.attention == "flex":
+        model.fast = Fast(config.compile, config.grad_checkpoint)
+
+
+class OneToken:
+    """A step of decoding, feed (b, C) -> hidden state (b, C). fixed: all places of the cache count as used,
+    and CUDA replays what it has recorded, anew when finished rows have gone."""
+
+    def __init__(self, model: Transformer, cache: KVCache, fixed: bool):
+        self.model, self.cache, self.feed = model, cache, torch.empty(0)
+        cache.fixed = fixed
+
+    def step(self, feed: Tensor) -> Tensor:
+        lengths = self.cache.lengths
+        hidden = self.model(embeds=feed[:, None], cache=self.cache)[:, 0]
+        self.cache.lengths = lengths.copy_(self.cache.lengths)  # where they were
+        return hidden
+
+    def __call__(self, feed: Tensor) -> Tensor:
+        if not (self.cache.fixed and feed.is_cuda):
+            return self.step(feed)
+        if feed.shape != self.feed.shape:
+            self.record(feed)
+        self.feed.copy_(feed)
+        self.graph.replay()
+        return self.hidden
+
+    def record(self, feed: Tensor) -> None:
+        """The first pass is a trial, which CUDA needs: it writes what will be overwritten."""
+        self.feed, lengths = feed.clone(), self.cache.lengths.clone()
+        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            self.step(self.feed)
+        here.wait_stream(aside)
+        self.cache.lengths.copy_(lengths)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.hidden = self.step(self.feed)
