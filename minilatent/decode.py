@@ -11,7 +11,6 @@ batch are in different phases at one time; they never see each other.
 b counts the rows that are not finished; `rows` (b,) says which of the B they are.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -101,13 +100,12 @@ def decode(
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples
     look_every = model.fast.look_every if model.fast else 1
-    cache = KVCache(model.config, Q, T + max_chain + max_answer + 1 + look_every, device, prefix.dtype)
+    cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
     hidden, rows = prefill(model, prefix, lengths, cache)  # (Q, C), and each living row's question (Q,)
     if samples > 1:
         row = torch.arange(B, device=device)
-        each, number = row // samples, row % samples
-        cache.select(each)
-        hidden, rows = hidden[each], rows[each] * samples + number  # (B, C), (B,)
+        cache.select(each := row // samples)
+        hidden, rows = hidden[each], rows[each] * samples + row % samples  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
     count, written = torch.zeros(2, B, dtype=torch.long, device=device)  # steps of thinking, answer tokens
     closed, done = torch.zeros(2, B, dtype=torch.bool, device=device)
@@ -116,7 +114,7 @@ def decode(
     steps = []  # of thinking: (rows, which of them go on, token, fed, probs, sampled)
     forward = OneToken(model, cache, fixed=look_every > 1)
 
-    for step in itertools.count(1):
+    for step in range(1, max_chain + max_answer + 2):  # by then all have an answer
         logits = wide(model.logits(hidden))  # (b, V)
         logits[:, never] = float("-inf")
         likeliest = logits.argmax(-1)  # (b,)
@@ -161,7 +159,7 @@ def decode(
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
         out.sampled = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
         for n, (rows, on, token, feed, probs, sampled) in enumerate(steps[:N]):  # all think from the first on
-            row = rows[on]
+            row = rows[on := on.nonzero()[:, 0]]
             out.chain[row, n], out.latents[row, n] = token[on], feed[on]
             for kept, x in zip(out.sampled, sampled):
                 kept[row, n] = x[on]

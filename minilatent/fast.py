@@ -23,7 +23,7 @@ from .model import ATTENTION, Block, Transformer, attention
 def padded(length: int) -> int:
     """The next multiple of 32, or of an eighth of the next power of two: eight lengths up to 256, four from
     there to 512, and so on."""
-    step = max(32, 1 << ((length - 1).bit_length() - 3))
+    step = max(32, 2 ** (length - 1).bit_length() // 8)
     return -(-length // step) * step
 
 
@@ -62,9 +62,10 @@ class Fast:
     backend: str = "inductor"
 
     def __post_init__(self):
-        torch._dynamo.config.recompile_limit = 64  # lengths · (masked or not) · (frozen or not)
-        self.run = torch.compile(call, backend=self.backend, dynamic=False) if self.compiled else call
-        self.look_every = 8 if self.compiled else 1  # steps of decoding
+        self.run, self.look_every = call, 1  # steps of decoding
+        if self.compiled:
+            torch._dynamo.config.recompile_limit = 64  # lengths · (masked or not) · (frozen or not)
+            self.run, self.look_every = torch.compile(call, backend=self.backend, dynamic=False), 8
 
     def __call__(self, model: Transformer, x: Tensor, mask, rope, states: list | None) -> Tensor:
         """All blocks, one after the other: x (B, T, C) -> (B, T, C). mask (B or 1, 1, T, T) or None."""
@@ -73,7 +74,7 @@ class Fast:
         cut = lambda x: x[:, :T] if more else x
         if more:
             longer = (0, 0, 0, more)
-            x, rope = F.pad(x, longer), rope and [F.pad(angles, longer) for angles in rope]
+            x, rope = F.pad(x, longer), rope and tuple(F.pad(angles, longer) for angles in rope)
             if mask is not None:  # padding is seen by nobody, and sees all: it has to see somebody
                 mask = F.pad(F.pad(mask, (0, more)), longer, value=True)
         if mask is not None and model.config.attention == "flex":

@@ -64,6 +64,11 @@ def host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return getattr(batch, "host", batch)
 
 
+def note(x: Tensor) -> float | Tensor:
+    """A number to be logged: a GPU keeps it until it is read."""
+    return x.item() if x.device.type == "cpu" else x.detach()
+
+
 def where(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """The indices of what is True, (n,) for each dimension. A GPU would have to be waited for to know n: that
     is why the mask is one of the host."""

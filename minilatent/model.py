@@ -190,17 +190,12 @@ class Transformer(nn.Module):
         """GPT-2's: N(0, 0.02), the projections into the residual stream divided by √(2 · layers). zero: these
         begin at 0, so that each block is at first the identity (as in speed-runs of small GPTs)."""
         for name, p in self.named_parameters():
-            if p.dim() < 2:
-                continue  # norms 1, biases: see below
             residual = name.endswith(("o.weight", "down.weight"))
             std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
-            if residual and zero:
+            if name.endswith("bias") or residual and zero:
                 nn.init.zeros_(p)
-            else:
+            elif p.dim() > 1:  # norms stay 1
                 nn.init.normal_(p, 0.0, std, generator=generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def forward(
         self,

@@ -93,8 +93,7 @@ class Trainer:
         quiet = True if parallel.rank() else None  # None: shown on a terminal only
         bar = tqdm(total=steps, initial=start, desc=stage.name, disable=quiet, dynamic_ncols=True)
         method.train()
-        before, began = self.seconds, time.perf_counter()
-        spent = lambda: before + time.perf_counter() - began
+        before, began = self.seconds, time.perf_counter() - self.seconds
         for step in range(start, steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
@@ -107,7 +106,7 @@ class Trainer:
             look = due or self.interrupted or method.device.type == "cpu"  # else a GPU would be waited for
             if look:
                 logged = self.read(stage, logged)
-            self.at["step"], self.seconds = done, spent()
+            self.at["step"], self.seconds = done, time.perf_counter() - began
             bar.update()
             if look:
                 shown = {"loss": f"{logged['loss']:.3f}", "tok/s": f"{self.tokens / self.seconds:.0f}"}
@@ -122,7 +121,7 @@ class Trainer:
             if done % every == 0 or last:
                 self.validate(stage, val, f"{done}/{steps}: loss {logged['loss']:.3f}, ")
                 method.train()
-                self.seconds = spent()
+                self.seconds = time.perf_counter() - began
             stops = self.interrupted and look  # else it is unknown what would be saved
             if done % config.save_every == 0 or last or stops:
                 self.save_state()
@@ -144,8 +143,7 @@ class Trainer:
         parts, ready = max(1, min(config.accumulate, len(chosen))), []
         for part in range(parts):
             mine = parallel.shard(chosen[part::parts]) or chosen[:1]  # all processes take the same steps
-            batch = make(mine, random.Random(f"{config.seed} {index} {step}"))
-            ready.append(Moved(batch, method.device))
+            ready.append(Moved(make(mine, random.Random(f"{config.seed} {index} {step}")), method.device))
         for _ in range(stage.inner):
             logged: dict = {"tokens": 0.0}
             for batch in ready:

@@ -41,7 +41,7 @@ from ..checkpoint import load_into
 from ..config import Config, UserError, opt
 from ..latent import compress
 from ..losses import cross_entropy, log_not, mean
-from ..machine import host, send, where
+from ..machine import host, note, send, where
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from ..tasks.answers import Example
 from .method import Method, Stage
@@ -142,8 +142,8 @@ class CoLaR(Method):
         mu, log_sigma = self.latent_head(h[predicts])  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()
         latent = self.latent_loss(mu.float(), log_sigma.float(), target)  # L_latent
-        logged = {"comp": compression, "latent": latent, "sigma": mean(log_sigma.exp())}
-        return compression + config.latent_weight * latent, {k: v.detach() for k, v in logged.items()}
+        logged = {"comp": note(compression), "latent": note(latent), "sigma": note(mean(log_sigma.exp()))}
+        return compression + config.latent_weight * latent, logged
 
     def compressed_cross_entropy(self, h: Tensor, labels: Tensor, following: Tensor) -> Tensor:
         """L_comp: h (B, T - 1, C), and what follows each position: its label and its kind (B, T - 1)."""
