@@ -52,9 +52,7 @@ def tail(answer: list[int], tok: Tokenizer) -> list[int]:
     return [tok.end_think, *answer]
 
 
-def encode(
-    examples: Iterable[Example], tok: Tokenizer, longest: int, ratio: int = 0
-) -> tuple[list[Row], int]:
+def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, ratio=0) -> tuple[list[Row], int]:
     """Rows, and how many examples were skipped because `prompt chain tail` is longer than `longest` tokens.
     ratio: also leave room for a latent behind every `ratio` chain tokens (Latent-SFT's stage 1 reads
     both)."""

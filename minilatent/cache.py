@@ -31,9 +31,7 @@ class KVCache:
             raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
         return end
 
-    def write(
-        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
-    ) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple:
         """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D).
         Without slots they are the first."""
         if slots is None:

@@ -1,23 +1,20 @@
-"""Speed on a GPU, beside the path that is read: what a model does differently where its `fast` is set, to
-the same numbers.
+"""Speed on a GPU, beside the path that is read. A model whose `fast` is set gives the same numbers:
 
-    training   the blocks are compiled, for few lengths: a batch is padded to the next one. Nobody sees
-               padding on the right, and it is cut off again. Activations may be recomputed, masks may become
-               FlexAttention's.
-    decoding   every step has the same shapes at the same places in memory, so that CUDA can record the
-               pass as a graph. Finished rows stay until the loop looks (decode.py), which waits for the GPU.
+training   the blocks are compiled, for few lengths: a batch is padded to the next of them. Nobody sees
+           padding on the right, and it is cut off again. Masks may become FlexAttention's.
+decoding   every step has the same shapes at the same places in memory, so that CUDA can record it as a
+           graph. Finished rows stay until decode() looks for them, which means to wait for the GPU.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from .cache import KVCache
 from .config import Config
-from .model import ATTENTION, Block, Transformer, attention
+from .model import ATTENTION, Transformer, attention
 
 
 def padded(length: int) -> int:
@@ -27,45 +24,32 @@ def padded(length: int) -> int:
     return -(-length // step) * step
 
 
-def call(block: Block, x: Tensor, mask, rope) -> Tensor:
-    return block(x, mask, rope, None, 0, None, None)
-
-
 def flex(q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:
-    """`attention` of model.py where Fast has made a block mask; else (when decoding) it is that."""
-    if mask is None or isinstance(mask, Tensor):
-        return attention(q, k, v, mask)
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
+    """`attention` of model.py, under a block mask where Fast has made one (not in decoding)."""
+    if isinstance(mask, BlockMask):
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
+    return attention(q, k, v, mask)
 
 
 ATTENTION["flex"] = flex
 
 
-def block_mask(mask: Tensor):
-    """FlexAttention's form of a mask (B or 1, 1, T, T): blocks in which nobody sees anybody are skipped."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    B, _, T, S = mask.shape
-    sees = lambda b, head, i, j: mask[b, 0, i, j]
-    return create_block_mask(sees, B, None, T, S, mask.device)
+def block_mask(mask: Tensor) -> BlockMask:
+    """Of a mask (B or 1, 1, T, T). Blocks in which nobody sees anybody are skipped."""
+    sees = lambda row, head, i, j: mask[row, 0, i, j]
+    return create_block_mask(sees, mask.shape[0], None, *mask.shape[2:], mask.device)
 
 
-@dataclass
 class Fast:
-    """compiled: both halves of the docstring above. recompute: keep one activation a block in training
-    (--grad_checkpoint). backend: torch.compile's."""
+    """compiled: what is said above, with torch.compile's `backend`. recompute: --grad_checkpoint, keep one
+    activation a block in training."""
 
-    compiled: bool = False
-    recompute: bool = False
-    backend: str = "inductor"
-
-    def __post_init__(self):
-        self.run, self.look_every = call, 1  # steps of decoding
-        if self.compiled:
+    def __init__(self, compiled: bool = False, recompute: bool = False, backend: str = "inductor"):
+        self.compiled, self.recompute, self.look_every = compiled, recompute, 1  # steps of decoding
+        self.run = lambda block, x, mask, rope: block(x, mask, rope, None, 0, None, None)
+        if compiled:
             torch._dynamo.config.recompile_limit = 64  # lengths · (masked or not) · (frozen or not)
-            self.run, self.look_every = torch.compile(call, backend=self.backend, dynamic=False), 8
+            self.run, self.look_every = torch.compile(self.run, backend=backend, dynamic=False), 8
 
     def __call__(self, model: Transformer, x: Tensor, mask, rope, states: list | None) -> Tensor:
         """All blocks, one after the other: x (B, T, C) -> (B, T, C). mask (B or 1, 1, T, T) or None."""
@@ -112,20 +96,15 @@ class OneToken:
         if not (self.cache.fixed and feed.is_cuda):
             return self.step(feed)
         if feed.shape != self.feed.shape:
-            self.record(feed)
+            self.record(feed.clone(), self.cache.lengths.clone())
         self.feed.copy_(feed)
         self.graph.replay()
         return self.hidden
 
-    def record(self, feed: Tensor) -> None:
-        """The first pass is a trial, which CUDA needs: it writes what will be overwritten."""
-        self.feed, lengths = feed.clone(), self.cache.lengths.clone()
-        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            self.step(self.feed)
-        here.wait_stream(aside)
+    def record(self, feed: Tensor, lengths: Tensor) -> None:
+        """After a trial, in which CUDA loads what it needs; what that wrote is overwritten."""
+        self.feed, self.graph = feed, torch.cuda.CUDAGraph()
+        self.step(feed)
         self.cache.lengths.copy_(lengths)
-        self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.hidden = self.step(self.feed)
+            self.hidden = self.step(feed)

@@ -44,9 +44,6 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-# ------------------------------------------------------------------ host and device
-
-
 class Moved(dict):
     """A batch on the device that keeps what it was on the host."""
 
@@ -57,7 +54,9 @@ class Moved(dict):
 
 def send(t: Tensor, device: torch.device) -> Tensor:
     """From the host to the device. A GPU fetches pinned memory by itself, when it gets there."""
-    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+    if device.type == "cuda" and t.device.type == "cpu":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
 
 
 def host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,6 +69,5 @@ def note(x: Tensor) -> float | Tensor:
 
 
 def where(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """The indices of what is True, (n,) for each dimension. A GPU would have to be waited for to know n: that
-    is why the mask is one of the host."""
+    """Indices of what is True, (n,) each. The mask is one of the host: a GPU would be waited for to know n."""
     return tuple(send(index, device) for index in mask.nonzero(as_tuple=True))

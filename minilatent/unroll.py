@@ -21,9 +21,7 @@ class GrowingCache:
     def end(self, new: int) -> int:
         return new + (self.layers[0][0].shape[2] if self.layers else 0)
 
-    def write(
-        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
-    ) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple:
         """Append k, v (B, G, T, D); return all so far, (B, G, end, D)."""
         if layer in self.layers:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.layers[layer], (k, v)))

@@ -154,6 +154,7 @@ ADDED = {
     "the playground": 130,
     "run folders that can be trusted": 329,
     "GSM8K redrawn": 646,
+    "speed on a GPU": 150,
 }
 
 

@@ -2,16 +2,13 @@
 
     python -m minilatent.tools.benchmark HF_FOLDER [--data FILE] [--json FILE]    needs transformers
     python -m minilatent.tools.benchmark                                          the rate alone
-    .. HF_FOLDER --data gsm8k_train.jsonl --device cuda --dtype bfloat16 --rows 400 --compile      on a GPU
 
-Both sides run in turn: same machine, batch, precision and threads. Times and ratios are medians. A ratio is
-their time over ours: above 1 we are faster. MFU is the share of the hardware's peak that a training step
-reaches: FLOPs of matrix products (padding counts nothing) / seconds / peak.
+Both sides run in turn: same machine, batch, dtype and threads. Times and ratios are medians. A ratio is
+their time over ours: above 1 we are faster. (`python -m results.gpu_speed` measures all stages on a GPU.)
 """
 
 import json
 import os
-import random
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -20,22 +17,17 @@ import torch
 
 from .. import tasks
 from ..backbones.pretrained import load_pretrained
-from ..batch import IGNORE, Row, encode, pad
+from ..batch import IGNORE, pad
 from ..config import Parser, UserError, run_script
 from ..decode import decode, explicit_thinker
-from ..fast import speed_up
+from ..fast import Fast
 from ..files import write_json
-from ..machine import Moved, pick_device
-from ..methods import Method, Stage, build
-from ..model import Transformer
-from ..optim import train_only
-from ..run import resolve
-from ..study.budget import counted, machine, matrix_rate, seconds
+from ..losses import cross_entropy
+from ..machine import pick_device, use_threads
+from ..study.budget import machine, matrix_rate, seconds
 from ..tokenizer import Tokenizer
 
 NEW = 32  # tokens decoded
-FEW = 4  # rows whose FLOPs are counted
-PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}  # bfloat16, dense
 
 
 def in_turn(ours: Callable, theirs: Callable, repeats: int) -> dict:
@@ -49,67 +41,41 @@ def in_turn(ours: Callable, theirs: Callable, repeats: int) -> dict:
     }
 
 
-def stepper(trained, loss: Callable, dtype: torch.dtype) -> Callable:
-    """A training step with AdamW, in mixed precision if dtype is of 16 bits."""
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-    device = optimizer.param_groups[0]["params"][0].device.type
+def compare_training(model, other, given: list, target: list, padding: int, repeats: int) -> dict:
+    """A step of CoT-SFT with AdamW. The question has no labels, so that we compute no logits there;
+    transformers computes them everywhere."""
+    device = model.embed.weight.device
+    rows = [g + t for g, t in zip(given, target)]
+    ids = pad(rows, padding).to(device)  # (B, T) each
+    labels = pad([[IGNORE] * len(g) + t for g, t in zip(given, target)], IGNORE).to(device)
+    real = pad([[1] * len(row) for row in rows], 0).to(device)
+    their_loss = lambda: other(input_ids=ids, attention_mask=real, labels=labels).loss
 
-    def once():
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def our_loss():
+        labelled = labels[:, 1:] != IGNORE
+        return cross_entropy(model.logits(model(ids[:, :-1])[labelled]), labels[:, 1:][labelled])
 
-    return once
+    def step(net, loss: Callable) -> Callable:
+        optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-6, fused=True)
 
+        def once():
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
-def measure_stage(method: Method, stage: Stage, args, theirs: Callable = lambda: None) -> dict:
-    """A step on all rows, theirs in turn."""
-    networks = [module for module in method.modules() if isinstance(module, Transformer)]
-    trained = train_only(method.train(), stage.trained).values()
+        return once
 
-    def step(items) -> Callable:
-        batch = Moved(stage.collate(list(items), random.Random(0)), method.device)
-        loss = lambda: stage.loss(batch, torch.Generator().manual_seed(0))[0]
-        return stepper(trained, loss, getattr(torch, args.dtype))
-
-    middle = max(0, (len(stage.items) - FEW) // 2)
-    few = stage.items[middle : middle + FEW]
-    flops = counted(step(few)) * len(stage.items) / len(few)
-    for network in networks:
-        speed_up(network, method.config)
-    found = in_turn(step(stage.items), theirs, args.repeats)
-    for network in networks:
-        network.fast = None
-    found |= {"tokens": sum(stage.lengths), "tflops": flops / found["seconds"] / 1e12}
-    return found | {"mfu": args.peak and found["tflops"] / args.peak}
-
-
-def compare_training(model: Transformer, tok: Tokenizer, other, rows: list[Row], args) -> dict:
-    """CoT-SFT against transformers, which computes logits everywhere; and every stage of Latent-SFT."""
-    texts = [r.prompt + r.chain + r.tail for r in rows]
-    labels = pad([[IGNORE] * len(r.prompt) + r.chain + r.tail for r in rows], IGNORE)
-    real = pad([[1] * len(text) for text in texts], 0)
-    given = {"input_ids": pad(texts, tok.pad), "attention_mask": real, "labels": labels}
-    given = {name: t.to(model.embed.weight.device) for name, t in given.items()}
-    theirs = stepper(other.train().parameters(), lambda: other(**given).loss, getattr(torch, args.dtype))
-    found = {}
-    for name in ("cot_sft", "latent_sft") if all(r.chain for r in rows) else ("cot_sft",):
-        asked = {"dtype": args.dtype, "compile": args.compile, "attention": args.attention}
-        method = build(resolve({"method": name, **asked}), tok, model)
-        for stage in method.stages(rows):
-            stage.before()
-            found[stage.name] = measure_stage(method, stage, args, *[theirs][: stage.name == "cot"])
+    found = in_turn(step(model, our_loss), step(other, their_loss), repeats)
+    found["tokens"] = int(real.sum())
+    found["tflops"] = 6 * model.num_parameters() * found["tokens"] / found["seconds"] / 1e12
     return found
 
 
-def compare_decoding(model: Transformer, tok: Tokenizer, other, questions: list, args) -> dict:
+def compare_decoding(model, other, questions: list, tok: Tokenizer, repeats: int) -> dict:
     """Greedy decoding of NEW tokens; no row ends early."""
     device = model.embed.weight.device
     model.eval()
     other.eval()
-    speed_up(model, resolve({"method": "cot_sft", "compile": args.compile}))
     tok.never, other.generation_config.eos_token_id = [*tok.markers.values()], None
     prompts = pad(questions, tok.eos).to(device)
     lengths = torch.tensor([len(q) for q in questions], device=device)
@@ -118,7 +84,7 @@ def compare_decoding(model: Transformer, tok: Tokenizer, other, questions: list,
     options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": tok.eos}
     think, chain = explicit_thinker(model), NEW - 2  # then </think> and an answer of one token
     ours = lambda: decode(model, tok, model.embed(prompts), lengths, think, chain, 1)
-    found = in_turn(ours, lambda: other.generate(ids, attention_mask=real, **options), args.repeats)
+    found = in_turn(ours, lambda: other.generate(ids, attention_mask=real, **options), repeats)
     return found | {"new_tokens": NEW, "tokens_per_second": len(questions) * NEW / found["seconds"]}
 
 
@@ -129,25 +95,25 @@ def benchmark(args, device: torch.device) -> dict:
     except ImportError:
         raise UserError("the benchmark compares with transformers: pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
-    model, tok = load_pretrained(args.folder)
-    other = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
+    dtype = getattr(torch, args.dtype)
+    model, tok = load_pretrained(args.folder, dtype)
+    other = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype)
     other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)  # the markers' rows for both
+    model, other = model.to(device), other.to(device)
+    model.fast = Fast(compiled=True) if args.compile else None
     examples = sorted(tasks.load(args.data, "test", limit=2000), key=lambda e: len(e.question))
-    rows = encode(examples[len(examples) // 2 :][: args.rows], tok, model.config.context)[0]
-    both = model.to(device), tok, other.to(device)
-    training = compare_training(*both, rows, args)
-    for network in (model, other):
-        network.to(getattr(torch, args.dtype))
+    examples = examples[len(examples) // 2 :][: args.rows]
+    questions = [tok.encode(e.question) for e in examples]
+    targets = [tok.encode_chain(f"{e.chain} {e.answer}".strip()) for e in examples]
     return {
         "model": Path(args.folder).name,
         "device": str(device),
         "dtype": args.dtype,
-        "rows": len(rows),
+        "rows": args.rows,
         "compile": args.compile,
         "transformers": transformers.__version__,
-        "train_step": training.pop("cot"),
-        "stages": training,
-        "decode": compare_decoding(*both, [r.prompt for r in rows], args),
+        "train_step": compare_training(model, other, questions, targets, tok.eos, args.repeats),
+        "decode": compare_decoding(model, other, questions, tok, args.repeats),
     }
 
 
@@ -162,16 +128,12 @@ def main(argv: list[str]) -> None:
     add("--rows", type=int, default=8, help="rows of a training step, and decoded side by side [8]")
     add("--repeats", type=int, default=5, help="repeats of each measurement [5]")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice) [0]")
-    add("--compile", action="store_true", help="as train.py's")
-    add("--attention", default="sdpa", help="as train.py's [sdpa]")
-    add("--peak", type=float, help="TFLOP/s that the hardware can do, for MFU [known for some GPUs]")
+    add("--compile", action="store_true", help="ours as with train.py --compile")
     args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     device = pick_device(args.device)
     results = {"load_average": os.getloadavg()[0], "cpus": os.cpu_count(), **machine(device)}
     results["gflops_bfloat16"] = round(matrix_rate(torch.bfloat16, device), 1)
-    args.peak = args.peak or next((PEAKS[name] for name in PEAKS if name in results["hardware"]), None)
     if args.folder:
         results |= benchmark(args, device)
     print(json.dumps(results, indent=1))
