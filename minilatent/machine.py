@@ -69,5 +69,5 @@ def note(x: Tensor) -> float | Tensor:
 
 
 def where(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Indices of what is True, (n,) each. The mask is one of the host: a GPU would be waited for to know n."""
+    """Indices of what is True, (n,) each. The mask is of the host: a GPU would be waited for to know n."""
     return tuple(send(index, device) for index in mask.nonzero(as_tuple=True))
