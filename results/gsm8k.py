@@ -26,11 +26,13 @@ import sys
 import time
 from argparse import BooleanOptionalAction
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from eval import main as evaluate
+from minilatent import tasks
 from minilatent.config import Parser, UserError, run_script
 from minilatent.files import write_json
 from minilatent.run import parse_args, train
@@ -204,13 +206,17 @@ def main(argv: list[str]) -> None:
         print(f"{len(todo)} of {len(known)} rows, {total:.0f} min at {args.rate:.0f} TFLOP/s")
         return
     args.results.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    for row in todo:
-        left = 60 * args.minutes - (time.perf_counter() - began)
-        if row.seconds(args.rate) > left and not args.tiny:
-            print(f"{row.run}: no time left", file=sys.stderr)
-        else:
-            do(row, args)
+    began, load = time.perf_counter(), tasks.load
+    tasks.load = lru_cache(maxsize=8)(load)  # rows with the same data draw them once
+    try:
+        for row in todo:
+            left = 60 * args.minutes - (time.perf_counter() - began)
+            if row.seconds(args.rate) > left and not args.tiny:
+                print(f"{row.run}: no time left", file=sys.stderr)
+            else:
+                do(row, args)
+    finally:
+        tasks.load = load
 
 
 if __name__ == "__main__":
