@@ -13,13 +13,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from .cache import KVCache
-from .config import Config
+from .config import Config, UserError
 from .model import ATTENTION, Transformer, attention
 
 
 def padded(length: int) -> int:
-    """The next multiple of 32, or of an eighth of the next power of two: eight lengths up to 256, four from
-    there to 512, and so on."""
+    """The next multiple of 32; above 256 of 64, above 512 of 128, and so on."""
     step = max(32, 2 ** (length - 1).bit_length() // 8)
     return -(-length // step) * step
 
@@ -41,8 +40,7 @@ def block_mask(mask: Tensor) -> BlockMask:
 
 
 class Fast:
-    """compiled: what is said above, with torch.compile's `backend`. recompute: --grad_checkpoint, keep one
-    activation a block in training."""
+    """compiled: what is said above, by torch.compile's `backend`. recompute: the blocks' activations."""
 
     def __init__(self, compiled: bool = False, recompute: bool = False, backend: str = "inductor"):
         self.compiled, self.recompute, self.look_every = compiled, recompute, 1  # steps of decoding
@@ -72,7 +70,9 @@ class Fast:
 
 
 def speed_up(model: Transformer, config: Config) -> None:
-    """Set `fast` as the settings ask for it."""
+    """Set `fast` as the settings ask for it. UserError for FlexAttention where it has no backward pass."""
+    if config.attention == "flex" and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("--attention flex needs a GPU: a CPU has no backward pass for it")
     model.config.attention = config.attention
     if config.compile or config.grad_checkpoint or config.attention == "flex":
         model.fast = Fast(config.compile, config.grad_checkpoint)

@@ -4,11 +4,12 @@ shapes. And a step waits for the device only where it has to."""
 import contextlib
 import copy
 import itertools
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_model, train
+from conftest import metrics, script, tiny_model, train
 from test_colar import Fixed
 from test_decode import LIMITS, TOK, batched, prompts, sharp_model
 from test_methods import make
@@ -143,6 +144,36 @@ def test_flex_attention_is_attention_under_ltim_and_ltsum_with_one_graph_for_all
             for (ids, mask, real), slow in zip(passes, expected):
                 torch.testing.assert_close(model(ids, mask=mask)[real], slow[real], rtol=1e-4, atol=1e-4)
     assert backend.graphs == len({padded(ids.shape[1]) for ids, *_ in passes})
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+@pytest.mark.usefixtures("one_tokenizer")
+def test_a_run_with_compile_is_the_run_without_and_may_go_on_without(tmp_path, monkeypatch, uninterrupted):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # padded and cut all the same
+    train(tmp_path / "run", "latent_sft", "--compile")
+    for fast, slow in zip(metrics(tmp_path / "run"), metrics(uninterrupted), strict=True):
+        assert fast.keys() == slow.keys()
+        assert fast["stage"] == slow["stage"]
+        for key in fast.keys() - {"seconds", "stage"}:
+            assert fast[key] == pytest.approx(slow[key], rel=1e-3), key
+    (tmp_path / "run/model.safetensors").unlink()  # as if it had not finished
+    train(tmp_path / "run", "latent_sft", "--resume", "--no-compile")
+    with pytest.raises(UserError, match="flex needs a GPU"):
+        train(tmp_path / "other", "latent_sft", "--attention", "flex")
+
+
+def test_eval_with_compile_finds_the_same(runs, tmp_path, capsys):
+    found = []
+    for more in ([], ["--compile"]):
+        file, options = tmp_path / "found.json", ["--data", "mini", "--limit", "30", "--threads", "1"]
+        script("eval")(["--ckpt", str(runs["latent_sft"]), "--json", str(file), *options, *more])
+        found.append(json.loads(file.read_text(encoding="utf-8"))[0])
+    times = {"seconds", "questions_per_second"}
+    assert found[0].keys() == found[1].keys() and found[0]["mean_len"] > 0
+    for key in found[0].keys() - times:
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4), key
 
 
 # ------------------------------------------------------------------ nobody waits for the device
