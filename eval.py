@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minilatent import tasks
 from minilatent.config import Config, Parser, UserError, add_fields, run_script
+from minilatent.fast import Fast
 from minilatent.files import write_json
 from minilatent.machine import pick_device, use_threads
 from minilatent.methods import CoLaR
@@ -29,7 +30,7 @@ def parse(argv: list[str]) -> dict:
     known = ", ".join(INTERVENTIONS)
     add("--intervene", nargs="*", metavar="NAME", help=f"replacements of the latents: {known} [noise swap]")
     add("--speed", nargs="+", metavar="c", help="compression factors, numbers or auto (colar) [the run's]")
-    add_fields(parser, Config, only=("device", "threads", *COMMON))
+    add_fields(parser, Config, only=("device", "threads", "compile", *COMMON))
     add_fields(parser, CoLaR.Settings, only=COLAR)
     given = vars(parser.parse_args(argv))
     for name in ("batch", "limit"):
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     given = parse(argv)
     use_threads(given.get("threads", 0))
     method = load_run(given["ckpt"], pick_device(given.get("device", "auto")))
+    method.model.fast = Fast(compiled=True) if given.get("compile") else None
     change_settings(method, {name: given[name] for name in (*COMMON, *COLAR) if name in given})
     config, batch = method.config, given.get("batch", 0)
     for speed in given.get("speed", []):

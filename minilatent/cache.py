@@ -18,15 +18,20 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, rows: int, capacity: int, device=None, dtype=None):
-        self.capacity = capacity
+        self.capacity, self.fixed = capacity, False  # fixed: all places count as used (fast.py)
         shape = (config.n_layer * config.loops, rows, config.n_kv_head, capacity, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def write(
-        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
-    ) -> tuple[Tensor, Tensor]:
+    def end(self, new: int) -> int:
+        """The places in use when `new` more positions are written. ValueError if there are not as many."""
+        end = self.capacity if self.fixed else int(self.lengths.max()) + new
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
+        return end
+
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple:
         """Put k, v (B, G, T, D) at slots (B, T); return all keys and values up to `end`, (B, G, end, D).
         Without slots they are the first."""
         if slots is None:
@@ -56,6 +61,14 @@ class KVCache:
         for x in (self.k, self.v):
             x[:, moved, :, :end] = x[:, rows[moved], :, :end]
         self.k, self.v = self.k[:, :n], self.v[:, :n]
+
+    def drop(self, done: Tensor) -> Tensor:
+        """Finished rows (b,) go, of a fixed cache when they are more than half. Returns which stay."""
+        few = self.fixed and 2 * int(done.sum()) <= len(done)
+        alive = without(torch.zeros_like(done) if few else done)
+        if len(alive) < len(done):
+            self.select(alive)
+        return alive
 
 
 def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:

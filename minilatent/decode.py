@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .cache import KVCache, prefill, without
+from .cache import KVCache, prefill
+from .fast import OneToken
 from .latent import gumbel, superpose
 from .losses import wide
 from .model import Transformer
@@ -35,7 +36,8 @@ def explicit_thinker(model: Transformer) -> Thinker:
 
 def superposition_thinker(model: Transformer, k: int, never: list[int], temperature: float = 1.0) -> Thinker:
     """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT)."""
-    return lambda logits, hidden: superpose(logits / temperature, model.embed.weight, k, never)[0]
+    banned = torch.tensor(never, dtype=torch.long, device=model.embed.weight.device)
+    return lambda logits, hidden: superpose(logits / temperature, model.embed.weight, k, banned)[0]
 
 
 def hidden_thinker(model: Transformer) -> Thinker:
@@ -97,23 +99,24 @@ def decode(
     """
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples
+    look_every = model.fast.look_every if model.fast else 1
     cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
     hidden, rows = prefill(model, prefix, lengths, cache)  # (Q, C), and each living row's question (Q,)
     if samples > 1:
         row = torch.arange(B, device=device)
-        each, number = row // samples, row % samples
-        cache.select(each)
-        hidden, rows = hidden[each], rows[each] * samples + number  # (B, C), (B,)
+        cache.select(each := row // samples)
+        hidden, rows = hidden[each], rows[each] * samples + row % samples  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
-    count = torch.zeros(B, dtype=torch.long, device=device)  # steps of thinking, per row
-    written = torch.zeros(B, dtype=torch.long, device=device)  # answer tokens, per row
-    closed = torch.zeros(B, dtype=torch.bool, device=device)
+    count, written = torch.zeros(2, B, dtype=torch.long, device=device)  # steps of thinking, answer tokens
+    closed, done = torch.zeros(2, B, dtype=torch.bool, device=device)
     tokens = torch.full((B, max_answer), tok.pad, device=device)
-    steps = []  # of thinking: (rows, token, fed, probs, sampled)
+    never = torch.tensor(tok.never, device=device)
+    steps = []  # of thinking: (rows, which of them go on, token, fed, probs, sampled)
+    forward = OneToken(model, cache, fixed=look_every > 1)
 
-    while True:
+    for step in range(1, max_chain + max_answer + 2):  # by then all have an answer
         logits = wide(model.logits(hidden))  # (b, V)
-        logits[:, tok.never] = float("-inf")
+        logits[:, never] = float("-inf")
         likeliest = logits.argmax(-1)  # (b,)
         in_chain = likeliest if sample_end is None else sample(logits / end_temperature, sample_end)
         in_answer = likeliest if sample_answer is None else sample(logits, sample_answer)
@@ -123,43 +126,43 @@ def decode(
             ends = count[rows] == max_chain
         collapse = thinking & ends  # the way out; the other one is max_chain
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
-        closed[rows[collapse]] = True
+        closed[rows] |= collapse
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
         feed = model.embed(token)  # (b, C)
-        if goes_on.any():
+        if think is not None and (look_every > 1 or goes_on.any()):
             thought = think(logits, hidden)
             fed, *sampled = thought if isinstance(thought, tuple) else (thought,)
             feed = torch.where(goes_on[:, None], fed.to(feed.dtype), feed)
-            on = rows[goes_on]
-            probs = logits[goes_on].softmax(-1).float().cpu() if keep_probs else None
-            steps.append((on, token[goes_on], feed[goes_on], probs, [x[goes_on] for x in sampled]))
-            count[on] += 1
+            probs = logits.softmax(-1).float().cpu() if keep_probs else None
+            steps.append((rows, goes_on, token, feed, probs, sampled))
+            count[rows] += goes_on
 
-        answering = ~thinking  # these wrote an answer token just now
-        tokens[rows[answering], written[rows[answering]]] = token[answering]
-        written[rows[answering]] += 1
-        done = answering & ((token == tok.eos) | (written[rows] == max_answer))
+        answering = ~thinking & ~done  # these write an answer token now
+        place = rows, written[rows].clamp(max=max_answer - 1)
+        tokens[place] = torch.where(answering, token, tokens[place])
+        written[rows] += answering
+        done = done | answering & ((token == tok.eos) | (written[rows] == max_answer))
         thinking = goes_on
-        if done.all():
-            break
-        if done.any():  # finished rows cost no more
-            alive = without(done)
-            cache.select(alive)
-            rows, feed, thinking = rows[alive], feed[alive], thinking[alive]
-        hidden = model(embeds=feed[:, None], cache=cache)[:, 0]  # (b, C)
+        if step % look_every == 0:  # a GPU is waited for
+            if done.all():
+                break
+            alive = cache.drop(done)  # finished rows cost no more
+            rows, feed, thinking, done = rows[alive], feed[alive], thinking[alive], done[alive]
+        hidden = forward(feed)  # (b, C)
 
     answers = [tok.decode(row) for row in tokens.tolist()]
     out = Decoded(count, answers, tokens, closed=closed)
     if think is not None:
-        N = len(steps)
+        N = int(count.max())
         out.chain = torch.full((B, N), tok.pad, device=device)
         out.latents = torch.zeros(B, N, C, dtype=prefix.dtype, device=device)
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
         out.sampled = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
-        for n, (on, token, feed, probs, sampled) in enumerate(steps):  # all rows think from the first step on
-            out.chain[on, n], out.latents[on, n] = token, feed
+        for n, (rows, on, token, feed, probs, sampled) in enumerate(steps[:N]):  # all think from the first on
+            row = rows[on := on.nonzero()[:, 0]]
+            out.chain[row, n], out.latents[row, n] = token[on], feed[on]
             for kept, x in zip(out.sampled, sampled):
-                kept[on, n] = x
+                kept[row, n] = x[on]
             if keep_probs:
-                out.probs[on.cpu(), n] = probs
+                out.probs[row.cpu(), n] = probs[on.cpu()]
     return out

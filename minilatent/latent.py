@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def top_k(logits: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor]:
+def top_k(logits: Tensor, k: int, never: list[int] | Tensor) -> tuple[Tensor, Tensor]:
     """The k likeliest entries, renormalised by a softmax over these k: α (..., k) and ids (..., k), the
     likeliest first. `never`: token ids that may not be mixed in (the latent marker, padding)."""
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)

@@ -1,9 +1,10 @@
-"""The machine: which device and precision to use, and memory."""
+"""The machine: which device and precision to use, memory, and what goes from the host to the device."""
 
 import contextlib
 import ctypes
 
 import torch
+from torch import Tensor
 
 from .config import Config, UserError
 
@@ -40,3 +41,32 @@ def trim_memory() -> None:
     rarely fit into what earlier ones have left, a long run on a CPU would need three times as much."""
     with contextlib.suppress(OSError, TypeError, AttributeError):  # other C libraries do without
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Moved(dict):
+    """A batch on the device that keeps what it was on the host."""
+
+    def __init__(self, host: dict[str, Tensor], device: torch.device):
+        super().__init__({name: send(t, device) for name, t in host.items()})
+        self.host = host
+
+
+def send(t: Tensor, device: torch.device) -> Tensor:
+    """From the host to the device. A GPU fetches pinned memory by itself, when it gets there."""
+    if device.type == "cuda" and t.device.type == "cpu":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
+
+
+def host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return getattr(batch, "host", batch)
+
+
+def note(x: Tensor) -> float | Tensor:
+    """A number to be logged: a GPU keeps it until it is read."""
+    return x.item() if x.device.type == "cpu" else x.detach()
+
+
+def where(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Indices of what is True, (n,) each. The mask is of the host: a GPU would be waited for to know n."""
+    return tuple(send(index, device) for index in mask.nonzero(as_tuple=True))

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -44,7 +43,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     rope_scaling: dict | None = None  # angles slowed down for a longer context: see rope_frequencies
     norm_eps: float = 1e-5
-    attention: str = "sdpa"  # sdpa | naive (the same, written out)
+    attention: str = "sdpa"  # sdpa | naive (the same, written out) | flex (fast.py)
     loops: int = 1  # how often the blocks run (methods/looped.py)
 
 
@@ -178,7 +177,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.frozen_names: set[str] = set()  # what adapters leave as it is (backbones/lora.py)
-        self.grad_checkpoint = False  # in training, keep one activation a block, recompute the others
+        self.fast = None  # a fast.Fast, which then calls the blocks
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.position == "learned":
             self.embed_position = nn.Embedding(config.context, config.width)
@@ -191,17 +190,12 @@ class Transformer(nn.Module):
         """GPT-2's: N(0, 0.02), the projections into the residual stream divided by √(2 · layers). zero: these
         begin at 0, so that each block is at first the identity (as in speed-runs of small GPTs)."""
         for name, p in self.named_parameters():
-            if p.dim() < 2:
-                continue  # norms 1, biases: see below
             residual = name.endswith(("o.weight", "down.weight"))
             std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
-            if residual and zero:
+            if name.endswith("bias") or residual and zero:
                 nn.init.zeros_(p)
-            else:
+            elif p.dim() > 1:  # norms stay 1
                 nn.init.normal_(p, 0.0, std, generator=generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def forward(
         self,
@@ -226,18 +220,13 @@ class Transformer(nn.Module):
         step = torch.arange(T, device=x.device)
         slots = end = None
         if cache is not None:
-            end = int(cache.lengths.max()) + T
-            if end > cache.capacity:
-                raise ValueError(f"the cache holds {cache.capacity} positions, {end} are needed")
+            end = cache.end(T)
             if end > T:  # else it was empty: the fast path
                 slots = cache.lengths[:, None] + step  # (B, T)
                 positions = slots if positions is None else positions
                 if mask is None:
                     mask = torch.arange(end, device=x.device) <= slots[:, :, None]  # (B, T, S)
-        if positions is None:
-            positions = step
-        if positions.dim() == 1:
-            positions = positions[None]
+        positions = (step if positions is None else positions).view(-1, T)  # (B or 1, T)
         if mask is not None:
             mask = mask[None, None] if mask.dim() == 2 else mask[:, None]  # (B or 1, 1, T, S)
 
@@ -247,11 +236,10 @@ class Transformer(nn.Module):
         else:
             cos, sin = rope_angles(positions, self.config)  # once, not in every layer
             rope = cos.to(x.dtype), sin.to(x.dtype)
+        if self.fast is not None and cache is None:
+            return self.norm(self.fast(self, x, mask, rope, states))
         for layer, block in enumerate([*self.blocks] * self.config.loops):
-            if self.grad_checkpoint and self.training and cache is None:
-                x = checkpoint(block, x, mask, rope, cache, layer, slots, end, use_reentrant=False)
-            else:
-                x = block(x, mask, rope, cache, layer, slots, end)
+            x = block(x, mask, rope, cache, layer, slots, end)
             if states is not None:
                 states.append(x)
         if cache is not None:

@@ -90,13 +90,9 @@ def make_optimizers(
             inner.append(p)
         else:
             (matrices if p.dim() >= 2 else vectors).append(p)
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2), fused=True)
-    ]
+    groups, decay = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], config.weight_decay
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2), weight_decay=decay, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [adamw]
     if inner:
         optimizers.append(Muon(inner, lr=lr, weight_decay=config.weight_decay))
     return optimizers

@@ -17,6 +17,7 @@ from .backbones.pretrained import load_pretrained
 from .batch import Row, encode
 from .config import PRESETS, Config, Parser, UserError, add_fields, is_a, nearest, preset, wrapped
 from .evaluate import fitting, wilson
+from .fast import speed_up
 from .files import check_no_links, is_temporary, one_writer, remove_temporary
 from .machine import pick_device, pick_dtype, use_threads
 from .methods import METHODS, Method, Stage, build, owners
@@ -27,7 +28,7 @@ from .tokenizer import Tokenizer, mini_tokenizer
 from .trainer import Trainer
 
 BASE = Path(__file__).parent / "base"  # mini-base: a CoT-SFT model on mini, from which methods start
-MACHINE = ("device", "threads", "timeout")
+MACHINE = ("device", "threads", "timeout", "compile", "attention")
 FREE = {"resume", "out", "method", *MACHINE}  # what --resume may be given anew
 
 # ------------------------------------------------------------------ settings
@@ -311,7 +312,7 @@ def train_in(folder: Path, config: Config, device: torch.device, first: bool) ->
         checksum = checkpoint.checksum(model.state_dict(), "")
         kept["base"] = {"init": config.init or str(BASE), "checksum": checksum}
         lora.add_lora(model, config, tok.new_ids)
-    model.grad_checkpoint = config.grad_checkpoint
+    speed_up(model, config)
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered
     if not going_on:

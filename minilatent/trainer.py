@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import checkpoint, parallel
 from .config import UserError
 from .files import is_still, to_json
-from .machine import trim_memory
+from .machine import Moved, trim_memory
 from .methods.method import Method, Stage
 from .optim import learning_rate, make_optimizers, train_only
 
@@ -50,6 +50,7 @@ class Trainer:
         self.at = {"stage": 0, "step": 0, "best": -1.0}  # where to go on
         self.trained: dict = {}  # the stage's trained parameters
         self.optimizers: list = []
+        self.norm: float | torch.Tensor = 0.0
         self.scaler = torch.amp.GradScaler(method.device.type, enabled=self.config.dtype == "float16")
 
     # ------------------------------------------------------------------ the run
@@ -92,7 +93,7 @@ class Trainer:
         quiet = True if parallel.rank() else None  # None: shown on a terminal only
         bar = tqdm(total=steps, initial=start, desc=stage.name, disable=quiet, dynamic_ncols=True)
         method.train()
-        began = clock = time.perf_counter()
+        before, began = self.seconds, time.perf_counter() - self.seconds
         for step in range(start, steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
@@ -100,16 +101,19 @@ class Trainer:
             chosen = [stage.items[i] for i in order[step % per_epoch]]
             lr = learning_rate(step, steps, stage.lr, config.warmup)
             logged = self.step(stage, index, step, chosen, lr)
-
-            self.at["step"], now = step + 1, time.perf_counter()
-            self.seconds, clock = self.seconds + now - clock, now
             done, last = step + 1, step + 1 == steps
+            due = last or 0 in (done % n for n in (config.log_every, config.save_every, every))
+            look = due or self.interrupted or method.device.type == "cpu"  # else a GPU would be waited for
+            if look:
+                logged = self.read(stage, logged)
+            self.at["step"], self.seconds = done, time.perf_counter() - began
             bar.update()
+            if look:
+                shown = {"loss": f"{logged['loss']:.3f}", "tok/s": f"{self.tokens / self.seconds:.0f}"}
+                bar.set_postfix(shown, refresh=False)
             if done - start == TIMED and not parallel.rank():  # of all that a step needs, the optimizer's too
-                minutes = (now - began) / TIMED * (steps - done) / 60
+                minutes = (self.seconds - before) / TIMED * (steps - done) / 60
                 print(f"{stage.name}: {steps - done} steps to go, about {minutes:.1f} min")
-            rate = f"{self.tokens / self.seconds:.0f}"
-            bar.set_postfix({"loss": f"{logged['loss']:.3f}", "tok/s": rate}, refresh=False)
             if done % TRIM_EVERY == 0 or done % every == 0:
                 trim_memory()
             if done % config.log_every == 0 or last:
@@ -117,18 +121,18 @@ class Trainer:
             if done % every == 0 or last:
                 self.validate(stage, val, f"{done}/{steps}: loss {logged['loss']:.3f}, ")
                 method.train()
-                now = time.perf_counter()
-                self.seconds, clock = self.seconds + now - clock, now
-            if done % config.save_every == 0 or last or self.interrupted:
+                self.seconds = time.perf_counter() - began
+            stops = self.interrupted and look  # else it is unknown what would be saved
+            if done % config.save_every == 0 or last or stops:
                 self.save_state()
-            if self.interrupted and not last:
+            if stops and not last:
                 bar.close()
                 print(f"stopped after step {done} of {stage.name}; --resume goes on from here")
                 raise KeyboardInterrupt
         bar.close()
 
-    def step(self, stage: Stage, index: int, step: int, chosen: list, lr: float) -> dict[str, float]:
-        """Batches (of RL: rollouts), and one update on them, or --inner updates. Returns what is logged."""
+    def step(self, stage: Stage, index: int, step: int, chosen: list, lr: float) -> dict:
+        """Batches (of RL: rollouts), and one update on them, or --inner updates. Returns what to log."""
         config, method = self.config, self.method
         # Each process has its own noise for its own rows; the first has that of a single process. A hash of
         # numbers is the same everywhere.
@@ -139,45 +143,50 @@ class Trainer:
         parts, ready = max(1, min(config.accumulate, len(chosen))), []
         for part in range(parts):
             mine = parallel.shard(chosen[part::parts]) or chosen[:1]  # all processes take the same steps
-            batch = make(mine, random.Random(f"{config.seed} {index} {step}"))
-            ready.append({name: t.to(method.device) for name, t in batch.items()})
+            ready.append(Moved(make(mine, random.Random(f"{config.seed} {index} {step}")), method.device))
         for _ in range(stage.inner):
-            logged: dict[str, float] = {"tokens": 0.0}
+            logged: dict = {"tokens": 0.0}
             for batch in ready:
                 with method.autocast():
                     loss, extra = stage.loss(batch, noise)
                 self.scaler.scale(loss / parts).backward()
-                for name, value in {"loss": loss.item(), **extra}.items():
-                    logged[name] = logged.get(name, 0.0) + float(value) / parts
+                for name, value in {"loss": loss.detach(), **extra}.items():
+                    logged[name] = logged.get(name, 0.0) + value / parts
                 for name in ("ids", "decoder_ids", "teacher_ids"):  # all passes
                     logged["tokens"] += batch[name].numel() if name in batch else 0
-            norm = self.update(stage, logged, lr)
+            self.update(lr)
             stop = {"stop": float(self.interrupted)}
             logged = parallel.average({**logged, **stop})  # all stop, or none
             self.tokens += round(logged.pop("tokens") * parallel.world())
             self.interrupted = logged.pop("stop") > 0
-        return {**logged, "lr": lr, "grad_norm": norm}
+        return {**logged, "lr": lr, "grad_norm": self.norm}
 
-    def update(self, stage: Stage, logged: dict[str, float], lr: float) -> float:
-        """One step of the optimizers. Returns the gradient's norm. UserError if it or the loss is not
-        finite."""
+    def update(self, lr: float) -> None:
+        """One step of the optimizers."""
         parallel.average_gradients(self.trained.values())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
-        # In float16 the scaler skips a step whose gradient is not finite by itself.
-        if not math.isfinite(logged["loss"]) or not (norm.isfinite() or self.scaler.is_enabled()):
-            raise UserError(
-                f"{stage.name}: the loss is {logged['loss']:.4g}, its gradient's norm {norm:.4g} at step "
-                f"{self.at['step']}; the last good checkpoint is in {self.state}; try a lower --lr"
-            )
+        self.norm = norm + 0 * self.norm  # once not finite, it stays so until it is read
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        return float(norm)
+
+    def read(self, stage: Stage, logged: dict) -> dict[str, float]:
+        """What a step logged, as numbers. UserError if its loss or a gradient since the last look is not
+        finite."""
+        logged, self.norm = {name: float(value) for name, value in logged.items()}, 0.0
+        loss, norm = logged["loss"], logged["grad_norm"]
+        # In float16 the scaler skips a step whose gradient is not finite by itself.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            raise UserError(
+                f"{stage.name}: the loss is {loss:.4g}, its gradient's norm {norm:.4g} at step "
+                f"{self.at['step']}; the last good checkpoint is in {self.state}; try a lower --lr"
+            )
+        return logged
 
     def validate(self, stage: Stage, val, shown: str) -> None:
         """Validate, log, and keep the weights if they are the best so far (of equals the later). shown: what

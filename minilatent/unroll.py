@@ -14,15 +14,14 @@ class GrowingCache:
     through them: for training through one latent after another. Every row has the same length; the caller's
     mask and positions say what of it is padding."""
 
-    capacity = float("inf")
-
     def __init__(self, rows: int, device=None):
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def write(
-        self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int
-    ) -> tuple[Tensor, Tensor]:
+    def end(self, new: int) -> int:
+        return new + (self.layers[0][0].shape[2] if self.layers else 0)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor | None, end: int) -> tuple:
         """Append k, v (B, G, T, D); return all so far, (B, G, end, D)."""
         if layer in self.layers:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.layers[layer], (k, v)))

@@ -85,10 +85,10 @@ SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith", "mini_long")
 MOST = 6  # operations
 
 
-def judged(run: str) -> dict[str, list[dict]]:
+def judged(run: str, folder: str = "mini") -> dict[str, list[dict]]:
     """For each data set what eval.py found, one result for each seed; {} if there is no such run."""
     found: dict[str, list[dict]] = {}
-    for path in sorted((HERE / "mini").glob(f"{run}-seed[0-9].json")):
+    for path in sorted((HERE / folder).glob(f"{run}-seed[0-9].json")):
         for result in load(path):
             found.setdefault(result["data"], []).append(result)
     return found
@@ -254,6 +254,55 @@ def gsm8k_cpu() -> str:
     return grid(f"run | {FAMILY}", rows)
 
 
+REDRAWN = {  # files of gsm8k/: NAME-seedS.json, and the speed
+    "CoT-SFT": ("cot_sft", None),
+    "No-CoT": ("no_cot", None),
+    "Latent-SFT(2)": ("latent_sft_2", None),
+    "Latent-SFT(4)": ("latent_sft_4", None),
+    "Latent-SFT(2), no encoder": ("latent_sft_2_uniform", None),
+    "CoLaR-2": ("colar", 2),
+    "CoLaR-5": ("colar", 5),
+    "Coconut": ("coconut", None),
+}
+SIZES = {"7,000": "_7000", "30,000": "_30000", "120,000": "", "400,000": "_400000"}  # examples
+
+
+def gsm8k_redrawn() -> str:
+    """SmolLM2-135M on redrawn GSM8K
+
+    Accuracy in % on the whole test sets, with the lowest and the highest of several seeds on GSM8K's; #L of
+    its chains; and, on some of its questions, how often the answer becomes that of the question whose latents
+    they are. Made by `python -m results.gsm8k`.
+    """
+    rows = []
+    for title, (run, speed) in REDRAWN.items():
+        found = judged(run, "gsm8k")
+        found = {name: [r for r in results if r.get("speed") == speed] for name, results in found.items()}
+        if found:
+            cells = [percent(mean_of(results, "accuracy")) for results in found.values()]
+            seeds = [result["accuracy"] for result in found["gsm8k"]]
+            if len(seeds) > 1:
+                cells[0] += f" ({percent(min(seeds))} to {percent(max(seeds))})"
+            moved = [r for r in found["gsm8k"] if "interventions" in r]
+            cells += [f"{mean_of(found['gsm8k'], 'mean_len'):.1f}"]
+            cells += [percent(mean_of(moved, "interventions", "swap", "follows_donor"))]
+            rows.append([title, str(len(seeds)), *cells])
+    return grid(f"run | seeds | {FAMILY} | #L | follows another's latents", rows) if rows else ""
+
+
+def gsm8k_curve() -> str:
+    """Redrawn GSM8K: how many examples are needed
+
+    Accuracy in % on GSM8K's test set after the same number of steps on that many redrawn examples.
+    """
+    rows = []
+    for title in ("CoT-SFT", "No-CoT", "Latent-SFT(2)"):
+        found = [judged(REDRAWN[title][0] + size, "gsm8k").get("gsm8k", []) for size in SIZES.values()]
+        if any(found):
+            rows.append([title, *(percent(mean_of(results, "accuracy")) for results in found)])
+    return grid("run | " + " | ".join(SIZES), rows) if rows else ""
+
+
 # ------------------------------------------------------------------ speed
 
 
@@ -300,7 +349,10 @@ def benchmark() -> str:
 
 TABLES = {
     table.__name__: table
-    for table in (methods, operations, interventions, paths, speeds, guesses, gsm8k, gsm8k_cpu, benchmark)
+    for table in (
+        *(methods, operations, interventions, paths, speeds, guesses, gsm8k, gsm8k_cpu, benchmark),
+        *(gsm8k_redrawn, gsm8k_curve),
+    )
 }
 
 

@@ -18,7 +18,7 @@ CORE = """
     config files machine
     tasks.answers tasks.words tasks.graph tasks.published tasks.template tasks.redraw tasks
     backbones backbones.chat backbones.hf_tokenizer tokenizer batch
-    model cache masks latent losses decode unroll evaluate
+    model cache fast masks latent losses decode unroll evaluate
     checkpoint optim
     methods.method methods.cot_sft methods.no_cot methods.pause methods.looped methods.icot
     methods.coconut methods.sim_cot methods.codi
@@ -156,6 +156,7 @@ ADDED = {
     "GSM8K redrawn": 608,
     "messages of at most 100 columns": 16,
     "numbers as one token": 90,
+    "speed on a GPU": 150,
 }
 
 

@@ -93,7 +93,7 @@ class Coconut(Method):
         return {"ids": ids[:, :-1], "labels": labels}  # (B, T - 1) each
 
     def loss(self, batch: Batch, noise=None):
-        return self.words_loss(self.states(batch), batch["labels"]), {}
+        return self.words_loss(self.states(batch), batch), {}
 
     def states(self, batch: Batch) -> Tensor:
         """Hidden states (B, T - 1, C): z_t is the one at t - 1."""

@@ -93,10 +93,10 @@ class CODI(Method):
     def loss(self, batch: Batch, noise=None):
         teacher_states, states, labels = [], [], batch["labels"]
         h = self.model(batch["teacher_ids"], states=teacher_states)  # (B, T' - 1, C)
-        teacher, tok = self.words_loss(h, batch["teacher_labels"]), self.tok
+        teacher, tok = self.words_loss(h, batch, "teacher_labels"), self.tok
 
         h = think_through(self.model, batch["ids"], tok.latent, tok.pad, self.projection, states)
-        student = self.words_loss(h[:, -labels.shape[1] :], labels)  # (B, E - 1) from </think> on
+        student = self.words_loss(h[:, -labels.shape[1] :], batch)  # (B, E - 1) from </think> on
 
         here = torch.full_like(batch["end"], states[0].shape[1] - labels.shape[1])  # the column of </think>
         distill = layer_distance(at_column(states, here), at_column(teacher_states, batch["end"]))

@@ -39,6 +39,7 @@ from ..checkpoint import load_into
 from ..config import Config, UserError, opt
 from ..latent import compress
 from ..losses import cross_entropy, log_not, mean
+from ..machine import host, note, send, where
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from ..tasks.answers import Example
 from .method import Method, Stage
@@ -125,28 +126,29 @@ class CoLaR(Method):
         blocks = batch["blocks"]  # (n, c)
         real = blocks != self.tok.pad
         z = compress(self.model.embed(blocks), real, config.pooling)  # (n, C)
-        u = torch.rand(len(blocks), generator=noise).to(real.device)
+        u = send(torch.rand(len(blocks), generator=noise), real.device)
         sampled = (u * real.sum(1)).long()[:, None]  # (n, 1) in 0..count-1
         labels = ids.masked_scatter(kind == LATENT, blocks.gather(1, sampled)[:, 0])[:, 1:]  # (B, T - 1)
         x = self.embed_with(ids, kind, z)  # (B, T, C)
-        h, following = self.model(embeds=x)[:, :-1], kind[:, 1:]  # (B, T - 1, C), (B, T - 1)
+        h, kind = self.model(embeds=x)[:, :-1], host(batch)["kind"]  # (B, T - 1, C)
+        following = kind[:, 1:]  # (B, T - 1)
 
         compression = self.compressed_cross_entropy(h, labels, following)  # L_comp
-        predicts = (following == LATENT) | (kind[:, :-1] == LATENT)  # (B, T - 1) <think>, z_1 .. z_N
+        predicts = where((following == LATENT) | (kind[:, :-1] == LATENT), h.device)  # <think>, z_1 .. z_N
         mu, log_sigma = (t.float() for t in self.latent_head(h[predicts]))  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()
         if config.latent_loss == "nll":  # L_latent
             latent = gaussian_nll(mu, log_sigma, target)
         else:
             latent = soft_mse(mu, log_sigma, target, config.entropy_weight)
-        logged = {"comp": compression.item(), "latent": latent.item(), "sigma": mean(log_sigma.exp()).item()}
+        logged = {"comp": note(compression), "latent": note(latent), "sigma": note(mean(log_sigma.exp()))}
         return compression + config.latent_weight * latent, logged
 
     def compressed_cross_entropy(self, h: Tensor, labels: Tensor, following: Tensor) -> Tensor:
         """L_comp: h (B, T - 1, C), and what follows each position: its label and its kind (B, T - 1)."""
         before_latent, before_tail = following == LATENT, following == TAIL
         if self.config.compressed_labels:
-            labelled = before_latent | before_tail
+            labelled = where(before_latent | before_tail, h.device)
             return cross_entropy(self.model.logits(h[labelled]), labels[labelled])
         # The ablation: before a latent the language head learns only that the chain goes on. (Decoding ends
         # it where </think> is the likeliest token: among spread-out others that may be below one half.)

@@ -43,6 +43,7 @@ from ..config import Config, UserError, opt
 from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
 from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
+from ..machine import host, note, where
 from ..masks import LATENT, PAD, PREFIX, TAIL, TEXT, Layout
 from ..tasks.answers import Example, is_correct
 from .method import Method, Stage
@@ -184,10 +185,10 @@ class LatentSFT(Method):
         blocks = per_row * len(block)
         loss = cross_entropy_by_block(logits, ids[:, 1:][labelled], target[labelled], blocks)  # L_sup
 
-        logged = {"sup": loss.item()}
+        logged = {"sup": note(loss)}
         if self.config.pull > 0 and z.requires_grad:  # not while the encoder is frozen
             pull = self.pull(z, label, *self.segment_mixture(batch["segments"]))
-            logged["pull"] = pull.item()
+            logged["pull"] = note(pull)
             loss = loss + self.config.pull * pull
         return loss, logged
 
@@ -306,11 +307,12 @@ class LatentSFT(Method):
         config, ids, kind = self.config, batch["ids"], batch["kind"]  # (B, T)
         z, label = self.given_latents(batch, noise)  # (n, C)
         h = self.model(embeds=self.embed_with(ids, kind, z))  # (B, T, C)
-        before_latent, before_tail = kind[:, 1:] == LATENT, kind[:, 1:] == TAIL  # (B, T - 1)
-        ce = cross_entropy(self.model.logits(h[:, :-1][before_tail]), ids[:, 1:][before_tail])
-        kl = self.divergence(h[:, :-1][before_latent], label)  # of the n states that predict a latent
+        following = host(batch)["kind"][:, 1:]  # (B, T - 1)
+        before_latent, before_tail = (where(following == x, self.device) for x in (LATENT, TAIL))
+        ce = cross_entropy(self.model.logits(h[before_tail]), ids[:, 1:][before_tail])
+        kl = self.divergence(h[before_latent], label)  # of the n states that predict a latent
         loss = config.kl_weight * kl + config.ce_weight * ce  # L_auto
-        return loss, {"kl": kl.item(), "ce": ce.item()}
+        return loss, {"kl": note(kl), "ce": note(ce)}
 
     def given_latents(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """z (n, C) as labelled, and the label itself: α and its ids, (n, k) each."""

@@ -13,6 +13,7 @@ from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
 from ..evaluate import accuracy
 from ..losses import cross_entropy
+from ..machine import host, where
 from ..masks import LATENT, PAD, Layout
 from ..model import Transformer
 from ..tasks.answers import Example
@@ -28,7 +29,7 @@ class Stage:
     items: Sequence  # what `collate` makes batches of
     lengths: list[int]  # tokens of each item; items of about equal length go into one batch
     collate: Callable[[list, random.Random], Batch]  # items of one step, and that step's random numbers
-    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]]  # batch, noise -> loss, to log
+    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict]]  # batch, noise -> loss, to log
     trained: list[str]  # the method's modules by name, as "model" or "model.blocks"; the rest is frozen
     steps: int
     lr: float
@@ -128,12 +129,12 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch, noise: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of a plain causal pass, unless a method has its own. ids, labels (B, T)"""
-        return self.words_loss(self.model(batch["ids"]), batch["labels"]), {}
+        return self.words_loss(self.model(batch["ids"]), batch), {}
 
-    def words_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def words_loss(self, hidden: Tensor, batch: Batch, labels: str = "labels") -> Tensor:
         """Cross-entropy of the language head, at the states (B, T, C) that have a label (B, T)."""
-        labelled = labels != IGNORE
-        return cross_entropy(self.model.logits(hidden[labelled]), labels[labelled])
+        labelled = where(host(batch)[labels] != IGNORE, self.device)
+        return cross_entropy(self.model.logits(hidden[labelled]), batch[labels][labelled])
 
     def solve(self, questions: list[str], **options) -> Decoded:
         """Think and answer, all questions side by side. options: of decode()."""

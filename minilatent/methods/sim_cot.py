@@ -68,7 +68,7 @@ class SIMCoT(coconut.Coconut):
 
     def loss(self, batch: Batch, noise=None):
         hidden = self.states(batch)  # (B, T - 1, C)
-        words = self.words_loss(hidden, batch["labels"])
+        words = self.words_loss(hidden, batch)
         if "step_labels" not in batch:
             return words, {}
         steps = self.step_loss(hidden, batch)

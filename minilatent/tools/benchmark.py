@@ -4,7 +4,7 @@
     python -m minilatent.tools.benchmark                                          the rate alone
 
 Both sides run in turn: same machine, batch, dtype and threads. Times and ratios are medians. A ratio is
-their time over ours: above 1 we are faster.
+their time over ours: above 1 we are faster. (`python -m results.gpu_speed` measures all stages on a GPU.)
 """
 
 import json
@@ -20,9 +20,10 @@ from ..backbones.pretrained import load_pretrained
 from ..batch import IGNORE, pad
 from ..config import Parser, UserError, run_script
 from ..decode import decode, explicit_thinker
+from ..fast import Fast
 from ..files import write_json
 from ..losses import cross_entropy
-from ..machine import pick_device
+from ..machine import pick_device, use_threads
 from ..study.budget import machine, matrix_rate, seconds
 from ..tokenizer import Tokenizer
 
@@ -99,6 +100,7 @@ def benchmark(args, device: torch.device) -> dict:
     other = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype)
     other.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)  # the markers' rows for both
     model, other = model.to(device), other.to(device)
+    model.fast = Fast(compiled=True) if args.compile else None
     examples = sorted(tasks.load(args.data, "test", limit=2000), key=lambda e: len(e.question))
     examples = examples[len(examples) // 2 :][: args.rows]
     questions = [tok.encode(e.question) for e in examples]
@@ -108,6 +110,7 @@ def benchmark(args, device: torch.device) -> dict:
         "device": str(device),
         "dtype": args.dtype,
         "rows": args.rows,
+        "compile": args.compile,
         "transformers": transformers.__version__,
         "train_step": compare_training(model, other, questions, targets, tok.eos, args.repeats),
         "decode": compare_decoding(model, other, questions, tok, args.repeats),
@@ -125,9 +128,9 @@ def main(argv: list[str]) -> None:
     add("--rows", type=int, default=8, help="rows of a training step, and decoded side by side [8]")
     add("--repeats", type=int, default=5, help="repeats of each measurement [5]")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice) [0]")
+    add("--compile", action="store_true", help="ours as with train.py --compile")
     args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     device = pick_device(args.device)
     results = {"load_average": os.getloadavg()[0], "cpus": os.cpu_count(), **machine(device)}
     results["gflops_bfloat16"] = round(matrix_rate(torch.bfloat16, device), 1)
