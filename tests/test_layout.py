@@ -145,7 +145,7 @@ def test_the_reading_path_of_a_method_is_at_most_1500_lines(method):
     assert lines(module, *PATH) <= 1500
 
 
-HOUSE = 7304  # lines, for what the package could do when its rooms were built; 7,500 were allowed
+HOUSE = 7313  # lines, for what the package could do when its rooms were built; 7,500 were allowed
 # Capabilities that came later.
 ADDED = {
     "SIM-CoT and looped": 137,
