@@ -104,7 +104,8 @@ def decode(
     hidden, rows = prefill(model, prefix, lengths, cache)  # (Q, C), and each living row's question (Q,)
     if samples > 1:
         row = torch.arange(B, device=device)
-        cache.select(each := row // samples)
+        each = row // samples
+        cache.select(each)
         hidden, rows = hidden[each], rows[each] * samples + row % samples  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
     count, written = torch.zeros(2, B, dtype=torch.long, device=device)  # steps of thinking, answer tokens
@@ -159,7 +160,8 @@ def decode(
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
         out.sampled = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
         for n, (rows, on, token, feed, probs, sampled) in enumerate(steps[:N]):  # all think from the first on
-            row = rows[on := on.nonzero()[:, 0]]
+            on = on.nonzero()[:, 0]
+            row = rows[on]
             out.chain[row, n], out.latents[row, n] = token[on], feed[on]
             for kept, x in zip(out.sampled, sampled):
                 kept[row, n] = x[on]
