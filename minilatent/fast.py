@@ -69,9 +69,16 @@ class Fast:
         return cut(x)
 
 
-def speed_up(model: Transformer, config: Config) -> None:
-    """Set `fast` as the settings ask for it. UserError for FlexAttention where it has no backward pass."""
-    if config.attention == "flex" and (config.device == "cpu" or not torch.cuda.is_available()):
+def speed_up(model: Transformer, config: Config, device: torch.device) -> None:
+    """Set `fast` as the settings ask for it. UserError where PyTorch cannot compile (it needs a C++ compiler,
+    for a GPU Triton), and for FlexAttention where it has no backward pass."""
+    if config.compile:
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+        except (RuntimeError, ImportError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"--compile: PyTorch cannot compile here ({reason[:150]})") from None
+    if config.attention == "flex" and device.type != "cuda":
         raise UserError("--attention flex needs a GPU: a CPU has no backward pass for it")
     model.config.attention = config.attention
     if config.compile or config.grad_checkpoint or config.attention == "flex":

@@ -312,7 +312,7 @@ def train_in(folder: Path, config: Config, device: torch.device, first: bool) ->
         checksum = checkpoint.checksum(model.state_dict(), "")
         kept["base"] = {"init": config.init or str(BASE), "checksum": checksum}
         lora.add_lora(model, config, tok.new_ids)
-    speed_up(model, config)
+    speed_up(model, config, device)
     method = build(config, tok, model, folder if first else None)
     fitting(method, val)  # else no question can be answered
     if not going_on:

@@ -164,6 +164,20 @@ def test_a_run_with_compile_is_the_run_without_and_may_go_on_without(tmp_path, m
         train(tmp_path / "other", "latent_sft", "--attention", "flex")
 
 
+def test_without_a_compiler_one_line_says_so_and_nothing_is_lost(tmp_path, monkeypatch):
+    def no_compiler(function, **_):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model.safetensors").write_bytes(b"an earlier run")
+    (tmp_path / "run/config.json").write_text("{}", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"^--compile: PyTorch cannot compile here \(.* compiler found\)$"):
+        train(tmp_path / "run", "cot_sft", "--compile")
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.suffix != ".lock"] == before
+
+
 def test_eval_with_compile_finds_the_same(runs, tmp_path, capsys):
     found = []
     for more in ([], ["--compile"]):
