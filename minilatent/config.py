@@ -97,7 +97,7 @@ class Config:
     dtype: str = opt("auto", "forward pass's precision", choices=("auto", "float32", "bfloat16", "float16"))
     threads: int = opt(0, "CPU threads (0: PyTorch's choice)", most=1024)
     timeout: float = opt(10.0, "minutes that processes of torchrun wait for one that hangs", most=10_000)
-    compile: bool = opt(False, "torch.compile for training, CUDA graphs for decoding: see fast.py")
+    compile: bool = opt(False, "torch.compile for training, CUDA graphs for decoding (not yet run on a GPU)")
     attention: str = opt("sdpa", "kernel of masked attention", choices=("sdpa", "naive", "flex"))
     grad_checkpoint: bool = opt(False, "recompute activations: less memory, a third slower")
 

@@ -149,8 +149,8 @@ class LatentSFT(Method):
     def collate1(self, rows: list[Row], rng=None) -> Batch:
         encoder = self.tensors([self.encoder_layout(r) for r in rows])
         decoder = self.tensors([self.decoder_layout(r) for r in rows], "decoder_")
-        segments = pad([segment for r in rows for segment in self.segments(r)], self.tok.pad)  # (n, r)
-        return {**encoder, **decoder, "segments": segments}
+        every = [segment for row in rows for segment in self.segments(row)]
+        return {**encoder, **decoder, "segments": pad(every, self.tok.pad)}  # (n, r)
 
     def induce(self, ids: Tensor, kind: Tensor) -> tuple[Tensor, Batch]:
         """The encoder's latents in reading order: z (n, C), and their labels."""
