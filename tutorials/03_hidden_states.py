@@ -65,7 +65,7 @@ cosine = {
     "hidden states": nearest(H[:2000]),
     "superpositions": nearest(Z[:2000]),
 }
-colours = {"embeddings": GREY, "hidden states": ORANGE, "superpositions": BLUE}
+colours = {"embeddings": "black", "hidden states": ORANGE, "superpositions": BLUE}
 longest = 1.05 * max(x.max() for x in length.values()).item()
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
 for name in ("hidden states", "superpositions", "embeddings"):
