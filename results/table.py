@@ -74,7 +74,7 @@ RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py
     "base": "CoT-SFT, mini-base",
     "cot_sft": "CoT-SFT, trained further",
     "latent_sft_2": "Latent-SFT(2)",
-    "latent_sft_2_long": "Latent-SFT(2), trained longer",
+    "latent_sft_2_short": "Latent-SFT(2), half of the steps",
     "latent_sft_3": "Latent-SFT(3)",
     "latent_sft_6": "Latent-SFT(6)",
     "latent_sft_2_uniform": "Latent-SFT(2), no encoder",
