@@ -15,8 +15,8 @@
 #            x = x + mlp(norm(x))              each position is processed on its own
 # ```
 #
-# The symbols are the same in all lessons and in the code: B rows, T positions, C width, V vocabulary, H
-# heads, D head size.
+# In the *shapes* of all lessons and of the code: B rows, T positions, C width, V vocabulary, H heads, D head
+# size.
 
 # %%
 import math
@@ -231,8 +231,8 @@ print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 # ## Exercises
 # 1. Remove the division by $\sqrt{D}$ in `my_attention` and run again. Which assertion fails first? Why does
 #    attention need the division?
-# 2. In the last experiment mix `12` with a word, `tok.encode("Ben ")[0]`, instead of `20`. Is the curve as
-#    smooth? And why does the assertion after it fail?
+# 2. In the last experiment mix `12` with a word, `tok.encode("Ben ")[0]`, instead of `20`. What does the
+#    model predict at the right end? Why must the assertion fail?
 # 3. With a KV cache, how much computation does the t-th token cost compared with the first? Which part of the
 #    block no longer costs the same for every token?
 #

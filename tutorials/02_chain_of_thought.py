@@ -141,11 +141,12 @@ show(figure, "02-cut")
 assert kept[0] < 0.3 and kept[-1] > 0.9 and kept[3] < 0.7
 
 # %% [markdown]
-# Without a chain the model answers 10.7 %<!-- kept[0]:.1% --> correctly, with the whole chain
-# 100.0 %<!-- kept[-1]:.1% -->. In between, a longer part helps only where the model gets round the cut: it
-# often goes on with the step in the place of the answer (`40%9=4>>4`). Otherwise it repeats the last number
-# that it has read. (This model was never trained to answer at once. A fair lower bound is a model that was:
-# `python train.py --method no_cot` trains one in a few minutes.)
+# With the whole chain 100.0 %<!-- kept[-1]:.1% --> of the answers are correct, without one
+# 10.7 %<!-- kept[0]:.1% -->. Even these few are not "answers at once". Look at what is printed: the model
+# ignores the `</think>` that we put in, and goes on with its chain in the place of the answer (`40%9=4>>4`),
+# as far as the answer's 16 tokens reach. Where it does not, it repeats the last number that it has read. So
+# the curve goes up and down with the place of the cut. (This model was never trained to answer at once. A
+# fair lower bound is a model that was: `python train.py --method no_cot` trains one in a few minutes.)
 #
 # ## Which tokens carry information?
 #

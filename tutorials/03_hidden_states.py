@@ -153,8 +153,8 @@ assert inside["superpositions"] > inside["hidden states"]
 #
 # ## Is rescaling enough?
 #
-# Half of the mismatch is easy to repair: give the hidden state the mean and standard deviation of the
-# embeddings. That is `standardise`:
+# Half of the mismatch is easy to repair: give each hidden state the mean 0 and the standard deviation of the
+# embedding table. That is `standardise`:
 
 
 # %%
@@ -170,8 +170,8 @@ print(f"mean length {my_standardise(H, E).norm(dim=-1).mean():.2f}", end="   ")
 print(f"mean cosine with the nearest token {nearest(my_standardise(H[:2000], E)).mean():.3f}")
 
 # %% [markdown]
-# The length is correct now; the direction is not. So what does the model do with such an input? We train
-# nothing here. We only change what is fed back at each step while mini-base thinks:
+# The length is about right now; the direction is as wrong as before. So what does the model do with such an
+# input? We train nothing here. We only change what is fed back at each step while mini-base thinks:
 
 # %%
 thinkers = {
@@ -195,9 +195,9 @@ assert max(found["hidden state, standardised"], found["hidden state as it is"]) 
 
 # %% [markdown]
 # Fed with superpositions, the model answers 93.0 %<!-- found["superposition, k = 10"]:.1% ± 1 --> correctly.
-# Fed with its own hidden states, standardised or as they are, it answers hardly a question. This says nothing
-# yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it learns to.
-# But it has to learn a second language for its own input. A **superposition**
+# Fed with its own hidden states, standardised or as they are, it answers almost no question. This says
+# nothing yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it
+# learns to. But it has to learn a second language for its own input. A **superposition**
 #
 # $$ z = \sum_v \alpha_v\, e_v, \qquad \alpha = \text{a probability vector over the vocabulary} $$
 #

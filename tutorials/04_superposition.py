@@ -14,8 +14,8 @@
 # ```
 #
 # Only the k most likely tokens are kept (k = 10 in the released code of Latent-SFT), and their weights are
-# scaled to sum to 1 again. So there are three things that a model can be given to think with (e_v is the
-# embedding of token v):
+# scaled to sum to 1 again. So there are three things that a model can be given to think with: the embedding
+# e_v of one token v, a hidden state, or a superposition:
 
 # %%
 import torch
@@ -105,9 +105,9 @@ print(f"{lost.question}\n{lost.chain}   with mixtures: {written}")
 
 # %% [markdown]
 # 100.0 %<!-- plain["accuracy"]:.1% --> are correct in words, 97.0 %<!-- soft["accuracy"]:.1% --> in mixtures,
-# and 97.0 %<!-- same:.1% --> of the answers are the same. **#L did not change**: each step is now a mixture,
-# but there are as many steps as before. Why so little difference, and why any? Look at what is fed: how mixed
-# is it?
+# and 97.0 %<!-- same:.1% --> of the answers are the same (with `T = 0.6`; lesson 3 had `T = 1`, where a few
+# more are wrong). **#L did not change**: each step is now a mixture, but there are as many steps as before.
+# Why so little difference, and why any? Look at what is fed: how mixed is it?
 
 # %%
 H, top = [], []
@@ -174,7 +174,8 @@ assert curve[0] > 0.9 and curve[-1] < curve[0] - 0.2
 # ## Exercises
 # 1. Set k to 1, 2 and 100 in the temperature experiment at T = 4. Which matters more, k or T? Explain it with
 #    the weights.
-# 2. Where is the entropy highest? Print the token before and after the five steps with the largest `H`.
+# 2. Where is the entropy highest? Collect `out.chain[real]` beside `H`. For the five steps with the largest
+#    `H`, print the most likely token of that step and of the step before.
 # 3. A superposition of `12` and `5` shows that both are present, but not in which order. What is lost of a
 #    chain like `<<12-5=7>>`? What is not lost, because the model also has the question?
 #

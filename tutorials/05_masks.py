@@ -13,12 +13,12 @@
 #
 # Both are ordinary transformers. What they learn depends on **which position may attend to which**:
 #
-# - *Induction mask* (encoder): L_i sees the question and S_1 .. S_i, but no earlier L. A latent is made from
-#   text.
-# - *Supervision mask* (decoder): the tokens of S_(i+1) see Z_i and the earlier tokens of their own segment,
-#   nothing else. What Z_i does not contain, the decoder cannot know. And the answer sees the question and all
-#   Z, never a token of the chain: the model has to go straight from latents to the answer. This transition at
-#   `</think>` is called the *collapse*.
+# - *Induction mask* (encoder, LTIM in the paper): no position sees an earlier L. So L_i is made from the
+#   question and S_1 .. S_i alone.
+# - *Supervision mask* (decoder, LTSuM): the tokens of S_(i+1) see Z_i and the earlier tokens of their own
+#   segment, nothing else. What Z_i does not contain, the decoder cannot know. And the answer sees the
+#   question and all Z, never a token of the chain: the model has to go straight from latents to the answer.
+#   This transition at `</think>` is called the *collapse*.
 
 # %%
 import torch
@@ -55,7 +55,9 @@ show(masks_figure(method), "05-masks")
 #
 # For each position, a mask builder needs to know what it contains (its *kind*) and which latent it belongs to
 # (its *block*). With these two it needs no loop over samples. A small example with r = 2: the chain is
-# `a b c d`, so S_1 = a b and S_2 = c d.
+# `a b c d`, so S_1 = a b and S_2 = c d. In the encoder S_i and L_i are block i. In the decoder block i is Z_i
+# *and the text that is predicted from it*, S_(i+1). So `c d` is block 2 in the first list and block 1 in the
+# second.
 
 # %%
 encoder = Layout.of(

@@ -18,7 +18,8 @@
 #
 # (`><` is short for `>> <<`.) The decoder can continue with `3 =` only if Z1 shows that `12 *` came before.
 # So the encoder has to put it there, and in a form that the decoder can read: a mixture of word embeddings.
-# Stage 2 (lesson 7) has no encoder: the model learns to predict these latents from the question alone.
+# Stage 2 (lesson 7) has no encoder: the model learns to predict these latents one after the other, from the
+# question and the latents before.
 
 # %%
 import copy
@@ -224,7 +225,8 @@ show(figure, "06-latents")
 # ## Exercises
 # 1. Set `config.pull = 0` before the training cell, and remove the assertion at its end. What does
 #    `latents_table` show, and what happens to the accuracy?
-# 2. Replace the induction mask by `causal` in `my_induce`: what could L_2 do now that it could not do before?
+# 2. Import `causal` from `minilatent.masks`, use it in `my_induce` instead of the induction mask, and remove
+#    the assertion after it. What could L_2 do now that it could not do before?
 # 3. The encoder sees S_i itself. Why is it useless at inference, and why must it be thrown away after stage
 #    1?
 #

@@ -39,7 +39,8 @@ from minilatent.run import initial_model, load_run, resolve
 # $$ \mathrm{KL}(\alpha \,\|\, q) = \sum_j \alpha_j \,(\log \alpha_j - \log q_{id_j}) $$
 #
 # Only the teacher's k entries are summed; where α is 0 there is nothing to add. But q is a softmax over
-# *everything*. Probability that the student gives to other tokens is missing here and costs.
+# *everything*. Probability that the student gives to other tokens is taken away from these k, so it raises
+# the loss.
 
 
 # %%
@@ -54,15 +55,15 @@ mine = my_sparse_kl(logits, alpha, ids)
 print("KL", mine, " package", sparse_kl(logits[None], alpha[None], ids[None]))
 assert torch.allclose(mine, sparse_kl(logits[None], alpha[None], ids[None]), atol=1e-6)
 
-one_hot = torch.tensor([1.0, 0.0, 0.0])  # a teacher that is sure of token 0 ...
+one_hot = torch.tensor([1.0, 0.0, 0.0])  # a teacher that is sure of token 0
 assert torch.allclose(
     my_sparse_kl(logits, one_hot, ids), torch.nn.functional.cross_entropy(logits, torch.tensor(0))
 )
 
 # %% [markdown]
-# ... and then it *is* the cross-entropy (CE): training on words is the special case of one-hot teachers. In
-# general KL = CE − H(α). The teacher's entropy H(α) is a constant, so both have the same gradient on the
-# logits, q − α, and KL is the one that can reach 0.
+# If the teacher is sure of one token, KL *is* the cross-entropy (CE): training on words is the special case
+# of one-hot teachers. In general KL = CE − H(α). The teacher's entropy H(α) is a constant, so both have the
+# same gradient on the logits, q − α, and KL is the one that can reach 0.
 
 # %%
 x = logits.clone().requires_grad_()
@@ -248,8 +249,8 @@ show(figure, "07-gumbel")
 # Inference never uses it.
 #
 # ## Exercises
-# 1. Set `config.gumbel = True` and train again. Is the final KL lower or higher? It must be higher: why?
-#    (Hint: what is the model unable to predict?)
+# 1. Set `config.gumbel = True`, give `loss2` a `torch.Generator` instead of `None`, and train again. The
+#    final KL is higher. Why must it be? (Hint: what is the model unable to predict?)
 # 2. Set `config.ce_weight = 0`. Which number of `history` does not fall, and what does `accuracy` say?
 # 3. Why does the embedding table get no gradient through the *input* mixture z, and what would go wrong if it
 #    did?

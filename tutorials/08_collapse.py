@@ -179,7 +179,8 @@ assert results[0] > results[-3] + 0.3
 #
 # ## Exercises
 # 1. In `my_think`, feed the *embedding of the most likely token* instead of the superposition
-#    (`feed = model.embed.weight[token]`). Is the answer still correct? Lesson 13 does that for all questions.
+#    (`feed = model.embed.weight[token]`). Is the answer still correct?
+#    (Lesson 13's `top1` is another test: it replaces the latents after thinking. Why can the results differ?)
 # 2. Write `my_think` with a KV cache. What does the cache hold for a latent that it would not hold for a
 #    word? (Trick question.)
 # 3. Put a sentence that does not matter into the question: `Ben is 9 years old.`, then `Ava has 5 pears.`

@@ -13,8 +13,8 @@
 # ```
 #
 # Adding is natural. But by what should the sum be divided: by c (the mean), by nothing, or, as the paper
-# says, by √c? In its ablation this choice is worth 3 to 6 points (MP, here `--pooling mean`). The reason is
-# one line of statistics and one property of transformers.
+# says, by √c? In its ablation this choice is worth 3 to 6 points ("MP", mean pooling, here `--pooling mean`).
+# The reason is one line of statistics and one property of transformers.
 
 # %%
 import torch
@@ -148,8 +148,8 @@ assert min(own) > 0.7 and fixed[0] < 0.6 and abs(own[4] - fixed[4]) < 1e-4
 #
 # ## Why does a transformer care?
 #
-# The first thing that a block does is to *normalise* its input. So does the scale matter at all? Look at the
-# residual stream: the block's output is added to x itself, which is not normalised. A longer x makes the
+# The first thing that a layer does is to *normalise* its input. So does the scale matter at all? Look at the
+# residual stream: the layer's output is added to x itself, which is not normalised. A longer x makes the
 # outputs of attention and MLP count less, a shorter one makes them count more. While mini-base thinks in
 # words, we scale every embedding of the *chain* (not of the question) that it feeds itself, without any
 # training:

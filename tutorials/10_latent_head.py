@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · The latent head and dynamic speed
 #
-# *25 minutes. Needs: lesson 9. Uses the committed checkpoint `tutorials/checkpoints/colar`.*
+# *25 minutes. Needs: lessons 8 and 9. Uses the committed checkpoint `tutorials/checkpoints/colar`.*
 #
 # A merged embedding is not a token, so the language head cannot predict it. CoLaR (arXiv 2505.16552) gives
 # the model a second head, the **latent head**. From the hidden state it predicts a **Gaussian over the next
@@ -84,7 +84,8 @@ assert all(abs(best["NLL", d] - d) < 0.02 for d in (0.25, 0.5, 1.0)) and best["s
 # NLL is lowest where σ equals the error: the head learns *how certain it may be*. Soft-MSE is always lowest
 # at σ = 0: noise can only increase it. So a head that was trained with soft-MSE ends up deterministic, and
 # RL, which has to explore (lesson 11), needs an NLL head. (`--latent_loss` is `soft_mse`, `nll`, or `mse`, a
-# head without σ: the paper's ablation DL.) Which one does this checkpoint have?
+# head without σ: the paper's ablation "DL", deterministic latents. The paper also subtracts α times the
+# entropy, which keeps σ above 0; α is `--entropy_weight`, here 0.) Which one does this checkpoint have?
 
 # %%
 test = tasks.load("mini", "test", limit=300)
@@ -125,16 +126,17 @@ print("share of the variance that μ misses", {c: f"{v:.1%}" for c, v in share.i
 #
 # CoLaR's whole loss is L_comp + λ L_latent. **L_latent** is one of the two losses above, at `<think>` and at
 # each z. The target is the next z; at the last z it is the embedding of `</think>`. **L_comp** is the
-# cross-entropy of the language head. Its label at a merged position is *one token of the block, sampled at
-# random*: there it stays near log c nats however long one trains, and its gradient stays noisy. λ is
-# `--latent_weight`: 1 in the paper, here 10<!-- method.config.latent_weight:.0f -->, so that the signal of
-# the latents is not lost in that noise (`results/TRIALS.md` has runs with 1). With `--no-compressed_labels`,
-# the ablation OC, the language head only learns before a latent that the chain continues.
+# cross-entropy of the language head. Before z_i its label is *one token of block i, sampled at random*; after
+# the last z the labels are `</think>`, the answer and `<eos>`. Before a latent the loss stays near log c nats
+# however long one trains, and its gradient stays noisy. λ is `--latent_weight`: 1 in the paper, here
+# 10<!-- method.config.latent_weight:.0f -->, so that the signal of the latents is not lost in that noise
+# (`results/TRIALS.md` has runs with 1). With `--no-compressed_labels`, the ablation "OC", the language head
+# only learns before a latent that the chain continues.
 #
 # ## The loop
 #
 # As in lesson 8, with two differences. What is fed is μ times the standard deviation of the embedding table,
-# because the targets are standardised. And one latent is always generated before the end may come.
+# because the targets are divided by it. And one latent is always generated before the end may come.
 
 
 # %%
@@ -203,12 +205,12 @@ assert speed[1]["accuracy"] > speed[6]["accuracy"] + 0.1
 quotient = speed[1]["mean_len"] / speed[4]["mean_len"]
 
 # %% [markdown]
-# The length follows the prompt: asked to think 4 times faster, the model takes 3.8<!-- quotient:.1f --> times
-# fewer steps. It has learned this from the prompt alone. The accuracy is about the
-# same up to 3 and falls from there:
-# 86.7 %<!-- speed[1]["accuracy"]:.1% --> at c = 1, 82.3 %<!-- speed[2]["accuracy"]:.1% --> at 2,
-# 83.7 %<!-- speed[3]["accuracy"]:.1% --> at 3, 61.7 %<!-- speed[4]["accuracy"]:.1% --> at 4,
-# 46.7 %<!-- speed[5]["accuracy"]:.1% --> at 5, 30.3 %<!-- speed[6]["accuracy"]:.1% --> at 6.
+# The length follows the prompt: asked to think 4 times faster, the model takes a chain that is
+# 3.8<!-- quotient:.1f --> times shorter. It has learned this from the prompt alone. The accuracy is about the
+# same up to 3 and falls from there: 86.7 %<!-- speed[1]["accuracy"]:.1% --> at c = 1,
+# 82.3 %<!-- speed[2]["accuracy"]:.1% --> at 2, 83.7 %<!-- speed[3]["accuracy"]:.1% --> at 3,
+# 61.7 %<!-- speed[4]["accuracy"]:.1% --> at 4, 46.7 %<!-- speed[5]["accuracy"]:.1% --> at 5,
+# 30.3 %<!-- speed[6]["accuracy"]:.1% --> at 6.
 #
 # It matters where the blocks begin and end. A step such as `12*3=36>> <<` has 6 tokens. With c = 2, 3 or 6
 # every step is cut in the same places, with 4 or 5 each one differently. And it matters what is *within* a
@@ -248,12 +250,11 @@ for c in range(1, 7):
 assert packed[1] == packed[2] == packed[3] == 0 and packed[6] == 1
 
 # %% [markdown]
-# It is so. At c = 5, 25.9 %<!-- split[5]["with"]:.1% --> of the results are wrong that have to be
-# predicted together with an operand, and 10.1 %<!-- split[5]["without"]:.1% --> of the others. With c
-# up to 3 hardly any is wrong, at c = 3 0.8 %<!-- wrong[3]:.1% -->; at c = 6 33.2 %<!-- wrong[6]:.1% -->.
-# All this is with the true chain before the block. So the best speed for mini is 3: as accurate as 1
-# and 2, as far as 300
-# questions can tell, with the fewest latents. Longer training may move this limit.
+# It does matter. At c = 5, 25.9 %<!-- split[5]["with"]:.1% --> of the results that share a block with an
+# operand are wrong, and 10.1 %<!-- split[5]["without"]:.1% --> of the others. With c up to 3 hardly any is
+# wrong, at c = 3 0.8 %<!-- wrong[3]:.1% -->; at c = 6 33.2 %<!-- wrong[6]:.1% -->. All this is measured with
+# the true chain before the block (teacher forcing). So the best speed for mini is 3: as accurate as 1 and 2,
+# as far as 300 questions can tell, with the fewest latents. Longer training may move this limit.
 #
 # (GSM8K's equations have no such regular length; this is a property of mini, worth knowing when you read its
 # numbers.)

@@ -8,8 +8,8 @@
 #
 # - **A latent contains r tokens.** ECR@K asks whether the segment's tokens are among the latent's K most
 #   likely tokens. It misleads when K is large: frequent tokens are then always found.
-# - **A chain follows several paths at once.** N_eff counts, over a question's valid chains. It misleads
-#   because valid chains share most of their tokens.
+# - **A chain follows several paths at once.** N_eff says how many of a question's valid chains the latents
+#   follow. It misleads because valid chains share most of their tokens.
 #
 # (A third claim, that the answer *comes* from the latents, needs interventions: lesson 13.)
 
@@ -174,8 +174,8 @@ assert result["n_eff"] > 1.7 and abs(result["n_eff"] - result["n_eff_one_path"])
 #    after?
 # 2. Build latents that do contain two chains, half of the weight on each, as `one` was built from one. Is
 #    their N_eff above that of the model's latents, with all tokens and with those that differ?
-# 3. ECR's control knows no question at all. Take as another one the latents of a question whose chain is as
-#    long. Is their ECR@2 above that of frequent tokens? Which of the two is the harder control?
+# 3. ECR's control knows no question at all. Take another control: the latents of a different question whose
+#    chain is as long. Is their ECR@2 above that of frequent tokens? Which of the two is the harder control?
 #
 # ## Next
 # Latents contain the tokens of their chain. But a model may write down what it does not read. **Does the

@@ -25,8 +25,11 @@ test = tasks.load("mini", "test", limit=160)
 # %% [markdown]
 # ## The latents, replaced
 #
-# `swap` takes the latents of a *donor*, another question whose chain has the same length: does the answer
-# become the donor's?
+# `keep` changes nothing. `top1` puts the embedding of the most likely token in the place of each latent,
+# `shuffle` puts the latents into a random order, `truncate` keeps the first half of them only. `mean` is the
+# mean latent of all questions, `zeros` is the vector 0, `noise` a random direction of the same length. `swap`
+# takes the latents of a *donor*, another question whose chain has the same length: does the answer become the
+# donor's?
 
 # %%
 print("available:", list(INTERVENTIONS))
@@ -43,10 +46,9 @@ def print_interventions(found):
 print_interventions(found)
 
 # %% [markdown]
-# A test that always says "used" proves nothing. So we need a case whose result we know, a **positive
-# control**: explicit chain-of-thought, whose answer must come from its words (lesson 2: without them it is
-# lost). We repeat the interventions on mini-base, where the "latents" are the embeddings of the tokens that
-# it wrote:
+# What would such a test say where we know the result? A **positive control** is explicit chain-of-thought,
+# whose answer must come from its words (lesson 2: without them it is lost). We repeat the interventions on
+# mini-base, where the "latents" are the embeddings of the tokens that it wrote:
 
 # %%
 words = load_run(BASE, torch.device("cpu"))
@@ -84,7 +86,9 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 # 0.0 %<!-- explicit["mean"]["accuracy"]:.1% -->, 18.8 %<!-- explicit["zeros"]["accuracy"]:.1% --> and
 # 100.0 %<!-- explicit["swap"]["follows_donor"]:.1% -->: the latents behave in the test as words do. The
 # answer comes from them. (Noise alone would be weak evidence: a model that never saw such input may break for
-# that reason. Swap feeds real latents, and the answer follows them.)
+# that reason. Swap feeds real latents, and the answer follows them. And a test that *always* says "used"
+# would pass this positive control. To exclude that one needs a **negative control**, a model that ignores its
+# latents: exercise 3.)
 #
 # The same for one question, in a browser: the playground with
 # [another question's latents](../playground/index.html#sel=L2&all=swap) and with
@@ -125,8 +129,8 @@ assert stays > found["keep"]["accuracy"] - 0.05 and moved < stays - 0.2
 # Shuffling the others costs almost nothing: 98.8 %<!-- stays:.1% --> stay correct. With the last latent at
 # the front it is 42.5 %<!-- moved:.1% -->. So the answer is read from the *last* latent, which contains the
 # result, as in lesson 8. Away from its place it is often still recognised. A possible reason: it also has
-# `>>`, a token that occurs nowhere else in the chain (the earlier steps end with `>> <<`). In words the two
-# are apart.
+# `>>`, a token that occurs nowhere else in the chain (the earlier steps end with `>> <<`). In words the
+# result and `>>` are two separate tokens.
 #
 # What were the other latents for? To make the last one, we think. But these interventions replace latents
 # after the thinking, so they cannot show it.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 14 · From mini to GSM8K, with GPT-2 or Qwen on one GPU
 #
-# *25 minutes. Needs: lessons 6 to 8. Nothing is downloaded here: the model folder and the data file are
-# created by the lesson, tiny, but in the real formats.*
+# *25 minutes. Needs: lessons 6 to 10 and 13. Nothing is downloaded here: the model folder and the data file
+# are created by the lesson, tiny, but in the real formats.*
 #
 # The method stays the same. What changes is around it:
 #
@@ -248,15 +248,16 @@ assert needs[True] < needs[False] < 24
 # python train.py --method cot_sft --preset gpt2                          # the reference: chains in words
 # python train.py --method latent_sft --preset gpt2 --init out/cot_sft    # starts from CoT-SFT
 # python eval.py --ckpt out/latent_sft --data gsm8k gsm_hard svamp multiarith --intervene
+# # CoLaR freezes the embeddings, so it needs markers that are already trained:
+# python train.py --method colar --preset gpt2 --init out/cot_sft
 # ```
 #
-# The same for a Qwen, with LoRA (only adapters, the markers' rows and a method's heads are trained and
-# saved). Where memory is short, `--accumulate` splits a batch into several passes:
+# GPT-2 has seen little mathematics, so it learns chains in words first. A Qwen knows them already, and
+# Latent-SFT starts from it directly, with LoRA (only adapters, the markers' rows and a method's heads are
+# trained and saved). Where memory is short, `--accumulate` splits a batch into several passes:
 #
 # ```sh
 # python train.py --method latent_sft --preset qwen2.5-0.5b --accumulate 8
-# # CoLaR freezes the embeddings, so it needs markers that are already trained:
-# python train.py --method colar --preset gpt2 --init out/cot_sft
 # torchrun --nproc_per_node=4 train.py --method latent_sft --preset qwen2.5-0.5b
 # ```
 #

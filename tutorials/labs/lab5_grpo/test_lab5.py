@@ -318,7 +318,7 @@ class Test_objective:
         close(lab.objective(parts, advantage, 0.2), 5 * advantage.mean())
 
     def test_each_latent_of_a_short_chain_counts_more_than_one_of_a_long_chain(self):
-        """±1 / length per latent: this makes correct chains short."""
+        """±1 / length per latent, whatever the sign."""
         new = torch.zeros(6, dtype=torch.float64, requires_grad=True)
         sample = torch.tensor([0, 0, 0, 0, 0, 1])
         advantage = torch.tensor([1.0, 1.0], dtype=torch.float64)
