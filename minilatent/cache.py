@@ -13,7 +13,7 @@ PREFILL_ROWS = 64  # questions that are read side by side
 class KVCache:
     """Preallocated keys and values with a length per row, so that ragged rows decode side by side.
 
-    Row b holds lengths[b] valid positions; what lies behind is garbage that the next write overwrites
+    Row b holds lengths[b] valid positions; what comes after is garbage that the next write overwrites
     and that no mask ever shows.
     """
 
@@ -72,10 +72,9 @@ class KVCache:
 
 
 def prefill(model: Transformer, prefix: Tensor, lengths: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-    """Read the questions into an empty cache, in order of length: a batch is padded to its longest
-    question, and half of it would be padding if rows of about equal length did not go together. Returns the
-    hidden state at the end of each (Q, C), and which question each row of these and of the cache belongs to
-    (Q,)."""
+    """Read the questions into an empty cache, sorted by length: rows of similar length share a batch, so that
+    little of it is padding. Returns the hidden state at the end of each question (Q, C), and the order (Q,):
+    row i of these states and of the cache belongs to question order[i]."""
     order = lengths.argsort(stable=True)
     hidden = torch.empty_like(prefix[:, 0])
     for first in range(0, len(order), PREFILL_ROWS):

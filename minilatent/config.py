@@ -40,7 +40,7 @@ def check_fields(settings, where: str) -> None:
     for f in dataclasses.fields(settings):
         value, kind, choices = getattr(settings, f.name), types[f.name], f.metadata.get("choices")
         if isinstance(kind, type) and not is_a(value, kind):  # from a file: the command line has types
-            raise UserError(f"{where}{f.name} {value!r:.60} is no {kind.__name__}")
+            raise UserError(f"{where}{f.name} {value!r:.60} is not of type {kind.__name__}")
         if choices and value not in choices:
             raise UserError(f"{where}{f.name} {value!r} is not one of {', '.join(choices)}")
         # A number whose default is 0 has a meaning for 0; other counts start at 1.
@@ -60,7 +60,7 @@ class Config:
     init: str = opt("", "run or Hugging Face folder, hub name, or none (default on mini: mini-base)")
     number_tokens: bool = opt(False, "a token for each number of 2 or 3 digits (Hugging Face --init)")
     out: str = opt("", "run folder (default: out/METHOD)")
-    seed: int = opt(0, "seed of the data order, the noise and, with --init none, the weights")
+    seed: int = opt(0, "seed of the data order, the noise and all new weights")
     resume: bool = opt(False, "continue the run in --out")
 
     data: str = opt("mini", "mini, mini_prosqa, gsm8k, gsm8k_aug, gsm8k_redrawn, math, or a file")
@@ -69,7 +69,7 @@ class Config:
     test_size: int = opt(1000, "test examples for the final model, at most")
     chain_style: str = opt("equations", "chains of <<16-3=13>> or sentences", choices=("equations", "text"))
     chain_order: str = opt("text", "steps in the text's order or any valid one", choices=("text", "random"))
-    max_tokens: int = opt(0, "longest training example, longer ones are skipped (default: the context)")
+    max_tokens: int = opt(0, "longest example, longer ones are skipped (default: the context)")
 
     n_layer: int = opt(4, "layers", most=1000)
     n_head: int = opt(4, "attention heads", most=1000)
@@ -77,7 +77,7 @@ class Config:
     hidden: int = opt(352, "width of the MLP", most=1_000_000)
     lora_rank: int = opt(0, "rank of LoRA adapters (0: train all weights)")
     lora_alpha: float = opt(0.0, "LoRA's α, adapters are scaled by α / rank (default: 2 · rank)")
-    lora_dropout: float = opt(0.0, "dropout before the adapters")
+    lora_dropout: float = opt(0.0, "dropout before the adapters", most=1.0)
 
     steps: int = opt(1000, "optimizer steps of the main stage")
     max_steps: int = opt(0, "stop every stage after this many steps (0: no limit)")
@@ -85,10 +85,10 @@ class Config:
     accumulate: int = opt(1, "forward passes that a batch is split into")
     optimizer: str = opt("adamw", "adamw, or muon for the layers' matrices", choices=("adamw", "muon"))
     lr: float = opt(1e-3, "peak learning rate")
-    warmup: float = opt(0.05, "share of the steps to warm up")
+    warmup: float = opt(0.05, "share of the steps to warm up", most=1.0)
     weight_decay: float = opt(0.01, "weight decay, on matrices only")
-    beta2: float = opt(0.99, "AdamW's second momentum")
-    clip: float = opt(1.0, "largest gradient norm")
+    beta2: float = opt(0.99, "AdamW's β2, the decay of its second moment", most=0.9999)
+    clip: float = opt(1.0, "largest gradient norm (0: no clipping)")
     eval_every: int = opt(0, "steps between validations (default: a quarter of the stage)")
     save_every: int = opt(200, "steps between checkpoints")
     log_every: int = opt(20, "steps between lines of metrics.jsonl")
@@ -99,7 +99,9 @@ class Config:
     timeout: float = opt(10.0, "minutes that processes of torchrun wait for one that hangs", most=10_000)
     compile: bool = opt(False, "torch.compile for training, CUDA graphs for decoding (not yet run on a GPU)")
     attention: str = opt("sdpa", "kernel of masked attention", choices=("sdpa", "naive", "flex"))
-    grad_checkpoint: bool = opt(False, "recompute activations: less memory, a third slower")
+    grad_checkpoint: bool = opt(
+        False, "recompute activations, not in passes with a cache: less memory, slower"
+    )
 
     max_chain: int = opt(64, "longest chain: latents, or tokens of an explicit chain")
     max_answer: int = opt(16, "longest answer in tokens")
@@ -197,7 +199,7 @@ def wrapped(message: str, indent: int = 2) -> str:
 def nearest(word: str, known, otherwise: str = "") -> str:
     """`: did you mean 'x'?`, or the list of what is known, or something shorter."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean '{close[0]}'?" if close else otherwise or f": there is {', '.join(known)}"
+    return f": did you mean '{close[0]}'?" if close else otherwise or f": choose from {', '.join(known)}"
 
 
 def number(kind: type, text: str) -> float:

@@ -62,8 +62,8 @@ class Decoded:
 
     lengths: Tensor  # (B,) #L: latents, or chain tokens; markers not counted
     answers: list[str]
-    tokens: Tensor  # (B, max_answer) the answers, padding behind <eos>
-    chain: Tensor | None = None  # (B, N) likeliest token at each step, padding behind lengths
+    tokens: Tensor  # (B, max_answer) the answers, padding after <eos>
+    chain: Tensor | None = None  # (B, N) likeliest token at each step, padding after lengths
     latents: Tensor | None = None  # (B, N, C) what was fed
     probs: Tensor | None = None  # (B, N, V) the model's distribution at each step
     sampled: tuple[Tensor, ...] = ()  # (B, N, ..) what a sampling thinker wants kept
@@ -90,12 +90,12 @@ def decode(
 
     think            None: the prefix is closed already (it ends with `</think>`), go straight to the answer
     max_chain        a chain that long is closed by force
-    min_chain        no chain ends before; min_chain = max_chain: a fixed number of steps
+    min_chain        shortest chain; min_chain = max_chain: a fixed number of steps
     keep_probs       also keep every step's distribution over the vocabulary (B · N · V numbers)
     sample_end, sample_answer    sample the end of the chain, or the answer, from the model's distribution;
                      generators on the CPU, so that a seed means the same on every device
     end_temperature  of sample_end's distribution
-    samples          rows that each prefix is decoded in: it is read once for all of them. B = Q · samples
+    samples          samples per prefix, which is read once for all of them: B = Q · samples rows
     """
     (Q, T, C), device = prefix.shape, prefix.device
     B = Q * samples
@@ -125,7 +125,7 @@ def decode(
         ends = (token == tok.end_think) & (count[rows] >= min_chain)
         if min_chain == max_chain:  # that many steps are the chain's end, not a cut
             ends = count[rows] == max_chain
-        collapse = thinking & ends  # the way out; the other one is max_chain
+        collapse = thinking & ends  # the chain ends by itself; at max_chain it is cut off
         goes_on = thinking & ~collapse & (count[rows] < max_chain)
         closed[rows] |= collapse
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
@@ -159,7 +159,7 @@ def decode(
         out.latents = torch.zeros(B, N, C, dtype=prefix.dtype, device=device)
         out.probs = torch.zeros(B, N, model.config.vocab_size) if keep_probs else None
         out.sampled = tuple(x.new_zeros(B, N, *x.shape[1:]) for x in (steps[0][-1] if steps else ()))
-        for n, (rows, on, token, feed, probs, sampled) in enumerate(steps[:N]):  # all think from the first on
+        for n, (rows, on, token, feed, probs, sampled) in enumerate(steps[:N]):  # n: the place in the chain
             on = on.nonzero()[:, 0]
             row = rows[on]
             out.chain[row, n], out.latents[row, n] = token[on], feed[on]

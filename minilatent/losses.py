@@ -16,7 +16,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean of all values; 0 of none."""
+    """The mean of all values; 0 if there are none."""
     return values.sum() / max(values.numel(), 1)
 
 
@@ -38,7 +38,7 @@ def cross_entropy_by_block(logits: Tensor, labels: Tensor, block: Tensor, blocks
 def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
     """Mean over n positions of KL(α ‖ q) = Σ_j α_j (log α_j - log q[id_j]), q = softmax(logits).
 
-    logits (n, V); the teacher α is sparse: probs (n, K) summing to 1, and ids (n, K). α_j = 0 counts nothing.
+    logits (n, V); the teacher α is sparse: probs (n, K) summing to 1, and ids (n, K). α_j = 0 adds nothing.
     """
     log_q = wide(logits).log_softmax(-1).gather(-1, ids)  # (n, K)
     return mean((torch.special.xlogy(probs, probs) - probs * log_q).sum(-1))

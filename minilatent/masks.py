@@ -64,14 +64,14 @@ def induction_mask(kind: Tensor) -> Tensor:
 
 
 def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
-    """The latent token supervision mask (LTSuM) of stage 1's decoder: what must be predicted from Z_i alone
-    sees Z_i alone, and the answer sees no text of the chain, only latents.
+    """The latent token supervision mask (LTSuM) of stage 1's decoder: S_{i+1} sees Z_i and itself, and the
+    answer sees no text of the chain, only the question and the latents.
 
                  Q <t> Z1  c  d Z2 </t> A           S_1 is never shown; c d = S_2
             Q    x
             <t>  x  x
             Z1   x  x  x
-            c    .  .  x  x                         S_2 from Z1 only: what Z1 lacks cannot be predicted
+            c    .  .  x  x                         S_2 sees the question only through Z1's states
             d    .  .  x  x  x
             Z2   x  x  x  .  .  x
             </t> x  x  x  .  .  x  x                the collapse: question and latents
@@ -82,13 +82,12 @@ def supervision_mask(kind: Tensor, block: Tensor) -> Tensor:
     """
     same_block = block[:, :, None] == block[:, None, :]
     row_is_text, key_is_text = (kind == TEXT)[:, :, None], (kind == TEXT)[:, None, :]
-    key_is_prefix = (kind == PREFIX)[:, None, :]
-    return causal(kind) & torch.where(row_is_text, same_block & ~key_is_prefix, ~key_is_text)
+    return causal(kind) & torch.where(row_is_text, same_block, ~key_is_text)
 
 
 def dual_track_positions(kind: Tensor) -> Tensor:
-    """Positions of the decoder's input: the text of the chain counts on from its latent but takes no place
-    on the main track, where everything stands as it will at inference. kind (B, T) -> (B, T).
+    """Positions of the decoder's input: the text of the chain counts on from its latent and takes no place on
+    the main track, so that Z, </think> and the answer stand where they will at inference. (B, T) -> (B, T)
 
             input  Q0 Q1 <t> Z1 s3 s4 Z2 s5 s6 Z3 </t> A1 A2
             pos     0  1   2  3  4  5  4  5  6  5    6  7  8

@@ -82,7 +82,7 @@ def make_optimizers(
     and the language head, and AdamW for the rest. Weight decay on matrices only."""
     ends = set()  # embeddings and language head are not hidden layers: Muon skips them
     for name, module in method.named_modules():
-        if isinstance(module, nn.Embedding) or name.endswith("model.head"):
+        if isinstance(module, nn.Embedding) or name.endswith(".head"):
             ends.add(id(module.weight))
     inner, matrices, vectors = [], [], []
     for p in named.values():

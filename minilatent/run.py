@@ -144,10 +144,10 @@ def initial_model(config: Config) -> tuple[Transformer, Tokenizer, dict, dict[st
 
 
 def load_weights(
-    name: str, number_tokens: bool = False, above: tuple = ()
+    name: str, number_tokens: bool = False, above: tuple = (), merge: bool = True
 ) -> tuple[Transformer, Tokenizer, dict, dict[str, Tensor]]:
-    """The same for a folder or hub name. Adapters are merged into their base, which may be a run of adapters,
-    too. number_tokens: added to a model that is no run. above: the runs whose base it is."""
+    """The same for a folder or hub name. A run of adapters is read with its base, which may be one, too, and
+    merged. number_tokens: added to a model that is no run. above: the runs whose base it is."""
     if not checkpoint.is_run(name):
         return (*load_pretrained(name, number_tokens=number_tokens), {}, {})
     folder, own = Path(name), stored_settings(name)
@@ -168,17 +168,17 @@ def load_weights(
     lora.add_lora(model, own, tok.new_ids)
     weights, beside = checkpoint.split_off(checkpoint.load_tensors(path)[0])
     checkpoint.load_own(model, weights, path)
-    return lora.merge(model), tok, settings, beside
+    return lora.merge(model) if merge else model, tok, settings, beside
 
 
 def load_run(folder: str | Path, device: torch.device) -> Method:
     """The trained method of a run folder, ready to solve. UserError if this version cannot read it."""
     config = stored_settings(folder)
-    model, tok, _, beside = load_weights(str(folder))
+    model, tok, _, beside = load_weights(str(folder), merge=False)
     method = build(config, tok, model)
-    tensors = {f"model.{n}": t for n, t in model.state_dict().items()} | beside
-    checkpoint.load_into(method, tensors, Path(folder) / "model.safetensors")
-    return method.to(device).eval()
+    tensors = {f"model.{n}": t for n, t in checkpoint.own_state(model).items()} | beside
+    checkpoint.load_own(method, tensors, Path(folder) / "model.safetensors")
+    return lora.merge(method).to(device).eval()
 
 
 # ------------------------------------------------------------------ data
@@ -198,7 +198,7 @@ def load_data(config: Config, tok: Tokenizer, longest: int) -> tuple[list[Row], 
         raise UserError(f"--data {config.data}: no example has a chain and fits in {longest} tokens")
     fits = [e for e in val if encode([e], tok, longest - config.max_answer, ratio)[0]]
     if not fits:
-        raise UserError(f"all {len(val)} validation examples are longer than {longest} tokens")
+        raise UserError(f"no validation example leaves room for --max_answer in {longest} tokens")
     if len(rows) == len(examples) and len(fits) == len(val):
         return rows, fits, ""
     left_out = f"{len(examples) - len(chained)} without a chain, {skipped} longer than {longest} tokens"

@@ -45,7 +45,7 @@ class Trainer:
         self.config, self.method, self.folder = method.config, method, folder
         self.state = folder / "state"
         self.interrupted = False
-        self.seconds = 0.0  # of training, over all sittings
+        self.seconds = 0.0  # of all stages, validation included, over all sittings
         self.tokens = 0
         self.at = {"stage": 0, "step": 0, "best": -1.0}  # where to go on
         self.trained: dict = {}  # the stage's trained parameters
@@ -102,7 +102,7 @@ class Trainer:
             lr = learning_rate(step, steps, stage.lr, config.warmup)
             logged = self.step(stage, index, step, chosen, lr)
             done, last = step + 1, step + 1 == steps
-            due = last or 0 in (done % n for n in (config.log_every, config.save_every, every))
+            due = last or any(done % n == 0 for n in (config.log_every, config.save_every, every))
             look = due or self.interrupted or method.device.type == "cpu"  # else a GPU would be waited for
             if look:
                 logged = self.read(stage, logged)
@@ -132,7 +132,7 @@ class Trainer:
         bar.close()
 
     def step(self, stage: Stage, index: int, step: int, chosen: list, lr: float) -> dict:
-        """Batches (of RL: rollouts), and one update on them, or --inner updates. Returns what to log."""
+        """One update on the step's batches (of RL: rollouts), or --inner updates. Returns what to log."""
         config, method = self.config, self.method
         # Each process has its own noise for its own rows; the first has that of a single process. A hash of
         # numbers is the same everywhere.
@@ -152,7 +152,7 @@ class Trainer:
                 self.scaler.scale(loss / parts).backward()
                 for name, value in {"loss": loss.detach(), **extra}.items():
                     logged[name] = logged.get(name, 0.0) + value / parts
-                for name in ("ids", "decoder_ids", "teacher_ids"):  # all passes
+                for name in ("ids", "decoder_ids", "teacher_ids"):  # all passes but SIM-CoT's decoder
                     logged["tokens"] += batch[name].numel() if name in batch else 0
             self.update(lr)
             stop = {"stop": float(self.interrupted)}
@@ -166,7 +166,7 @@ class Trainer:
         parallel.average_gradients(self.trained.values())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip or math.inf)
         self.norm = norm + 0 * self.norm  # once not finite, it stays so until it is read
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -70,17 +70,19 @@ def accuracies(name: str) -> list[str]:
 # ------------------------------------------------------------------ mini
 
 
-RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py
-    "base": "CoT-SFT, mini-base",
-    "cot_sft": "CoT-SFT, trained further",
-    "latent_sft_2": "Latent-SFT(2)",
-    "latent_sft_2_short": "Latent-SFT(2), half of the steps",
-    "latent_sft_3": "Latent-SFT(3)",
-    "latent_sft_6": "Latent-SFT(6)",
-    "latent_sft_2_uniform": "Latent-SFT(2), no encoder",
-    "latent_sft_2_paths": "Latent-SFT(2), labels of all chains",
-    "no_cot": "No-CoT",
-    "no_cot_scratch": "No-CoT, from scratch",
+RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py; training in 1e13 FLOPs, by study/budget.py
+    "base": ("CoT-SFT, mini-base", 8.7),
+    "cot_sft": ("CoT-SFT, trained further", 4.7),
+    "latent_sft_2": ("Latent-SFT(2)", 7.6),
+    "latent_sft_2_short": ("Latent-SFT(2), half of the steps", 4.7),
+    "latent_sft_3": ("Latent-SFT(3)", 3.8),
+    "latent_sft_6": ("Latent-SFT(6)", 4.0),
+    "colar_2": ("CoLaR, c = 2", 7.8),
+    "colar_3": ("CoLaR, c = 3 (the same run)", 7.8),
+    "latent_sft_2_uniform": ("Latent-SFT(2), no encoder", 4.1),
+    "latent_sft_2_paths": ("Latent-SFT(2), labels of all chains", 3.1),
+    "no_cot": ("No-CoT", 4.1),
+    "no_cot_scratch": ("No-CoT, from random weights", 16.2),
 }
 SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith", "mini_long")
 MOST = 6  # operations
@@ -109,16 +111,17 @@ def methods() -> str:
     """Methods on mini
 
     Accuracy in % on 1,000 questions of each test set, and #L on mini: latents, or tokens of the chain, before
-    the answer. `mini_long` has seven and eight operations, more than training shows. All but the first row
-    start from mini-base, or from random weights where the row says so.
+    the answer. `mini_long` has seven and eight operations, more than training shows. Compute is that of the
+    training, in 10¹³ FLOPs. All but the first row start from mini-base, whose compute comes on top, or from
+    random weights where the row says so.
     """
     rows = []
-    for run, title in RUNS.items():
+    for run, (title, compute) in RUNS.items():
         if found := judged(run):
             cells = [percent(mean_of(found.get(name, []), "accuracy")) for name in SETS]
             length = f"{mean_of(found['mini'], 'mean_len'):.1f}"
-            rows.append([title, str(len(found["mini"])), *cells, length])
-    return grid("method | seeds | " + " | ".join(SETS) + " | #L", rows)
+            rows.append([title, str(len(found["mini"])), f"{compute:.1f}", *cells, length])
+    return grid("method | seeds | compute | " + " | ".join(SETS) + " | #L", rows)
 
 
 def operations() -> str:
@@ -127,7 +130,7 @@ def operations() -> str:
     Accuracy in % on mini's test questions with 1 to 6 operations.
     """
     rows = []
-    for run, title in RUNS.items():
+    for run, (title, _) in RUNS.items():
         if found := judged(run):
             each = [mean_of(found["mini"], "by_steps", str(n)) for n in range(1, MOST + 1)]
             rows.append([title, *map(percent, each)])
@@ -142,7 +145,7 @@ def interventions() -> str:
     latents they are. A chain in words is replaced in the same way, token by token.
     """
     rows = []
-    for run, title in RUNS.items():
+    for run, (title, _) in RUNS.items():
         results = [result for result in judged(run).get("mini", []) if result.get("interventions")]
         if results:
             shown = [
@@ -163,7 +166,7 @@ def paths() -> str:
     another question.
     """
     rows = []
-    for run, title in RUNS.items():
+    for run, (title, _) in RUNS.items():
         results = judged(run).get("mini", [])
         if results and results[0]["n_eff_distinct"] is not None:
             keys = ("n_chains", "n_eff_distinct", "n_eff_one_path_distinct", "n_eff_control_distinct")

@@ -213,6 +213,17 @@ def test_a_run_of_adapters_is_a_base_for_another(runs, tmp_path, one_tokenizer):
         torch.testing.assert_close(a, b)
 
 
+def test_a_decoder_with_adapters_is_loaded_and_merged_with_the_model(runs, tmp_path, one_tokenizer):
+    """SIM-CoT's decoder is a copy of the model, adapters included."""
+    train(tmp_path / "run", "sim_cot", "--init", runs.folder / "base", *DROPOUT)
+    names = set(load_file(tmp_path / "run/model.safetensors"))
+    assert any(name.startswith("decoder.") for name in names) and all("lora_" in name for name in names)
+    method = loaded(tmp_path / "run")
+    ids = torch.tensor([method.prompt("Ava has 3 eggs.")])
+    assert not torch.equal(method.decoder(ids), method.model(ids))  # trained on a loss of its own
+    assert not any(isinstance(m, LoRALinear) for m in method.modules())
+
+
 def test_adapters_of_a_base_that_has_changed_are_refused(runs, tmp_path):
     base, out = (shutil.copytree(runs.folder / name, tmp_path / name) for name in ("base", "cot_sft"))
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))

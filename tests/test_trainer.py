@@ -166,6 +166,14 @@ def test_accumulation_sees_the_same_rows_and_takes_nearly_the_same_steps(tok, tm
     assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.1)
 
 
+def test_gradients_are_clipped_and_with_0_they_are_not(tok, tmp_path):
+    clips = (1e9, 0.0, 1e-9)
+    for clip in clips:
+        spied(tok, tmp_path / str(clip), steps=3, clip=clip)
+    free, none, tight = ([e["loss"] for e in metrics(tmp_path / str(c)) if "loss" in e] for c in clips)
+    assert free == none and len(free) == 3 and tight[2] > free[2]
+
+
 def test_training_learns_and_is_logged(tok, tmp_path):
     spied(tok, tmp_path, steps=40, lr=1e-2, eval_every=20)
     logged = metrics(tmp_path)

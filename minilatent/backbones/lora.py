@@ -111,11 +111,12 @@ def add_lora(model: Transformer, config: Config, rows: list[int]) -> None:
 
 
 @torch.no_grad()
-def merge(model: Transformer) -> Transformer:
-    """Add the adapters to the weights, in place: an ordinary model again, all of it trainable."""
+def merge(model: nn.Module) -> nn.Module:
+    """Add all adapters to the weights, in place: ordinary modules again, all of them trainable."""
     for module in list(model.modules()):
+        if isinstance(module, Transformer):
+            module.frozen_names = set()
         for name, child in list(module.named_children()):
             if isinstance(child, (LoRALinear, TrainedRows)):
                 setattr(module, name, child.merged())
-    model.frozen_names = set()
     return model.train(model.training).requires_grad_(True)

@@ -17,13 +17,14 @@ but gets all latents of the stage. Every stage has its own optimizer. At inferen
     python train.py --method coconut [--num_latents 6] [--latents_a_step 2]
 
 Where we differ:
-  - The words that are left stay inside <think> .. </think>, behind the latents, so that </think> means the
+  - The words that are left stay inside <think> .. </think>, after the latents, so that </think> means the
     same as in every other method; the release closes the latents with <eot> and marks the answer by "###".
   - `curriculum` of the steps go, in equal parts, to the stages before the last; the release counts epochs.
   - The optimizer is reset at a stage change; the release can also do it at every epoch.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import torch
@@ -56,18 +57,14 @@ class Coconut(Method):
 
     def stages(self, train: list[Row]) -> list[Stage]:
         c = self.config
-        early = range(min(c.first_stage, self.final_stage), self.final_stage)
+        early = range(c.first_stage, self.final_stage) if c.curriculum else ()
         share = round(c.steps * min(1.0, c.curriculum)) if early else 0
         stages = [self.curriculum_stage(train, s, max(1, share // len(early))) for s in early]
         return [*stages, self.curriculum_stage(train, self.final_stage, max(1, c.steps - share))]
 
     def curriculum_stage(self, train: list[Row], s: int, steps: int) -> Stage:
         """Stage s of the curriculum."""
-
-        def start():
-            self.current_stage = s
-
-        n = self.latents(s)
+        start, n = partial(setattr, self, "current_stage", s), self.latents(s)
         rest = "and no words" if s == self.final_stage else f"in place of steps 1 to {s}"
         lengths = [len(r.prompt) + n + len(self.words(r, s)) + len(r.tail) for r in train]
         own = {"steps": steps, "before": start, "trained": self.trained}

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from ..batch import IGNORE, Batch, Row, causal_batch, pad
 from ..config import Config, opt
 from ..losses import wide
+from ..machine import note
 from ..unroll import think_through
 from .method import Method, Stage
 
@@ -101,7 +102,7 @@ class CODI(Method):
         here = torch.full_like(batch["end"], states[0].shape[1] - labels.shape[1])  # the column of </think>
         distill = layer_distance(at_column(states, here), at_column(teacher_states, batch["end"]))
         loss = teacher + student + self.config.distill_weight * distill
-        return loss, {"teacher": teacher.item(), "student": student.item(), "distill": distill.item()}
+        return loss, {"teacher": note(teacher), "student": note(student), "distill": note(distill)}
 
     # ------------------------------------------------------------------ inference
 

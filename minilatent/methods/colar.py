@@ -64,6 +64,8 @@ class Settings(Config):
         super().check()
         if self.speed != "auto" and not (self.speed.isdecimal() and int(self.speed)):
             raise UserError(f"--speed {self.speed} is neither a whole number from 1 on nor auto")
+        if self.entropy_weight and self.latent_loss != "soft_mse":
+            raise UserError("--entropy_weight belongs to --latent_loss soft_mse")
 
 
 class CoLaR(Method):
@@ -130,11 +132,11 @@ class CoLaR(Method):
         sampled = (u * real.sum(1)).long()[:, None]  # (n, 1) in 0..count-1
         labels = ids.masked_scatter(kind == LATENT, blocks.gather(1, sampled)[:, 0])[:, 1:]  # (B, T - 1)
         x = self.embed_with(ids, kind, z)  # (B, T, C)
-        h, kind = self.model(embeds=x)[:, :-1], host(batch)["kind"]  # (B, T - 1, C)
-        following = kind[:, 1:]  # (B, T - 1)
+        h, on_host = self.model(embeds=x)[:, :-1], host(batch)["kind"]  # (B, T - 1, C), (B, T)
+        following = on_host[:, 1:]  # (B, T - 1)
 
         compression = self.compressed_cross_entropy(h, labels, following)  # L_comp
-        predicts = where((following == LATENT) | (kind[:, :-1] == LATENT), h.device)  # <think>, z_1 .. z_N
+        predicts = where((following == LATENT) | (on_host[:, :-1] == LATENT), h.device)  # <think>, z_1 .. z_N
         mu, log_sigma = (t.float() for t in self.latent_head(h[predicts]))  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()
         if config.latent_loss == "nll":  # L_latent

@@ -4,7 +4,7 @@ Latents are sampled from N(μ, σ). `--no-average` is the paper's "w/o average".
 is its mean over the C dimensions of the width (the release's choice), so ρ is the C-th root of the
 likelihood ratio: clipping at 1 ± ε is C times more lenient, and a latent weighs about as much as a
 token. `--log_density sum` is the likelihood ratio itself; a small step in C dimensions moves it far,
-and most is clipped. `--sigma_floor` above the start's own samples from further away.
+and most is clipped. A `--sigma_floor` above the run's own floor spreads the samples more widely.
 
 What to expect: on mini little (results/README.md). A sample moves a latent by σ in every direction,
 so by σ along the line to another block's embedding, which is a hundred σ away: it refines a latent,

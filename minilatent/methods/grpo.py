@@ -9,14 +9,14 @@ chain and the answer's tokens from the language head. The reward is 1 for a righ
                             + mean over its answer      min(ρA, clip(ρ)A)   ρ of a token
 
 Each sample spreads one advantage over its chain, A/length per latent. So a latent of a short chain gets a
-larger push, up if the answer is right and down if it is wrong, which shortens chains. `--no-average` counts
-every latent and token alike. A group whose answers are all right or all wrong has no advantage: left out.
+larger push, up if the answer is right and down if it is wrong: whether chains get shorter depends on
+which ones are right. `--no-average` counts every latent and token alike. A group whose answers are all
+right or all wrong has no advantage: left out.
 
-A model that was taught where its chains end, ends them so confidently that sampling rarely tries another
-length: `--end_temperature` above 1 makes the policy that is sampled and trained less sure. (Greedy
-decoding is the same at every temperature.)
+A model that was taught where its chains end is so sure of it that sampling rarely tries another length:
+`--end_temperature` above 1 makes the policy that is sampled less sure (greedy decoding stays the same).
 
-ρ = exp(log p - log p_old), p_old by this same forward pass before the first update: it is exactly 1 there.
+ρ = exp(log p - log p_old). log p_old comes from this same pass before the first update: ρ is exactly 1 there.
 """
 
 import random
@@ -76,8 +76,8 @@ class GRPO:
         """Their log-probabilities, (n,), by the states (n, C) that predict them; and what is logged."""
         raise NotImplementedError
 
-    def advantage_of(self, part: str, batch: Batch, sample: Tensor) -> Tensor:
-        """The advantage of each latent, decision or answer token, (m,), of the samples (m,)."""
+    def advantage_of(self, name: str, batch: Batch, sample: Tensor) -> Tensor:
+        """The advantage of what was sampled, (m,). name: latents, decisions or answer; sample (m,): whose."""
         return batch["advantage"][sample]
 
     def with_advantages(self, batch: Batch, rewards: Tensor) -> Batch:
@@ -165,8 +165,8 @@ class GRPO:
         decided = (here == LATENT) & ((following == LATENT) | batch["closed"][:, None])
         logits = self.allowed(self.model.logits(h[decided])) / self.config.end_temperature
         end = self.tok.end_think
-        p_end, p_on = logits.log_softmax(-1)[:, end], log_not(logits, end)
-        decision = torch.where(following[decided] == TAIL, p_end, p_on)
+        log_end, log_on = logits.log_softmax(-1)[:, end], log_not(logits, end)
+        decision = torch.where(following[decided] == TAIL, log_end, log_on)
 
         in_answer = (here == TAIL) & (following == TAIL)  # from </think> on
         logits = self.allowed(self.model.logits(h[in_answer]))

@@ -23,6 +23,7 @@ own); the paper counts in epochs.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,17 +52,14 @@ class ICoT(Method):
         c = self.config
         lengths = sorted(len(row.chain) for row in train)
         most = lengths[int(0.95 * len(train))]  # a few long chains make no stages of their own
-        partial = list(range(c.first_stage * c.remove, most, c.remove))
-        share = round(c.steps * min(1.0, c.curriculum)) if partial else 0
-        stages = [self.curriculum_stage(train, r, max(1, share // len(partial))) for r in partial]
+        early = range(c.first_stage * c.remove, most, c.remove) if c.curriculum else ()
+        share = round(c.steps * min(1.0, c.curriculum)) if early else 0
+        stages = [self.curriculum_stage(train, r, max(1, share // len(early))) for r in early]
         return [*stages, self.curriculum_stage(train, None, max(1, c.steps - share))]
 
     def curriculum_stage(self, train: list[Row], removed: int | None, steps: int) -> Stage:
         """The stage that trains without the first `removed` tokens of the chain."""
-
-        def start():
-            self.removed = removed
-
+        start = partial(setattr, self, "removed", removed)
         name, about = f"icot-{removed}", f"the chain without its first {removed} tokens"
         if removed is None:
             name, about = "icot-all", "no chain is left: the answer at once"

@@ -129,8 +129,8 @@ class LatentRL(GRPO, Method):
             each[first[others.view(-1)]] = 0.0
         return {**batch, "latent_advantage": each}
 
-    def advantage_of(self, part, batch, sample):
-        return batch["latent_advantage"] if part == "latents" else super().advantage_of(part, batch, sample)
+    def advantage_of(self, name, batch, sample):
+        return batch["latent_advantage"] if name == "latents" else super().advantage_of(name, batch, sample)
 
     # ------------------------------------------------------------------ inference
 

@@ -65,7 +65,7 @@ class Settings(Config):
     ce_weight: float = opt(1.0, "β, weight of the cross-entropy on </think>, answer and <eos>")
     gumbel: bool = opt(False, "Gumbel noise on the labels in stage 2 (v2 of the paper)")
     gumbel_scale: float = opt(1.0, "s, scale of the noise")
-    gumbel_tau: float = opt(1.0, "τ, temperature of the noisy mixture")
+    gumbel_tau: float = opt(1.0, "τ, temperature of the noisy mixture", least=1e-3)
     ltim: bool = opt(True, "latent token induction mask in stage 1's encoder (off: causal)")
     ltsum: bool = opt(True, "latent token supervision mask in stage 1's decoder (off: causal)")
     latent: str = opt("superposition", "what a latent is", choices=("superposition", "hidden"))
@@ -83,7 +83,7 @@ class Settings(Config):
 class LatentSFT(Method):
     Settings = Settings
     PRESETS = {
-        # mini: accumulate halves the memory. gpu: the paper's 10 epochs a phase of stage 1, 70 of stage 2.
+        # mini: accumulate saves memory. gpu: the paper's 10 epochs a phase of stage 1, 70 of stage 2.
         "mini": {"steps": 2800, "lr": 4e-3, "accumulate": 4, "stage1_steps": "40,30,100", "stage1_lr": 1e-3},
         "smoke": {"stage1_steps": "3,3,3"},
         "gpu": {"steps": 105_000, "stage1_steps": "15000,15000,15000", "pull": 0.0},
@@ -112,8 +112,8 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ stage 1: make the latents
 
     def stage1(self, train: list[Row]) -> list[Stage]:
-        """Three phases, with AdamW whatever --optimizer says: stage 1 is short, and starts from a trained
-        model. Muon changes all directions of a matrix equally, which destroys at first what it can do."""
+        """Three phases, with AdamW whatever --optimizer says. Stage 1 is short, and the model is trained
+        already: Muon changes all directions of a matrix equally, and destroys at first what it can do."""
         phases = (
             ("encoder", ["encoder"], "learns latents that a frozen decoder can continue from"),
             ("decoder", ["model"], "learns to read the encoder's latents"),
@@ -196,7 +196,7 @@ class LatentSFT(Method):
         return sparse_kl(label["logits"], probs, ids)
 
     def segment_mixture(self, segments: Tensor) -> tuple[Tensor, Tensor]:
-        """The uniform mixture of every segment (n, r), padded: probabilities, 0 for padding, and ids."""
+        """Each segment's uniform mixture (n, r): probabilities, 0 at padding, and ids."""
         real = segments != self.tok.pad
         return real / real.sum(-1, keepdim=True), segments
 
@@ -272,7 +272,7 @@ class LatentSFT(Method):
                         weights += [1 / len(segment)] * len(segment)
             full = torch.zeros(ends[-1], self.tok.vocab_size)  # (n, V)
             full.index_put_((torch.tensor(places), torch.tensor(tokens)), torch.tensor(weights), True)
-            probs, ids = full.topk(self.config.k)
+            probs, ids = full.topk(min(self.config.k, full.shape[1]))
             parts["probs"].append(probs / probs.sum(-1, keepdim=True))
             parts["ids"].append(ids.int())
         labels = {name: torch.cat(tensors) for name, tensors in parts.items()}

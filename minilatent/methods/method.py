@@ -71,7 +71,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def stage(self, name: str, about: str, items: Sequence, lengths: list[int], **other) -> Stage:
-        """A Stage with the usual parts, but for what `other` names."""
+        """A Stage with this method's defaults; `other` overrides them."""
         parts = {"loss": self.loss, "collate": getattr(self, "collate", None), "validate": self.accuracy}
         parts |= {"trained": ["model"], "steps": self.config.steps, "lr": self.config.lr}
         return Stage(name, about, items, lengths, **(parts | other))

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..batch import IGNORE, Batch, Row, pad
 from ..config import UserError, opt
 from ..losses import cross_entropy
+from ..machine import note
 from . import coconut
 
 
@@ -72,7 +73,7 @@ class SIMCoT(coconut.Coconut):
         if "step_labels" not in batch:
             return words, {}
         steps = self.step_loss(hidden, batch)
-        return words + self.config.step_weight * steps, {"words": words.item(), "steps": steps.item()}
+        return words + self.config.step_weight * steps, {"words": note(words), "steps": note(steps)}
 
     def step_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         """L_step. hidden (B, T - 1, C)"""

@@ -37,7 +37,7 @@ from .interventions import INTERVENTIONS, applies, intervene
 from .verdicts import SETS, table_text, verdicts_text
 
 RUNS = Path("out/comparison")
-# The budget is the compute of this run: a fifth of the preset's steps, about 20 minutes of one core.
+# The budget is the compute of this run: about a third of the main job's steps.
 REFERENCE = {"method": "latent_sft", "ratio": 2, "steps": 1000}
 INTERVENED = "mini"  # the data set for all interventions; on the others latents are only swapped
 TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25  # times the method's learning rate; of the main stage's steps

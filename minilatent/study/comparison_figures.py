@@ -58,7 +58,7 @@ def frontier_figure(lines: list[Line]):
     ax.set(xlim=(-0.03 * longest, 1.28 * longest), xlabel="#L, steps of thinking (mean)")
     ax.set(ylim=(0, 103), ylabel="accuracy (%), mean of four test sets")
     ax.grid(alpha=0.25)
-    ax.set_title("Same base, same compute: accuracy against length of thought", loc="left", fontweight="bold")
+    ax.set_title("Equal compute: accuracy against length of thought", loc="left", fontweight="bold")
     return figure
 
 
@@ -80,7 +80,7 @@ def steps_figure(lines: list[Line]):
             errors = [196 * (s.mean() * (1 - s.mean()) / s.numel()).sqrt().item() for s in shares]
             colour, marker = STYLES.get(row, (GREY, "o"))
             look = {"color": colour, "marker": marker, "markersize": 6, "linewidth": 1.5}
-            line = "--" if row.endswith(("_4", "_5")) else "-"
+            line = "--" if row.endswith(("_3", "_6")) else "-"
             ax.errorbar(xs, ys, errors, capsize=2, linestyle=line, **look)
             ends.append((title, xs[-1], ys[-1], colour))
         ax.set_title(name, loc="left", fontweight="bold")
