@@ -3,8 +3,8 @@
     FLOPs of a run = sum over stages of (what happens when the stage starts + steps · FLOPs of one step)
 
 A step is the forward and backward pass of a batch of median length, of RL with the rollout, counted by
-PyTorch's FlopCounterMode. When stage 2 of Latent-SFT starts, the training set is labelled. Matrix products
-are counted (2 FLOPs for a multiplication and an addition), attention in full. Validation is not counted.
+PyTorch's FlopCounterMode. When stage 2 of Latent-SFT starts, the training set is labelled. Counted are matrix
+products (2 FLOPs a multiply-add), attention in full. Validation and the optimizer (Muon: a tenth) are not.
 """
 
 import bisect

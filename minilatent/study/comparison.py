@@ -11,7 +11,7 @@ continues. table.md, verdicts.md and the figures are made from rows.jsonl. Sever
 --out, each with --rows of its own (and --threads 1, or on one GPU).
 
 --trials trains each method with its learning rate times each of TRIED, for a quarter of its main stage's
-steps and one seed. Once trials.jsonl has all trials of a method, its entries are trained with the best.
+steps (this favours high rates), one seed. Once trials.jsonl has all of a method, its entries get the best.
 """
 
 import contextlib

@@ -97,8 +97,8 @@ def intervene(method, examples: list[Example], names: list[str], batch=0, per_qu
     """By intervention: accuracy with the replaced latents, its 95 % interval, and the share of answers that
     stay `unchanged`. For explicit CoT the latents are the embeddings of its tokens.
 
-    A donor is a question of the same batch, with a chain of the same length where possible, whose own answer
-    by the model differs from this question's right answer; `follows_donor` is the share of answers that
+    A donor is a question of the same batch, with a chain of the same length where possible, whose answer by
+    the model is neither this question's right answer nor its own; `follows_donor` is the share of answers that
     become the donor's. Questions without a donor are left out of swap (see `n`).
 
     per_question: also "questions", with "judged" and "correct" by question, as bits (measures.to_hex)
@@ -146,7 +146,7 @@ def donors(examples: list[Example], own: list[str | None], steps: Tensor) -> Ten
     numbers = {answer: i for i, answer in enumerate(dict.fromkeys(gold + own))}
     right = torch.tensor([numbers[answer] for answer in gold])  # (B,)
     given = torch.tensor([-1 if answer is None else numbers[answer] for answer in own])  # (B,)
-    return partners(steps, (right[:, None] != given) & (given >= 0))
+    return partners(steps, (right[:, None] != given) & (given[:, None] != given) & (given >= 0))
 
 
 def report_interventions(result: dict) -> str:

@@ -20,7 +20,7 @@ HOW_TO_READ = f"""\
 Intervals come from a bootstrap over questions and, where there are several, seeds: both are resampled with
 replacement, {RESAMPLES:,} times, in the same way for all rows, so that the difference of two rows is taken
 on the same questions and seeds (paired). The data sets count equally. With few seeds such an interval is
-rather too narrow; with one seed it covers the questions only.
+rather too narrow; with one seed it covers the questions only. Of twenty trends, one can miss by chance.
 
 A trend **holds** if the whole interval is on its side, *does not hold* if it is on the other side, and is
 within noise otherwise. A tolerance is part of the trend's name. Verdicts from fewer than {ENOUGH:,} questions
