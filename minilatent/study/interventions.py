@@ -98,8 +98,8 @@ def intervene(method, examples: list[Example], names: list[str], batch=0, per_qu
     stay `unchanged`. For explicit CoT the latents are the embeddings of its tokens.
 
     A donor is a question of the same batch, with a chain of the same length where possible, whose answer by
-    the model is neither this question's right answer nor its own; `follows_donor` is the share of answers that
-    become the donor's. Questions without a donor are left out of swap (see `n`).
+    the model is neither this question's right answer nor its own; `follows_donor` is the share of answers
+    that become the donor's. Questions without a donor are left out of swap (see `n`).
 
     per_question: also "questions", with "judged" and "correct" by question, as bits (measures.to_hex)
     """
