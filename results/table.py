@@ -163,7 +163,7 @@ def paths() -> str:
 
     N_eff of mini's test questions with several valid chains, counted by the tokens in which these differ.
     Latents hold several chains if it is above both controls: latents of one chain alone, and the chains of
-    another question.
+    another question. Latents that know nothing come near the number of chains.
     """
     rows = []
     for run, (title, _) in RUNS.items():
@@ -220,7 +220,7 @@ GSM8K = {
     "Latent-SFT(2)": ("latent_sft_r2", "300 + 391"),
     "Latent-SFT(4)": ("latent_sft_r4", "300 + 391"),
     "Latent-SFT(2), no encoder": ("latent_sft_r2_uniform", "991"),
-    "CoLaR-2": ("colar_c2", "991"),
+    "CoLaR-2, which does not follow the speed yet": ("colar_c2", "991"),
     "CoLaR-5 (the same run)": ("colar_c5", "991"),
 }
 FAMILY = "GSM8K | MultiArith | SVAMP | GSM-Hard"
