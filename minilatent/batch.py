@@ -53,7 +53,7 @@ def tail(answer: list[int], tok: Tokenizer) -> list[int]:
 
 def encode(examples: Iterable[Example], tok: Tokenizer, longest: int, ratio=0) -> tuple[list[Row], int]:
     """Rows, and how many examples were skipped because `prompt chain tail` is longer than `longest` tokens.
-    ratio: also leave room for a latent behind every `ratio` chain tokens (stage 1 of Latent-SFT)."""
+    ratio: also leave room for a latent after every `ratio` chain tokens (stage 1 of Latent-SFT)."""
     rows, skipped = [], 0
     for example in examples:
         chain = tok.encode_chain(example.chain)

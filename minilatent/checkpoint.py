@@ -243,7 +243,7 @@ def read_progress(path: Path) -> dict:
 
 
 def shorten_log(path: Path, stage: int, step: int) -> None:
-    """Remove from metrics.jsonl what lies behind a step of a stage, and lines that are half written or
+    """Remove from metrics.jsonl what comes after a step of a stage, and lines that are half written or
     damaged: it is a log, and no reason to lose a run."""
     lines, damaged = [], 0
     written = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

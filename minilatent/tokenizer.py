@@ -61,7 +61,7 @@ class Tokenizer:
         self, backend, markers=None, size=None, special=None, bos=None, chat="", opening="", numbers=()
     ):
         """
-        markers  those that the model has already, {name: id}; the others get ids behind its own
+        markers  those that the model has already, {name: id}; the others get the ids after its own
         size     number of the model's own ids, the rows of its embedding (default: the backend's tokens)
         special  the model's special tokens, {name: id}
         bos      id that every text begins with, or None; `batch.encode_prompt` adds it, `encode` does not

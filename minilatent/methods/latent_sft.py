@@ -9,11 +9,11 @@ Stage 1 makes a latent for each segment. An encoder reads the chain, a decoder c
     encoder   Q <think> S_1 L S_2 L .. S_N L </think>              under the induction mask (LTIM)
               α_i = softmax of the top k of h(L_i) · Wᵀ            W: the decoder's embeddings e_j
               z_i = Σ_j α_ij e_j
-    decoder   Q <think> Z_1 S_2 Z_2 S_3 .. Z_N </think> answer     under the supervision mask (LTSuM)
-    L_sup     cross-entropy of each S_{i+1} given Z_i, and of </think>, answer, <eos>
+    decoder   Q <think> z_1 S_2 z_2 S_3 .. z_N </think> answer     under the supervision mask (LTSuM)
+    L_sup     cross-entropy of each S_{i+1} given z_i, and of </think>, answer, <eos>
     phases    1 the encoder learns, 2 the decoder, 3 both; each from the best of the one before
 
-The trained encoder then labels the training set: k probabilities and ids per latent. It is thrown away.
+The trained encoder then labels the training set, k probabilities and ids per latent, and is dropped.
 
 Stage 2 teaches the decoder to produce the chain by itself, in one parallel forward pass over given latents:
 
@@ -55,7 +55,7 @@ class Settings(Config):
     k: int = opt(10, "vocabulary entries kept in a superposition")
     labels: str = opt(
         "encoder",
-        "stage 1's latents; without stage 1: mixtures of a segment's tokens, of one valid chain or of all",
+        "encoder: stage 1's latents; no stage 1: a segment's average, of one chain (uniform) or all (paths)",
         choices=("encoder", "uniform", "paths"),
     )
     stage1_steps: str = opt("40,30,200", "steps of stage 1's phases: encoder, decoder, both")
@@ -140,7 +140,7 @@ class LatentSFT(Method):
         return Layout.of(*pieces, (row.tail[:1], TAIL, 0))
 
     def decoder_layout(self, row: Row) -> Layout:
-        """Q <think> Z_1 S_2 Z_2 S_3 .. S_N Z_N </think> answer <eos>"""
+        """Q <think> z_1 S_2 z_2 S_3 .. S_N z_N </think> answer <eos>"""
         pieces = [(row.prompt, PREFIX, 0)]
         for i, following in enumerate(self.segments(row)[1:] + [[]], 1):
             pieces += [([self.tok.latent], LATENT, i), (following, TEXT, i)]
@@ -175,7 +175,7 @@ class LatentSFT(Method):
         mask = masks.supervision_mask(kind, block) if self.config.ltsum else masks.causal(kind)
         x = self.embed_with(ids, kind, z)  # (B, T, C)
         h = self.model(embeds=x, mask=mask, positions=masks.dual_track_positions(kind))
-        # The label is the next token, except before a latent slot: Z_N predicts </think>, while <think> and a
+        # The label is the next token, except before a latent slot: z_N predicts </think>, while <think> and a
         # segment's last token predict nothing.
         labelled = (kind[:, 1:] == TEXT) | (kind[:, 1:] == TAIL)  # (B, T - 1)
         # A target block is one S_{i+1}, or the tail (block 0), of one row.

@@ -77,7 +77,7 @@ def steps_figure(lines: list[Line]):
             xs = [s for s in steps.unique().tolist() if (steps == s).sum() >= 10]
             shares = [hits[:, steps == s] for s in xs]
             ys = [100 * s.mean().item() for s in shares]
-            errors = [196 * (s.mean() * (1 - s.mean()) / s.numel()).sqrt().item() for s in shares]
+            errors = [196 * s.mean(0).std().item() / s.shape[1] ** 0.5 for s in shares]  # over questions
             colour, marker = STYLES.get(row, (GREY, "o"))
             look = {"color": colour, "marker": marker, "markersize": 6, "linewidth": 1.5}
             line = "--" if row.endswith(("_3", "_6")) else "-"

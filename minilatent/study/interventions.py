@@ -23,7 +23,7 @@ from .measures import partners, to_hex
 class Latents:
     """What an intervention may use: B questions' own latents, and what else could stand in their place."""
 
-    z: Tensor  # (B, N, C) latents, 0 behind `steps`
+    z: Tensor  # (B, N, C) latents, 0 after `steps`
     steps: Tensor  # (B,)
     donor: Tensor  # (B,) another question of the batch
     likeliest: Tensor  # (B, N, C) the embedding of each step's likeliest token
@@ -44,7 +44,7 @@ def shuffle(x: Latents) -> Replaced:
     """The question's own latents in random order."""
     key = torch.rand(x.z.shape[:2], generator=x.generator).to(x.z.device)
     padding = torch.arange(x.z.shape[1], device=x.z.device) >= x.steps[:, None]
-    order = key.masked_fill(padding, 2.0).argsort(1)  # padding stays behind
+    order = key.masked_fill(padding, 2.0).argsort(1)  # padding stays at the end
     return x.z.gather(1, order[:, :, None].expand_as(x.z)), x.steps
 
 

@@ -39,7 +39,7 @@ _NUMBER = re.compile(
     r"(?:[eE]-?\d\d?(?!\d))?",
     re.ASCII,
 )
-# What makes a number a part of something, where it stands right before or behind it: an operator, a bracket,
+# What makes a number a part of something, where it stands right before or after it: an operator, a bracket,
 # a command of LaTeX, a letter ("4x"; two are a unit: "5kg"), the colon of a ratio, "3 or 5", "3 to 5".
 _ARITHMETIC = re.compile(r"(?:^|[\d)])\s*[-+*]\s*$|<<$")  # of numbers, as before the 2 of "3-2"
 _BEFORE = re.compile(r"(?:[-+*/×÷·^_<([{√]|\d:|\\[A-Za-z]+)\s*$")

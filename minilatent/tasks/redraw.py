@@ -1,8 +1,8 @@
 """GSM8K with its numbers drawn anew: `python -m minilatent.tasks.redraw FILE --n 400000 --out x.jsonl`.
 
 A question of GSM8K comes with a chain of equations, <<48/2=24>>. `Tracer` finds where each operand is from: a
-number of the question, an earlier result, or a constant (60 minutes, "half"). Where the chain leaves a doubt,
-nothing is guessed: the values that could be meant stay equal. What comes out is a Template (template.py).
+number of the question, an earlier result, or a constant (60 minutes, "half"). Where the chain is ambiguous,
+nothing is guessed: all candidates keep equal values. What comes out is a Template (template.py).
 
 Of GSM8K's 7,473 training questions about 6,050 can be traced. The others have an operand that is written
 nowhere (569: days counted in one's head, algebra), a mark that computes nothing (212), a number that no

@@ -12,8 +12,8 @@ tracks, told one after the other, are merged. Then several orders of the steps a
               7 ──+9──> 16 ────────────+──> 20
 
 What makes thinking necessary are the *remainders*: "sells all full boxes of 8" leaves 36 % 8. A chain of sums
-and products can be estimated in one pass, ever more sharply. A remainder throws away what an estimate is good
-at and keeps what it lacks: one unit wrong before it, and all that follows is wrong. So with three operations
+and products can be estimated in one pass, ever more sharply. A remainder keeps only what an estimate does not
+know: one unit wrong before it, and all that follows is wrong. So with three operations
 or more a remainder comes before the last one, with five or more two of them. Each step alone is easy: small
 operands, every number in 1..99 (one token each), no number twice in a text (so that no operand is ambiguous),
 and short sentences in which names say whose amount is meant.
