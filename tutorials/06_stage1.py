@@ -226,7 +226,8 @@ show(figure, "06-latents")
 # 1. Set `config.pull = 0` before the training cell, and remove the assertion at its end. What does
 #    `latents_table` show, and what happens to the accuracy?
 # 2. Import `causal` from `minilatent.masks`, use it in `my_induce` instead of the induction mask, and remove
-#    the assertion after it. What could L_2 do now that it could not do before?
+#    the assertion after it. What could L_2 do now that it could not do before? (For training with it, set
+#    `config.ltim = False`.)
 # 3. The encoder sees S_i itself. Why is it useless at inference, and why must it be thrown away after stage
 #    1?
 #

@@ -251,7 +251,8 @@ show(figure, "07-gumbel")
 # ## Exercises
 # 1. Set `config.gumbel = True`, give `loss2` a `torch.Generator` instead of `None`, and train again. The
 #    final KL is higher. Why must it be? (Hint: what is the model unable to predict?)
-# 2. Set `config.ce_weight = 0`. Which number of `history` does not fall, and what does `accuracy` say?
+# 2. Set `config.ce_weight = 0`. Where does the CE of `history` stop? Print some answers of `method.solve`:
+#    what is wrong with them, and why does `accuracy` not show it after 60 steps?
 # 3. Why does the embedding table get no gradient through the *input* mixture z, and what would go wrong if it
 #    did?
 #

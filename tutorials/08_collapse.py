@@ -183,8 +183,8 @@ assert results[0] > results[-3] + 0.3
 #    (Lesson 13's `top1` is another test: it replaces the latents after thinking. Why can the results differ?)
 # 2. Write `my_think` with a KV cache. What does the cache hold for a latent that it would not hold for a
 #    word? (Trick question.)
-# 3. Put a sentence that does not matter into the question: `Ben is 9 years old.`, then `Ava has 5 pears.`
-#    Which of them misleads the model, and at which step do you see it?
+# 3. Put a sentence that does not matter into the question, at several places: `Ben is 9 years old.`, then
+#    `Ava has 5 pears.` Which of them misleads the model, and at which step do you see it?
 #
 # ## Next
 # A superposition needs a softmax and a teacher. There is a more direct way to turn r tokens into one vector:

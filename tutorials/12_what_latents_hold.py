@@ -171,7 +171,7 @@ assert result["n_eff"] > 1.7 and abs(result["n_eff"] - result["n_eff_one_path"])
 #
 # ## Exercises
 # 1. ECR@2 on `mini_long` (seven and eight steps, never trained): does it fall before the accuracy does, or
-#    after?
+#    after? Look also at ECR@2 by step, with segments of r tokens throughout.
 # 2. Build latents that do contain two chains, half of the weight on each, as `one` was built from one. Is
 #    their N_eff above that of the model's latents, with all tokens and with those that differ?
 # 3. ECR's control knows no question at all. Take another control: the latents of a different question whose

@@ -325,7 +325,8 @@ assert records
 # ## Exercises
 # 1. Make the tiny folder a GPT-2
 #    (`n_kv_head=4, position="learned", norm="layernorm", mlp="gelu", bias=True, qkv_bias=True`, no
-#    `rope_theta`) and export it. Print all of `theirs`: which tensors change their names, which are
+#    `rope_theta`) and export it. (Remove the loop that prints the configuration, whose keys are others for
+#    GPT-2, and stop before `OURS`.) Print all of `theirs`: which tensors change their names, which are
 #    transposed, and where have q, k and v gone?
 # 2. Add `--lora_rank 8` to the training above. Which file becomes small, and which folder must you not move
 #    any more?
