@@ -1,7 +1,7 @@
 """Question -> thinking -> collapse -> answer: one loop for every method, batched, with a KV cache.
 
 Every row is in one of two phases. While it thinks, a *thinker* says what is fed next: a token's embedding
-(explicit CoT) or a latent. It leaves the phase by itself when the model's likeliest token is `</think>` (or
+(explicit CoT) or a latent. It leaves the phase by itself when the model's most likely token is `</think>` (or
 after a fixed number of steps): that is fed, and from then on tokens are decoded until `<eos>`. Rows of a
 batch are in different phases at one time; they never see each other.
 
@@ -30,12 +30,12 @@ Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
 
 def explicit_thinker(model: Transformer) -> Thinker:
-    """Feed the likeliest token: chain-of-thought in words."""
+    """Feed the most likely token: chain-of-thought in words."""
     return lambda logits, hidden: model.embed(logits.argmax(-1))
 
 
 def superposition_thinker(model: Transformer, k: int, never: list[int], temperature: float = 1.0) -> Thinker:
-    """Feed the mixture of the k likeliest tokens' embeddings (Latent-SFT)."""
+    """Feed the mixture of the k most likely tokens' embeddings (Latent-SFT)."""
     banned = torch.tensor(never, dtype=torch.long, device=model.embed.weight.device)
     return lambda logits, hidden: superpose(logits / temperature, model.embed.weight, k, banned)[0]
 
@@ -52,7 +52,7 @@ def standardise(hidden: Tensor, embedding: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A token from the softmax of each row (b, V): the likeliest after Gumbel noise."""
+    """A token from the softmax of each row (b, V): the most likely after Gumbel noise."""
     return (logits + gumbel(logits.shape, generator).to(logits.device)).argmax(-1)
 
 
@@ -63,7 +63,7 @@ class Decoded:
     lengths: Tensor  # (B,) #L: latents, or chain tokens; markers not counted
     answers: list[str]
     tokens: Tensor  # (B, max_answer) the answers, padding after <eos>
-    chain: Tensor | None = None  # (B, N) likeliest token at each step, padding after lengths
+    chain: Tensor | None = None  # (B, N) most likely token at each step, padding after lengths
     latents: Tensor | None = None  # (B, N, C) what was fed
     probs: Tensor | None = None  # (B, N, V) the model's distribution at each step
     sampled: tuple[Tensor, ...] = ()  # (B, N, ..) what a sampling thinker wants kept

@@ -5,8 +5,8 @@ from torch import Tensor
 
 
 def top_k(logits: Tensor, k: int, never: list[int] | Tensor) -> tuple[Tensor, Tensor]:
-    """The k likeliest entries, renormalised by a softmax over these k: α (..., k) and ids (..., k), the
-    likeliest first. `never`: token ids that may not be mixed in (the latent marker, padding)."""
+    """The k most likely entries, renormalised by a softmax over these k: α (..., k) and ids (..., k), the
+    most likely first. `never`: token ids that may not be mixed in (the latent marker, padding)."""
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     banned[never] = True
     best, ids = logits.masked_fill(banned, float("-inf")).topk(min(k, logits.shape[-1] - len(never)), dim=-1)

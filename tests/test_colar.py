@@ -209,7 +209,7 @@ def test_the_mean_repeats_and_samples_spread_with_the_temperature(tok, rows):
 def test_the_end_of_a_chain_is_sampled_by_the_seed(tok, rows):
     method = make(tok).eval()
     often = method.solve([r.text for r in rows]).chain.flatten().mode().values
-    with torch.no_grad():  # </think> as likely as the likeliest token, or it is hardly ever sampled
+    with torch.no_grad():  # </think> as likely as the most likely token, or it is hardly ever sampled
         method.model.head_weight[tok.end_think] = method.model.head_weight[often]
     method.config.sample_end = True
     lengths = lambda: method.solve([r.text for r in rows[:4] for _ in range(60)]).lengths

@@ -75,7 +75,7 @@ def projected(h: torch.Tensor, layers) -> torch.Tensor:
 
 @torch.no_grad()
 def naive(model, kind: str, prompt: list[int]) -> tuple[list[int], list[torch.Tensor], list[int], bool]:
-    """Chain of likeliest tokens, what was fed at each step, answer tokens, ended by itself."""
+    """Chain of most likely tokens, what was fed at each step, answer tokens, ended by itself."""
     table, x = model.embed.weight, [model.embed.weight[i] for i in prompt]
     chain, fed, answer, closed = [], [], [], kind == "no_cot"
     own = method(kind, model) if kind in OWN else None
@@ -197,7 +197,7 @@ def test_the_kept_probabilities_are_the_full_softmax_of_each_step_with_nothing_o
 def test_markers_are_never_counted_and_a_chain_that_does_not_end_is_closed_by_force(token):
     """#L counts latents or chain tokens, neither <think> nor </think>."""
     model = sharp_model()
-    with torch.no_grad():  # the hidden state is constant, and `token` is always the likeliest
+    with torch.no_grad():  # the hidden state is constant, and `token` is always the most likely
         model.norm = torch.nn.LayerNorm(16)
         model.norm.weight.zero_(), model.norm.bias.fill_(1.0)
         model.head.weight.zero_()

@@ -26,7 +26,7 @@ def test_the_latent_marker_and_padding_are_never_mixed_in_however_likely():
     assert not torch.isin(ids, torch.tensor([3, 7])).any()
     for row, p, i in zip(logits, probs, ids):
         order = [j for j in row.argsort(descending=True).tolist() if j not in (3, 7)][:6]
-        assert i.tolist() == order  # the likeliest first
+        assert i.tolist() == order  # the most likely first
         torch.testing.assert_close(p, row[order].softmax(0), **CLOSE)
 
 

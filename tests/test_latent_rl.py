@@ -223,7 +223,7 @@ def test_samples_repeat_with_their_seed_and_differ_inside_a_group(tok, rows):
 
 
 def test_rl_raises_the_reward_of_a_model_end_to_end(tok, rows):
-    """The reward here is for an odd likeliest token at the first latent: the latents must learn it."""
+    """The reward here is for an odd most likely token at the first latent: the latents must learn it."""
     method, found = make(tok, group=16, max_chain=2, k=2, best_first=False), []
     optimizer = torch.optim.Adam(train_only(method, method.trainable()).values(), lr=3e-3)
     for step in range(16):

@@ -85,7 +85,7 @@ def test_logits_agree_within_a_thousandth(engine, methods, name):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_chains_and_answers_are_the_same(engine, methods, name):
-    """Two questions of each set (by hand, once: 300 of each). A step whose two likeliest tokens are nearly
+    """Two questions of each set (by hand, once: 300 of each). A step whose two most likely tokens are nearly
     equal may fall either way."""
     method = methods[name]
     questions = [e.question for data in TEST_SETS for e in tasks.load(data, "test", limit=2)]

@@ -23,13 +23,13 @@ QUESTION = (
 
 def aligned_figure(words, thought, tok, ratio: int, top: int = 3):
     """words, thought: the traces of one question, in words and in latents of `ratio` tokens each. Under the
-    tokens of a segment stands its latent: the `top` likeliest tokens and their probabilities, as bars."""
+    tokens of a segment stands its latent: the `top` most likely tokens and their probabilities, as bars."""
     segments = [words.chain[i : i + ratio] for i in range(0, len(words.chain), ratio)]
     columns = max(len(segments), len(thought.chain))
     figure, ax = plt.subplots(figsize=(1.02 * columns + 1.3, 0.42 * top + 2.3))
     ax.set(xlim=(-1.25, columns), ylim=(-top - 0.75, 1.75))
     ax.axis("off")
-    for y, text in ((1.25, "words"), (-top / 2 + 0.5, f"latents:\n{top} likeliest\ntokens")):
+    for y, text in ((1.25, "words"), (-top / 2 + 0.5, f"latents:\n{top} most likely\ntokens")):
         ax.text(-0.15, y, text, ha="right", va="center", color=INK, fontsize=10.5, linespacing=1.3)
     for n, segment in enumerate(segments):
         width = 0.9 / len(segment)

@@ -31,7 +31,7 @@ def feedback_figure():
             "A word",
             "chain of thought",
             GREY,
-            "likeliest\ntoken",
+            "most likely\ntoken",
             "its\nembedding",
             "one token is kept, the rest is lost",
         ),

@@ -94,7 +94,7 @@ def read(folder: Path, markers: tuple[str, ...], number_tokens: bool = False) ->
 
 
 def own_ends(folder: Path, config: dict, data: dict, settings: dict) -> list[int | None]:
-    """The ids that end the model's own texts, as the folder's files name them, the likeliest first."""
+    """The ids that end the model's own texts, as the folder's files name them, the most likely first."""
     ends = []
     for file in (config, read_json(folder / "generation_config.json", {})):
         end = file.get("eos_token_id")

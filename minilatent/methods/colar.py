@@ -153,7 +153,7 @@ class CoLaR(Method):
             labelled = where(before_latent | before_tail, h.device)
             return cross_entropy(self.model.logits(h[labelled]), labels[labelled])
         # The ablation: before a latent the language head learns only that the chain goes on. (Decoding ends
-        # it where </think> is the likeliest token: among spread-out others that may be below one half.)
+        # it where </think> is the most likely token: among spread-out others that may be below one half.)
         logits = self.model.logits(h[before_tail]).float()
         tail = F.cross_entropy(logits, labels[before_tail], reduction="none")
         goes_on = log_not(self.model.logits(h[before_latent]), self.tok.end_think)

@@ -53,7 +53,7 @@ class Settings(GRPOSettings):
     gumbel_scale: float = opt(1.0, "s, scale of the noise")
     one_sided: bool = opt(True, "shift the noise that samples a latent to 0 and above")
     mirror: bool = opt(True, "bound the gradient where a negative advantage meets negative noise")
-    best_first: bool = opt(True, "at the first latent only a group's likeliest right sample has an advantage")
+    best_first: bool = opt(True, "at latent 1 only a group's most likely right sample has an advantage")
 
 
 class LatentRL(GRPO, Method):

@@ -1,4 +1,4 @@
-"""Latent-SFT: a latent is a superposition of the vocabulary, z = Σ_j α_j e_j over the k likeliest tokens.
+"""Latent-SFT: a latent is a superposition of the vocabulary, z = Σ_j α_j e_j over the k most likely tokens.
 
 Deng et al., "Latent Reasoning in LLMs as a Vocabulary-Space Superposition", arXiv 2510.15522 (v2: "LLM Latent
 Reasoning as Chain of Superposition", which adds the Gumbel noise). The chain is cut into N = ⌈T/r⌉ segments
@@ -258,7 +258,7 @@ class LatentSFT(Method):
     def mixture_labels(self, rows: list[Row]) -> dict[str, Tensor]:
         """Labels without an encoder. `--labels uniform`: a latent is the uniform mixture of its segment's
         tokens. `--labels paths`: the average of these over all valid chains of the problem. Of either, the k
-        likeliest tokens."""
+        most likely tokens."""
         parts: dict[str, list[Tensor]] = {"probs": [], "ids": []}
         for at in range(0, len(rows), 1024):
             some = rows[at : at + 1024]

@@ -48,7 +48,7 @@ def save_figure(figure, path: str | Path) -> None:
 
 @plt.rc_context(STYLE)
 def chain_figure(t: Trace, tok: Tokenizer, top: int = 8):
-    """The paper's Figure 1: the likeliest tokens of each step by rank, and the entropy above."""
+    """The paper's Figure 1: the most likely tokens of each step by rank, and the entropy above."""
     if not len(t.probs):
         raise UserError("this method does not think: there is no chain to draw")
     values, ids = (x.numpy() for x in t.probs.topk(top, dim=-1))  # (N + 1, top)

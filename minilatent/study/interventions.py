@@ -26,7 +26,7 @@ class Latents:
     z: Tensor  # (B, N, C) latents, 0 after `steps`
     steps: Tensor  # (B,)
     donor: Tensor  # (B,) another question of the batch
-    likeliest: Tensor  # (B, N, C) the embedding of each step's likeliest token
+    likeliest: Tensor  # (B, N, C) the embedding of each step's most likely token
     mean: Tensor  # (C,) the mean latent of the whole data set
     generator: torch.Generator
 
@@ -61,7 +61,7 @@ INTERVENTIONS: dict[str, Callable[[Latents], Replaced]] = {
 
 
 def applies(name: str, method) -> bool:
-    """top1 needs steps that are tokens or mixtures of tokens; other latents have no likeliest token."""
+    """top1 needs steps that are tokens or mixtures of tokens; other latents have no most likely token."""
     return name != "top1" or method.mixed or method.explicit
 
 

@@ -40,13 +40,13 @@ def align(width: int, chain_len: Tensor, steps: Tensor, ratio: int) -> tuple[Ten
 
 def ecr(top: Tensor, steps: Tensor, chain: Tensor, chain_len: Tensor, ratio: int, ks: list[int]) -> Tensor:
     """ECR@K, the effective compression rate (B, len(ks)): how many tokens of segment S_t are among the K
-    likeliest entries of step t's distribution, averaged over the question's steps.
+    most likely entries of step t's distribution, averaged over the question's steps.
 
-    top (B, N, max K) token ids, the likeliest first; steps (B,); reference chain (B, T), chain_len (B,)
+    top (B, N, max K) token ids, the most likely first; steps (B,); reference chain (B, T), chain_len (B,)
 
     ECR@K grows with K for a model that has understood nothing, too. The control offers the most frequent
     tokens of the training chains at every step. A token that a segment repeats counts each time. Explicit CoT
-    is judged against its own chain, where each token was the likeliest of its step: 1 for every K.
+    is judged against its own chain, where each token was the most likely of its step: 1 for every K.
     """
     step, real = align(chain.shape[1], chain_len, steps, ratio)  # (B, T)
     offered = top[torch.arange(len(top))[:, None], step]  # (B, T, K)

@@ -21,7 +21,7 @@ class Trace:
     question: str
     answer: str
     closed: bool  # the chain ended by itself, not at max_chain
-    chain: list[int]  # (N,) each step's likeliest token
+    chain: list[int]  # (N,) each step's most likely token
     probs: Tensor  # (N + 1, V); (0, V) for a method that does not think
     explicit: bool
     # With a latent head: (N, V) cosines of each latent with the embedding table, and (N,) the mean of its σ
@@ -74,11 +74,11 @@ def describe(t: Trace, tok: Tokenizer, top: int = 5) -> str:
 
 
 def latent_lines(t: Trace, tok: Tokenizer, top: int) -> list[str]:
-    """For each step the entropy (nats) as a bar, then the likeliest tokens with their probabilities."""
+    """For each step the entropy (nats) as a bar, then the most likely tokens with their probabilities."""
     H = entropy(t.probs)
     full = max(1.0, H.max().item())
     values, ids = t.probs.topk(top, dim=-1)
-    lines = ["step  entropy        likeliest tokens"]
+    lines = ["step  entropy        most likely tokens"]
     for n, (h, probs, best) in enumerate(zip(H.tolist(), values.tolist(), ids.tolist()), 1):
         cells = []
         for i, p in zip(best, probs):

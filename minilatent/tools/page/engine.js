@@ -226,7 +226,7 @@ class Transformer {
 
 // ---------------------------------------------------------------- latent.py
 
-/* The k likeliest tokens, their logits made probabilities by a softmax over these k: α and ids. */
+/* The k most likely tokens, their logits made probabilities by a softmax over these k: α and ids. */
 function topK(logits, k) {
   const ids = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b).slice(0, k);
   return { ids, alpha: softmax(ids.map((i) => logits[i])) };

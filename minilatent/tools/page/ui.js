@@ -290,14 +290,14 @@ function showDetail() {
       `<button type="button" id="do-${kind}" data-kind="${kind}" aria-pressed="${(state.all ? "" : edit?.kind || "keep") === kind}">${text}</button>`;
     side = `<h3>Feed instead of ${what.toLowerCase()} ${n}</h3><div class="buttons">${button("keep", "what it thought")}
       ${button("noise", edit?.kind === "noise" ? "other noise" : "noise of the same norm")}
-      ${button("top", run.method === "colar" ? "its nearest token" : "its likeliest token")}${button("swap", "another question's")}
+      ${button("top", run.method === "colar" ? "its nearest token" : "its most likely token")}${button("swap", "another question's")}
       ${button("mix", "a mixture")}</div>${edit?.kind === "mix" ? mixture(run, edit) : ""}
       <div class="buttons"><button type="button" id="do-cut">End the chain after this one</button></div>
       ${state.all ? "<p class='quiet'>All latents are replaced at once: see below.</p>" : ""}`;
   }
   keepFocus(() => {
     $("detail").innerHTML = `<div><h2>${what} ${n} of ${result.steps.length}</h2>
-      <p class="quiet">${fed ? "What the model would have thought here:" : "The likeliest next tokens:"} entropy
+      <p class="quiet">${fed ? "What the model would have thought here:" : "The most likely next tokens:"} entropy
       ${step.entropy.toFixed(2)} nats</p>${bars}</div><div>${side}<p class="quiet">What is fed has the norm
       ${norm(step.feed).toFixed(2)}; nearest embeddings, by cosine: ${near}.</p></div>`;
   });
@@ -495,9 +495,9 @@ const TOURS = [
   {
     title: "What a latent is",
     stops: [
-      [{ sel: "W1", shown: "6" }, () => `The upper row thinks in words: one token a step, the likeliest one, and what else was likely is
+      [{ sel: "W1", shown: "6" }, () => `The upper row thinks in words: one token a step, the most likely one, and what else was likely is
         forgotten. The lower row thinks in latents. Both have made six steps. Look at how far they are.`],
-      [{ sel: "L1" }, () => `A latent is not one token. It is the average of the embeddings of the likeliest tokens, weighted by
+      [{ sel: "L1" }, () => `A latent is not one token. It is the average of the embeddings of the most likely tokens, weighted by
         their probabilities, the bars. The first holds ${top2(at(1))}: the two tokens of the chain that stand above it.`],
       [{ sel: "L1", k: "1" }, () => `Now k is 1: each latent is one token only, as a word is. Half of every segment is lost, and the answer is ${said()}.`],
       [{ sel: "L1", e: "mix" }, () => `Or mix a latent yourself. The sliders set the weights of the first latent's tokens,
@@ -509,7 +509,7 @@ const TOURS = [
   {
     title: "The collapse",
     stops: [
-      [{ sel: "L99" }, () => `At the dashed line <code>&lt;/think&gt;</code> has become the likeliest token: the model closes its
+      [{ sel: "L99" }, () => `At the dashed line <code>&lt;/think&gt;</code> has become the most likely token: the model closes its
         chain by itself and writes the answer, ${said()}, in ordinary tokens. That is the collapse.`],
       [{ sel: "L99" }, () => `One step before, <code>&lt;/think&gt;</code> had a probability of
         ${(100 * at(99).probs[now.run.tok.endThink]).toFixed(2)} %. The chosen latent is the last, and holds ${top2(at(99))}: the result is in it.`],
@@ -530,7 +530,7 @@ const TOURS = [
         never read noise, and may break for that reason alone.`],
       [{ sel: "L2", all: "swap" }, () => `Now the latents are those of another question, the one named below the rows, whose answer
         is <b>${safe(visibleText(now.donor.answer))}</b>. The question has stayed as it was. The answer is ${said()}.`],
-      [{ sel: "L2", all: "top" }, () => `Each latent is now its likeliest token alone. The answer is ${said()}: is the mixture used, or would
+      [{ sel: "L2", all: "top" }, () => `Each latent is now its most likely token alone. The answer is ${said()}: is the mixture used, or would
         one token do?`],
       [{ sel: "L2", all: "swap", model: words ? words.id : "" }, () => `The control whose result we know: words, swapped in the same way. The answer is ${said()}.
         <b>What do all questions together say?</b> ${lesson("13_interventions", "Lesson 13 · Does the answer come from the latents?")} answers.`],
