@@ -180,6 +180,7 @@ WRONG = {
     "--method cot_sft --threads=1_000": "invalid int value: '1_000'",
     "--method cot_sft --threads 1000000": "--threads 1000000 is out of range: 0 to 1024",
     "--method cot_sft --beta2 1": "--beta2 1.0 is out of range: 0 to 0.9999",
+    "--method cot_sft --lora_rank 2 --lora_dropout 1.5": "--lora_dropout 1.5 is out of range",
     "--method cot_sft --warmup 2": "--warmup 2.0 is out of range: 0 to 1.0",
     "--method colar --latent_loss mse --entropy_weight 0.1": "--entropy_weight belongs to --latent_loss",
     "--method cot_sft --lr 1_0": "invalid float value",

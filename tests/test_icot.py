@@ -110,7 +110,7 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
     by_eights = {"remove": 8, "curriculum": 0.6}
     assert plan(**by_eights) == [*((f"icot-{n}", 15) for n in (8, 16, 24, 32)), ("icot-all", 40)]
     assert plan(remove=8, first_stage=0)[0] == ("icot-0", 10)
-    assert plan(remove=40) == [("icot-all", 100)]
+    assert plan(remove=40) == plan(curriculum=0) == [("icot-all", 100)]
     method, left = make(tok, steps=100, **by_eights), []
     for stage in method.stages(rows):
         stage.before()

@@ -9,8 +9,18 @@ from conftest import chatty
 from minilatent.config import UserError
 from minilatent.evaluate import solve_all
 from minilatent.study import interventions
-from minilatent.study.interventions import INTERVENTIONS, Latents, answers_given, intervene
+from minilatent.study.interventions import INTERVENTIONS, Latents, answers_given, donors, intervene
 from minilatent.study.measures import from_hex
+from minilatent.tasks.answers import Example
+
+
+def test_a_donors_answer_is_neither_the_right_one_nor_the_questions_own():
+    """Otherwise `follows_donor` counts answers that never changed."""
+    examples = [Example("?", (), answer) for answer in ("1", "2", "3", "4")]
+    own = ["2", "2", "1", None]  # what the model answers
+    chosen = donors(examples, own, torch.tensor([5, 5, 5, 5])).tolist()
+    assert chosen[:2] == [-1, 2]  # 0: only 1 and 2 are there, its own and right; 1: takes 1 from question 2
+    assert chosen[2] in (0, 1) and chosen[3] in (0, 1, 2)
 
 
 @pytest.mark.parametrize("name", ["latent_sft", "cot_sft"])

@@ -347,6 +347,8 @@ def test_labels_without_an_encoder_average_over_a_segment_and_over_the_valid_cha
     torch.testing.assert_close(found, torch.stack(expected))
     assert stage.loss(batch, None)[0].isfinite()
     assert (labels == "paths") == bool((batch["label_probs"] > 0).sum(1).max() > 3)
+    everything = make(tok, labels=labels, ratio=3, k=tok.vocab_size + 1).soft_labels(rows)  # no more than V
+    assert everything["probs"].shape[1] == tok.vocab_size - len(tok.never)
 
 
 def with_labels(method, rows):

@@ -84,6 +84,16 @@ def test_muon_moves_the_matrices_between_embeddings_and_head_and_adamw_the_rest(
             assert decays <= {group["weight_decay"] == method.config.weight_decay}
 
 
+def test_muon_leaves_every_language_head_alone(tok):
+    """SIM-CoT has a second one, of its decoder."""
+    method = new_method("sim_cot", tok, tiny_model(tok.vocab_size, tied=False))
+    named = dict(method.named_parameters())
+    muon = make_optimizers(named, method, 1e-3, "muon", method.config)[1]
+    trained = {id(p) for group in muon.param_groups for p in group["params"]}
+    heads = {name for name in named if name.endswith((".head.weight", "embed.weight"))}
+    assert len(heads) == 4 and not any(id(named[name]) in trained for name in heads)
+
+
 def test_muon_is_pytorchs_whose_newton_schulz_is_in_bfloat16():
     """Two shapes, one matrix alone and two side by side, one without a gradient."""
     generator = torch.Generator().manual_seed(0)
