@@ -144,6 +144,7 @@ def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
         "flops": 1e12,
         "hardware": "a CPU",
         "val_accuracy": 0.5,
+        "gain": 0.0,
         "questions": {"correct": to_hex(correct), "len": [5] * n},
         **more,
     }

@@ -13,7 +13,7 @@ from test_budget import STAGE1, TINY
 
 from minilatent import config, run
 from minilatent.methods import METHODS
-from minilatent.study import comparison, entries, verdicts
+from minilatent.study import claims, comparison, entries, records, verdicts
 from minilatent.study.comparison import Comparison, entry_named, trials_of, tuned_as
 from minilatent.study.entries import ENTRIES, ROWS, Entry
 from minilatent.study.measures import from_hex
@@ -48,6 +48,7 @@ def call(monkeypatch, tmp_path, capsys, tok):
     monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(comparison, "ENTRIES", SMALL_ENTRIES)
     monkeypatch.setattr(comparison, "REFERENCE", {**RUN, "method": "cot_sft", "steps": 6})
+    monkeypatch.setattr(comparison, "START", {**RUN, "method": "cot_sft", "steps": 6})
     monkeypatch.setattr(comparison, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(comparison.budget, "DRAWS", 2)
     monkeypatch.setattr(comparison, "draw", lambda lines, out: None)
@@ -79,14 +80,15 @@ def test_an_entry_is_trained_once_evaluated_on_all_sets_and_then_skipped(call, t
     assert call("--rows", "colar")[0] == 0
     path = tmp_path / "results/rows.jsonl"
     lines = read(path)
-    wanted = {(row, name) for row in ("colar_3", "colar_2") for name in verdicts.SETS}
+    wanted = {(row, name) for row in ("colar_3", "colar_2") for name in verdicts.COLUMNS}
     assert {(line["row"], line["data"]) for line in lines} == wanted
     facts = {"seed", "train_seconds", "train_tokens", "flops", "lr", "ci95", "mean_len"}
-    facts |= {"hardware", "gflops_float32", "threads", "torch", "commit"}
+    facts |= {"gain", "hardware", "gflops_float32", "threads", "torch", "commit"}
     assert all(facts <= line.keys() for line in lines)
     assert len(from_hex(lines[0]["questions"]["correct"], 4)) == 4
     assert (tmp_path / "results/table.md").exists()
-    assert (tmp_path / "results/curves/colar-seed0.json").exists()
+    points = json.loads((tmp_path / "results/curves/colar-seed0.json").read_text(encoding="utf-8"))
+    assert points[-1]["flops"] == approx(lines[0]["flops"], rel=1e-3) and "val_accuracy" in points[-1]
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "train", lambda given: pytest.fail("trained again"))
         patch.setattr(comparison, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
@@ -110,7 +112,7 @@ def test_an_entry_is_evaluated_in_each_way_that_it_names_with_all_interventions_
     monkeypatch.setattr(comparison, "evaluate", judge)
     monkeypatch.setattr(comparison, "intervene", replace)
     assert call("--rows", "cot_sft", "colar")[0] == 0
-    assert ways == [(name, speed) for speed in ("", "3", "2") for name in verdicts.SETS]
+    assert ways == [(name, speed) for speed in ("", "3", "2") for name in verdicts.COLUMNS]
     everything = {"noise", "swap", "zeros", "mean", "shuffle", "truncate"}
     assert len(replaced) == len(ways)
     for method, name, names in replaced:
@@ -135,7 +137,7 @@ def test_an_interrupted_run_is_resumed_not_begun_again(call, tmp_path, monkeypat
     monkeypatch.setattr(run.Trainer, "fit", fit)
     assert call("--rows", "cot_sft")[0] == 0
     assert "resume" not in given[0] and given[1]["resume"] and given[0]["steps"] == 6
-    assert len(read(tmp_path / "results/rows.jsonl")) == len(verdicts.SETS)
+    assert len(read(tmp_path / "results/rows.jsonl")) == len(verdicts.COLUMNS)
 
 
 def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path):
@@ -155,8 +157,75 @@ def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path):
 def test_several_processes_add_to_one_file_and_no_line_is_lost(tmp_path):
     path = tmp_path / "rows.jsonl"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: comparison.add_line(path, {"row": i}), range(40)))
-    assert sorted(line["row"] for line in comparison.read_lines(path)) == list(range(40))
+        list(pool.map(lambda i: records.add_line(path, {"row": i}), range(40)))
+    assert sorted(line["row"] for line in records.read_lines(path)) == list(range(40))
+
+
+def test_a_row_that_still_rises_is_trained_again_with_twice_the_compute_up_to_the_cap(
+    call, tmp_path, monkeypatch
+):
+    real, given = comparison.train, []
+    monkeypatch.setattr(comparison, "train", lambda settings: (given.append(settings), real(settings)))
+    gains = iter([0.01, 0.2, 0.3])
+    judged = ("data", "n", "skipped", "accuracy", "mean_len", "questions_per_second", "questions")
+    found = made_line(correct=[True])
+    monkeypatch.setattr(
+        Comparison, "judge", lambda _, m, name, *__, **___: {**{k: found[k] for k in judged}, "data": name}
+    )
+    monkeypatch.setattr(comparison, "last_gain", lambda log: (0.5, next(gains)))
+    assert call("--rows", "cot_sft")[0] == 0
+    assert call("--rows", "cot_sft", "--plateau", 3)[0] == 0
+    assert [s["steps"] for s in given] == [6, 12]  # four times would be too long
+    assert call("--rows", "cot_sft", "--plateau", 4)[0] == 0
+    assert [s["steps"] for s in given] == [6, 12, 24] and all("init" in s for s in given)
+    lines = read(tmp_path / "results/rows.jsonl")
+    rows = {line["row"]: line for line in lines}
+    assert list(rows) == ["cot_sft", "cot_sft@2", "cot_sft@4"]
+    assert rows["cot_sft@4"]["flops"] == approx(4 * rows["cot_sft"]["flops"])
+    assert (tmp_path / "results/curves/cot_sft@4-seed0.json").exists()
+    assert call("--rows", "cot_sft", "--plateau", 4)[0] == 0 and len(given) == 3  # nothing is done again
+    table = (tmp_path / "results/table.md").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("| CoT-SFT |") for line in table) == 1
+    assert f", {rows['cot_sft@4']['flops']:.1e}, rising |" in table[-1]
+
+
+@pytest.mark.parametrize("gain, longer", [(0.009, False), (0.01, True)])
+def test_a_plateau_is_a_gain_of_less_than_a_point(tmp_path, gain, longer):
+    line = made_line("cot_sft", gain=gain)
+    write(tmp_path / "rows.jsonl", [{**line, "data": name} for name in verdicts.COLUMNS])
+    (due,) = Comparison(tmp_path).due([entry_named("cot_sft")], [0], 2) or [(None, 0)]
+    assert (due[0] is not None) is longer and (not longer or due[0].times == 2)
+
+
+def test_what_the_last_quarter_gained():
+    log = [{"index": 0, "step": 8, "val_accuracy": 0.9}, {"index": 1, "step": 2, "val_accuracy": 0.5}]
+    log += [{"index": 1, "step": s, "val_accuracy": a} for s, a in ((4, 0.625), (6, 0.75), (8, 0.875))]
+    assert records.last_gain([*log, {"index": 1, "step": 8, "loss": 1.0}]) == (0.875, 0.125)
+    falls = [*log[:-1], {"index": 1, "step": 8, "val_accuracy": 0.25}]
+    assert records.last_gain(falls) == (0.75, 0.0)
+    assert records.last_gain(log[:1]) == (0.9, 0.9)  # one validation says nothing of a plateau
+
+
+def test_a_run_from_random_weights_has_the_compute_of_the_base_on_top(call, monkeypatch):
+    plain = Entry("plain", "", {**RUN, "method": "no_cot"})
+    scratch = Entry("scratch", "", {**RUN, "method": "no_cot"}, with_base=True)
+    monkeypatch.setattr(comparison, "START", {**RUN, "method": "cot_sft", "steps": 12})
+    paid = Comparison(Path("x"), device="cpu").paid
+    assert paid(scratch) == approx(3 * paid(plain))
+    assert paid(scratch.longer()) == approx(2 * paid(scratch))
+
+
+def test_a_run_has_as_many_different_examples_as_it_draws_unless_it_labels_them(call, monkeypatch):
+    def planned(most: int, **settings) -> tuple[int, int | None]:
+        entry = Entry("x", "", {key: v for key, v in {**RUN, **settings}.items() if key != "train_size"})
+        monkeypatch.setattr(comparison, "ENTRIES", [entry])
+        monkeypatch.setattr(comparison, "EXAMPLES", most)
+        given = Comparison(Path("x"), 2.0, device="cpu").plan(entry, 0).settings
+        return given["steps"] * RUN["batch_size"], given.get("train_size")
+
+    drawn, size = planned(1000, method="cot_sft")
+    assert size == drawn > 40 and planned(40, method="cot_sft") == (drawn, 40)
+    assert planned(40, method="latent_sft", labels="uniform")[1] is None  # the preset's
 
 
 @pytest.mark.parametrize(
@@ -166,6 +235,7 @@ def test_several_processes_add_to_one_file_and_no_line_is_lost(tmp_path):
         (["--budget", 0], "--budget"),
         (["--seeds", -1], "--seeds"),
         (["--limit", 0], "--limit"),
+        (["--plateau", 0], "--plateau"),
         (["--sedes", 1], "did you mean '--seeds'"),
     ],
 )
@@ -191,7 +261,7 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path,
     assert call("--trials", *cot)[0] == 0
     trials, own = read(results / "trials.jsonl"), run.resolve({"method": "cot_sft"}).lr
     assert [t["lr"] for t in trials] == [s["lr"] for s in given] == approx([own / 3, own, 3 * own])
-    assert {t["budget"] for t in trials} == {4.0} and {s["steps"] for s in given} == {6}  # a quarter of 24
+    assert {t["budget"] for t in trials} == {4.0} and {s["steps"] for s in given} == {12}  # half of 24
     assert not (results / "rows.jsonl").exists()
     assert (results / f"curves/cot_sft-lr{own:g}-seed0.json").exists()
     assert call("--trials", *cot)[0] == 0 and len(given) == 3  # nothing is done again
@@ -236,7 +306,7 @@ def test_every_entry_can_be_resolved_and_every_trend_is_about_rows_that_exist():
         assert not entry.train or run.resolve(entry.train)
         assert not entry.after or entry_named(entry.after).share + entry.share == 1
     assert all(v.parent in ROWS for _, v in ROWS.values() if v.claim)
-    for trend in verdicts.TRENDS:
+    for trend in [*claims.TRENDS, *(trend for claim in claims.CLAIMS for trend in claim.trends)]:
         rows = {trend.a, trend.b} - {""}
         assert rows <= ROWS.keys(), trend
 
@@ -262,13 +332,13 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "half": {},
         "no_curriculum": {"curriculum": 0.0},
         "no_average": {"average": False},
-        "scratch": {"init": "none"},
+        "scratch": {"init": "none", "lr": 4e-3},
         "": {},
     }
     wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 3, 6)}
     wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
     others = "colar_rl colar cot_sft no_cot pause icot coconut sim_cot codi"
-    wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none"}}
+    wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none", "lr": 4e-3}}
     for entry in ENTRIES[1:]:  # the first is the base
         whole = next(w for w in wholes if entry.name == w or entry.name.startswith(w + "_"))
         changed = differs[entry.name.removeprefix(whole).removeprefix("_")]

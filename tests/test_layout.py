@@ -28,8 +28,8 @@ CORE = """
     backbones.lora backbones.pretrained run
 """.split()
 STUDY = """
-    study study.measures study.evaluation study.interventions study.trace study.figures
-    study.entries study.verdicts study.budget study.comparison_figures study.comparison
+    study study.measures study.evaluation study.interventions study.trace study.figures study.records
+    study.entries study.claims study.verdicts study.budget study.comparison_figures study.comparison
 """.split()
 TOOLS = "tools tools.benchmark tools.export tools.playground".split()
 ORDER = CORE + STUDY + TOOLS
@@ -149,6 +149,7 @@ HOUSE = 7313  # lines, for what the package could do when its rooms were built; 
 # Capabilities that came later.
 ADDED = {
     "SIM-CoT and looped": 137,
+    "claims, plateaus and their figures": 378,
     "numbers as people write them": 25,
     "files that people have": 27,
     "the playground": 126,

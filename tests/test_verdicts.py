@@ -5,11 +5,13 @@ import torch
 from conftest import drawn, made_line
 from pytest import approx
 
-from minilatent.study import comparison_figures, verdicts
+from minilatent.files import write_json
+from minilatent.study import claims, comparison_figures, verdicts
+from minilatent.study.claims import SETS, Claim, Trend
 from minilatent.study.entries import ENTRIES
 from minilatent.study.interventions import INTERVENTIONS
 from minilatent.study.measures import to_hex
-from minilatent.study.verdicts import SETS, Trend, bootstrap, estimate, numbers, verdict
+from minilatent.study.verdicts import bootstrap, estimate, numbers, verdict
 
 MINI = ("mini",)
 
@@ -54,19 +56,36 @@ def test_pairing_sees_a_small_difference_that_unpaired_intervals_would_not():
 
 def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction():
     """One wrong way round would still get a verdict, and still read well."""
-    found = {t.name: (t.a, t.b, t.direction, t.measure) for t in verdicts.TRENDS}
-    assert len(found) == len(verdicts.TRENDS)
+    by_name = lambda trends: {t.name: (t.a, t.b, t.direction, t.measure) for t in trends}
+    parts, found = by_name(claims.TRENDS), {}
+    assert len(parts) == len(claims.TRENDS) and len(claims.CLAIMS) == 12
+    for claim in claims.CLAIMS:
+        mine = by_name(claim.trends)
+        assert len(mine) == len(claim.trends) > 0
+        found |= {(claim.sentence.split()[0], name): rows for name, rows in mine.items()}
     two, six = "latent_sft_2", "latent_sft_6"
-    falls = "accuracy falls faster with the number of steps than CoT's"
-    destroy = "another question's latents destroy more than half of the answers"
-    above = {
-        "superposition at least CoT, within a point": (two, "cot_sft"),
+    expected = {
+        ("Superpositions", "Latent-SFT(2) at least CoT-SFT, within a point"): (two, "cot_sft"),
+        ("Superpositions", "its length at most half, within a step"): (two, "cot_sft", "<", "length"),
+        ("At", "Latent-SFT(3) above CoLaR-3"): ("latent_sft_3", "colar_3"),
+        ("One", "CoLaR-3 at least CoLaR-2, within two points"): ("colar_3", "colar_2"),
+        ("Thinking", "coconut above No-CoT"): ("coconut", "no_cot"),
+        ("Thinking", "latent_rl above No-CoT from scratch"): ("latent_rl", "no_cot_scratch"),
+        ("Latents", "codi above pause tokens"): ("codi", "pause"),
+        ("Latents", "codi above looped"): ("codi", "looped"),
+        ("Coconut", "coconut above no curriculum"): ("coconut", "coconut_no_curriculum"),
+        ("No-CoT", "sim_cot above coconut"): ("sim_cot", "coconut"),
+        ("RL", "its chains are 30 % shorter"): ("colar_rl", "colar_nll_more_2", "<", "length"),
+        ("A", "N_eff above both its controls, r = 6"): (six, "", ">", "n_eff_above"),
+        ("The", "codi loses more than half of its answers"): ("codi", "", ">", "swap"),
+        ("Latents", "codi near cot_sft up to 3 steps"): ("codi", "cot_sft", ">", "short"),
+        ("Latents", "codi below cot_sft beyond"): ("codi", "cot_sft", "<", "long"),
+        ("Latents", "codi falls faster with each step than cot_sft"): ("codi", "cot_sft", "<", "slope"),
+        ("Where", "codi gains more than cot_sft"): ("codi", "cot_sft", ">", "several"),
+    }
+    of_parts = {
         "Latent-SFT(2) above (6)": (two, six),
-        "Latent-SFT above CoLaR at equal length, 2": (two, "colar_2"),
-        "Latent-SFT above CoLaR at equal length, 3": ("latent_sft_3", "colar_3"),
         "CoLaR-2 above CoLaR-3": ("colar_2", "colar_3"),
-        "coconut above No-CoT": ("coconut", "no_cot"),
-        "latent_rl above pause tokens": ("latent_rl", "pause"),
         "superposition above hidden state, r = 6": (six, "latent_sft_6_hidden"),
         "the induction mask helps, r = 2": (two, "latent_sft_2_no_ltim"),
         "the supervision mask helps, r = 6": (six, "latent_sft_6_no_ltsum"),
@@ -75,17 +94,14 @@ def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction
         "√c above mean pooling, c = 3": ("colar_3", "colar_mean_3"),
         "soft-MSE above NLL, c = 2": ("colar_2", "colar_nll_2"),
         "averaging is needed in RL": ("colar_rl", "colar_rl_no_average"),
-    }
-    others = {
-        "at half the length, within a step": (two, "cot_sft", "<", "length"),
         "CoLaR-RL shortens the chain": ("colar_rl", "colar_nll_half_2", "<", "length"),
         "ECR@10 less its control is larger for r = 6": (six, two, ">", "ecr_gain"),
         "N_eff less its controls is larger for r = 6": (six, two, ">", "n_eff_above"),
-        f"{falls}: codi": ("codi", "cot_sft", "<", "slope"),
-        f"{destroy}: cot_sft": ("cot_sft", "", ">", "swap"),
     }
-    for name, trend in (*((name, (*rows, ">", "accuracy")) for name, rows in above.items()), *others.items()):
-        assert found[name] == trend, name
+    for there, wanted in ((found, expected), (parts, of_parts)):
+        for name, rows in wanted.items():
+            assert there[name] == (*rows, ">", "accuracy")[: max(4, len(rows))], name
+        assert all(len(rows) in (2, 4) for rows in wanted.values())
 
 
 def test_only_shared_seeds_and_whole_data_sets_are_compared():
@@ -111,6 +127,14 @@ def test_slope_is_least_squares_and_a_swap_that_destroys_is_seen():
     assert numbers(made_line(correct=easy), "slope").mean().item() == approx(expected.item())
     always = numbers(made_line(correct=[True] * n), "slope")
     assert always.abs().max() < 1e-9  # no resampling sees a slope
+    with_one, with_several = drawn(0.9, n, 2), drawn(0.4, n, 3)
+    several = verdicts.has_several("mini", n)
+    line = made_line(correct=[b if s else a for a, b, s in zip(with_one, with_several, several)])
+    assert -0.7 < numbers(line, "several").mean().item() < -0.3
+    only_steps = numbers(made_line(correct=easy), "several")  # explained by the number of steps
+    assert only_steps.abs().max() < 1e-9
+    short, long = (numbers(made_line(correct=easy), measure) for measure in ("short", "long"))
+    assert torch.equal(short.isnan(), steps > 3) and torch.equal(long.isnan(), steps <= 3)
     for share, expected in ((0.02, "holds"), (0.9, "does not hold")):
         lines = [made_line(correct=drawn(0.9, n, 0), interventions=swapped(drawn(share, n, 1)))]
         assert verdict_of(lines, "a", "", measure="swap") == expected
@@ -151,12 +175,39 @@ def test_the_tables_hold_the_numbers_and_over_what():
     assert "questions and seeds" in text and "Budget: x." in text
     half = float(row.split("±")[1].split("|")[0])  # the same questions in both seeds
     assert half == approx(196 * (0.75 * 0.25 / 40) ** 0.5, rel=0.15)
-    text = verdicts.verdicts_text(lines, [Trend("a is something", "a", ""), Trend("missing", "a", "b")])
+    trends = [Trend("a is something", "a", ""), Trend("missing", "a", "b")]
+    text = verdicts.verdicts_text(lines, [], trends)
     assert "| a is something | +75.0 |" in text and "| 160 | 2 | (holds) |" in text
     assert text.endswith("\n\nNot run: missing.\n")
     many = [made_line("a", 0, name, [True] * 750 + [False] * 250) for name in SETS]
-    enough = verdicts.verdicts_text(many, [Trend("", "a", "")])
-    assert "| 4,000 | 1 | **holds** |" in enough
+    assert "| 4,000 | 1 | holds, one seed |" in verdicts.verdicts_text(many, [], trends)
+    many += [made_line("a", 1, name, [True] * 750 + [False] * 250) for name in SETS]
+    assert "| 4,000 | 2 | **holds** |" in verdicts.verdicts_text(many, [], trends)
+
+
+def test_a_claim_holds_if_all_its_trends_do_and_says_what_was_not_run():
+    more, less = [True] * 2000, [True] * 100 + [False] * 1900
+    lines = [made_line(row, s, correct=hits) for row, hits in (("a", more), ("b", less)) for s in (0, 1)]
+    up, down, level, gone = (
+        Trend(name, *rows, MINI)
+        for name, *rows in (("up", "a", "b"), ("down", "b", "a"), ("level", "a", "a"), ("gone", "a", "c"))
+    )
+
+    def shown(*trends: Trend, of=lines) -> list[str]:
+        text = verdicts.claims_text(of, [Claim("a claim", "somebody", "steps", list(trends))])
+        assert "### 1. a claim" in text and "Source: somebody." in text
+        return [cell.strip() for cell in text.splitlines()[2].split("|")[3:6]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "ENOUGH", 2000)
+        assert shown(up) == ["holds", "up: +95.0 points (+94.0 to +96.0)", "2"]
+        assert shown(up, of=lines[::2])[0] == "holds, one seed"
+        assert shown(up, down)[0] == "does not hold (1 of 2 hold)" and shown(up, down)[1].startswith(
+            "down: -95"
+        )
+        assert shown(up, gone)[0] == "open (1 of 1 hold, 1 not run)"
+        assert shown(up, level)[0] == "open (1 of 2 hold)" and shown(gone) == ["not run", "–", "–"]
+    assert shown(up)[0] == "(holds)"  # too few questions
 
 
 # ------------------------------------------------------------------ figures
@@ -182,8 +233,11 @@ def made_up(n: int) -> list[dict]:
 
 
 def test_all_figures_are_drawn(tmp_path):
+    points = [{"index": 0, "step": s, "flops": 1e12 * s, "val_accuracy": s / 9} for s in (2, 4, 6, 8)]
+    for run in ("cot_sft", "latent_sft_2"):
+        write_json(tmp_path / "curves" / f"{run}-seed0.json", points)
     comparison_figures.draw(made_up(n=100), tmp_path)
-    for name in ("frontier", "steps", "interventions"):
+    for name in ("frontier", "steps", "interventions", "compute", "claims"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
 
 

@@ -41,13 +41,14 @@ class Cost:
     flops: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # on this machine
     once: float = 0.0  # FLOPs when stages start
+    wait: float = 0.0  # the seconds that these take
 
     def of(self, steps: dict[str, int]) -> float:
         """FLOPs of a run with this number of steps of each stage."""
         return self.once + sum(self.flops[name] * n for name, n in steps.items())
 
     def time(self, steps: dict[str, int]) -> float:
-        return sum(self.seconds[name] * n for name, n in steps.items())
+        return self.wait + sum(self.seconds[name] * n for name, n in steps.items())
 
 
 def counted(work: Callable, *args) -> float:
@@ -80,7 +81,9 @@ def measure(method: Method, rows: list[Row]) -> Cost:
     cost, scale = Cost(), method.config.train_size / len(rows)
     method.train()
     for stage in method.stages(rows):
+        began = time.perf_counter()
         cost.once += scale * counted(stage.before)
+        cost.wait += scale * (time.perf_counter() - began)
         step = one_step(method, stage)
         flops = [counted(step, seed) for seed in (0, 1)]
         if flops[0] != flops[1]:  # the step samples something

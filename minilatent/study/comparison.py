@@ -4,20 +4,23 @@
     python -m minilatent.study.comparison --trials [--plan]   first: tune the learning rates, on validation
     python -m minilatent.study.comparison [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
-Every entry gets the FLOPs of Latent-SFT(2) with 1,000 steps, times --budget (see budget.py): its main stage
-runs for as many steps as these pay for. Where an entry has only a part of them (--budget below 1, or RL
-follows), stage 1 of Latent-SFT shrinks with it. Entries are done one by one: Ctrl-C stops, the same command
-continues. table.md, verdicts.md and the figures are made from rows.jsonl. Several processes may share one
---out, each with --rows of its own (and --threads 1, or on one GPU).
+Every entry gets the FLOPs of the main job, Latent-SFT(2), times --budget (see budget.py): its main stage runs
+for as many steps as these pay for, on as many different examples as it draws, up to EXAMPLES. (Latent-SFT has
+to label its examples; it keeps to the preset's number.) Where an entry has only a part of the FLOPs (--budget
+below 1, or RL follows), stage 1 of Latent-SFT shrinks with it. Entries are done one by one: Ctrl-C stops, the
+same command continues. table.md, verdicts.md and the figures are made from rows.jsonl and curves/. Several
+processes may share one --out, each with --rows of its own (and --threads 1, or on one GPU).
 
---trials trains each method with its learning rate times each of TRIED, for a quarter of its main stage's
-steps (this favours high rates), one seed. Once trials.jsonl has all of a method, its entries get the best.
+--plateau 4: a main entry whose last quarter of training still gained a point or more on validation is trained
+again, from its start, with twice the compute, and if need be with four times. Its rows end with @2 and @4.
+
+--trials trains each method with its learning rate times each of TRIED, for half of its main stage's steps,
+one seed. Once trials.jsonl has all of a method, its entries get the best.
 """
 
 import contextlib
-import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from tqdm import tqdm
 
 from .. import tasks
 from ..config import Config, Parser, UserError, add_fields, nearest, run_script, wrapped
-from ..files import one_writer, read_json, replace_file, to_json, write_json
+from ..files import one_writer, read_json, write_json
 from ..machine import pick_device, use_threads
 from ..run import BASE, load_run, resolve, train
 from . import budget
@@ -34,14 +37,15 @@ from .comparison_figures import draw
 from .entries import ENTRIES, ROWS, Entry, Variant
 from .evaluation import evaluate, training_tokens
 from .interventions import INTERVENTIONS, applies, intervene
-from .verdicts import SETS, table_text, verdicts_text
+from .records import add_line, curve, last_gain, read_lines, write_text
+from .verdicts import COLUMNS, PLATEAU, table_text, verdicts_text
 
 RUNS = Path("out/comparison")
-# The budget is the compute of this run: about a third of the main job's steps.
-REFERENCE = {"method": "latent_sft", "ratio": 2, "steps": 1000}
+REFERENCE = {"method": "latent_sft", "ratio": 2}  # the budget is the compute of this run, the main job
+START = {"method": "cot_sft", "preset": "base"}  # mini-base's
+EXAMPLES = 330_000  # different ones in a run, at most
 INTERVENED = "mini"  # the data set for all interventions; on the others latents are only swapped
-TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.25  # times the method's learning rate; of the main stage's steps
-CURVE = ("stage", "index", "step", "loss", "val_accuracy", "val_compression", "accuracy", "seconds")
+TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.5  # times the method's learning rate; of the main stage's steps
 
 
 def entry_named(name: str) -> Entry:
@@ -49,23 +53,6 @@ def entry_named(name: str) -> Entry:
     if name not in known:
         raise UserError(f"unknown row '{name}'{nearest(name, known)}")
     return known[name]
-
-
-def read_lines(path: Path) -> list[dict]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def write_text(path: Path, text: str) -> None:
-    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def add_line(path: Path, line: dict) -> None:
-    """One process at a time, of those that share the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".lock"):
-        lines = [to_json(l, separators=(",", ":")) for l in (*read_lines(path), line)]
-        write_text(path, "\n".join(lines) + "\n")
 
 
 # ------------------------------------------------------------------ trials
@@ -99,6 +86,7 @@ class Plan:
     stages: dict[str, int]  # optimizer steps
     flops: float = 0.0
     seconds: float = 0.0  # of training, roughly
+    cost: budget.Cost = field(default_factory=budget.Cost)
 
 
 @dataclass
@@ -107,7 +95,7 @@ class Comparison:
 
     out: Path
     budget: float = 1.0  # times the FLOPs of REFERENCE
-    limit: int = 1334  # test questions of each data set
+    limit: int = 1000  # test questions of each data set
     device: str = "auto"
     threads: int = 0
 
@@ -117,7 +105,7 @@ class Comparison:
     def place(self, entry: Entry, seed: int) -> Path:
         """What stands for the entry and seed where processes share them: one at a time works on each."""
         part = "" if self.budget == 1 else f"-budget{self.budget:g}"
-        return RUNS / f"{entry.name}-seed{seed}{part}"
+        return RUNS / f"{entry.name}{entry.again}-seed{seed}{part}"
 
     def folder(self, entry: Entry, seed: int) -> Path:
         return self.place(entry, seed) if entry.train else BASE
@@ -128,7 +116,24 @@ class Comparison:
     def missing(self, entry: Entry, variant: Variant, seed: int) -> list[str]:
         """The data sets of a row that are not in rows.jsonl yet."""
         have = {(l["row"], l["seed"], l["data"]) for l in read_lines(self.rows)}
-        return [name for name in SETS if (entry.name + variant.suffix, seed, name) not in have]
+        return [name for name in COLUMNS if (entry.row(variant), seed, name) not in have]
+
+    def due(self, chosen: list[Entry], seeds: list[int], longest: int) -> list[tuple[Entry, int]]:
+        """The runs to do now, seed by seed, so that one whole table comes first. An entry that is done and
+        still rose is due with twice the compute, up to `longest` times."""
+        gains, found = {(l["row"], l["seed"]): l["gain"] for l in read_lines(self.rows)}, []
+        for seed in seeds:
+            for entry in chosen:
+                if not entry.train and seed != seeds[0]:
+                    continue  # the base is one model, whatever the seed
+                while not any(self.missing(entry, variant, seed) for variant in entry.variants):
+                    rises = max(gains[entry.row(variant), seed] for variant in entry.variants) >= PLATEAU
+                    if not (rises and entry.main and 2 * entry.times <= longest):
+                        break
+                    entry = entry.longer()
+                else:
+                    found.append((entry, seed))
+        return found
 
     # -------------------------------------------------------------- the plan
 
@@ -155,41 +160,56 @@ class Comparison:
             given["stage1_steps"] = ",".join(map(str, steps))
         return given
 
+    def flops(self, given: dict) -> float:
+        """Of a run with these settings."""
+        method, rows = budget.untrained(given, pick_device(self.device))
+        return budget.measure(method, rows).of(budget.stage_steps(method, rows, resolve(given).steps))
+
     @cached_property
     def total(self) -> float:
         """FLOPs of a whole entry."""
-        method, rows = budget.untrained(REFERENCE, pick_device(self.device))
-        steps = budget.stage_steps(method, rows, resolve(REFERENCE).steps)
-        return self.budget * budget.measure(method, rows).of(steps)
+        return self.budget * self.flops(REFERENCE)
+
+    @cached_property
+    def of_base(self) -> float:
+        return self.budget * self.flops(START)
+
+    def paid(self, entry: Entry) -> float:
+        """The FLOPs of its run."""
+        return entry.share * self.total + (entry.times * self.of_base if entry.with_base else 0.0)
 
     def plan(self, entry: Entry, seed: int) -> Plan:
         if not entry.train:
             return Plan({}, {})
         if entry.after and not self.is_trained(start := entry_named(entry.after), seed):
             # What a step of RL costs depends on its start. Until that is trained: as long as the start takes.
-            return Plan({}, {}, entry.share * self.total, self.plan(start, seed).seconds)
+            return Plan({}, {}, self.paid(entry), self.plan(start, seed).seconds)
         given = self.settings(entry, seed)
         method, rows = budget.untrained(given, pick_device(self.device))
         cost = budget.measure(method, rows)
-        steps = budget.affordable(method, rows, cost, entry.share * self.total)
+        steps = budget.affordable(method, rows, cost, self.paid(entry))
         if entry.trial:  # what comes before the main stage is not shortened
             steps = max(1, round(TRIAL_SHARE * steps))
+        given["steps"] = steps
+        if given["method"] != "latent_sft":
+            given.setdefault("train_size", min(EXAMPLES, steps * method.config.batch_size))
         stages = budget.stage_steps(method, rows, steps)
-        return Plan({**given, "steps": steps}, stages, cost.of(stages), cost.time(stages))
+        return Plan(given, stages, cost.of(stages), cost.time(stages), cost)
 
     def print_plan(self, todo: list[tuple[Entry, int]]) -> None:
         print(f"{self.total:.3e} training FLOPs for each row. To do: {len(todo)} runs.\n")
         seconds, plans = 0.0, {}
         for entry, seed in todo:
-            if entry.name not in plans:  # seeds cost the same
-                plans[entry.name] = self.plan(entry, seed)
-            plan = plans[entry.name]
+            key = entry.name + entry.again
+            if key not in plans:  # seeds cost the same
+                plans[key] = self.plan(entry, seed)
+            plan = plans[key]
             stages = ", ".join(f"{name} {n}" for name, n in plan.stages.items())
             stages = stages or (f"after {entry.after}" if entry.after else "no training")
             lr = f"  lr {resolve(plan.settings).lr:g}" if plan.settings else ""
             best = " (best of its trials)" if self.best_lr(entry) else ""
             cost = f"{plan.flops:.3e} FLOPs  {plan.seconds / 60:5.1f} min"
-            print(wrapped(f"{entry.name:24s} seed {seed}  {cost}  {stages}{lr}{best}", 26), flush=True)
+            print(wrapped(f"{key:24s} seed {seed}  {cost}  {stages}{lr}{best}", 26), flush=True)
             seconds += plan.seconds
         print(f"\nabout {seconds / 3600:.1f} hours of training at the speed just measured; labelling and")
         print("evaluation come on top, on a CPU about half as much again")
@@ -209,6 +229,7 @@ class Comparison:
         else:
             plan = self.plan(entry, seed)
             settings, kept = plan.settings, {"stages": plan.stages, "flops": plan.flops}
+            kept |= {"step_flops": plan.cost.flops, "once": plan.cost.once}
             write_json(folder.with_name(folder.name + ".json"), kept | {"lr": resolve(settings).lr})
         with open(f"{folder}.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             train(settings)
@@ -218,22 +239,21 @@ class Comparison:
         """What metrics.jsonl and plan of the run and of its start say. Its curve goes into the results."""
         facts = {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}}
         if not entry.train:
-            return facts | {"lr": 0.0, "val_accuracy": 0.0}
+            return facts | {"lr": 0.0, "val_accuracy": 0.0, "gain": 0.0}
         if entry.after:
             facts = self.facts(entry_named(entry.after), seed)
         folder = self.folder(entry, seed)
-        log = read_lines(folder / "metrics.jsonl")
-        curve = [{key: line[key] for key in CURVE if key in line} for line in log]
-        write_json(self.out / "curves" / f"{entry.name}-seed{seed}.json", curve)
-        plan, last = read_json(folder.with_name(folder.name + ".json")), log[-1]
-        scores = [e["val_accuracy"] for e in log if "val_accuracy" in e and e["index"] == last["index"]]
+        log, plan = read_lines(folder / "metrics.jsonl"), read_json(folder.with_name(folder.name + ".json"))
+        write_json(self.out / "curves" / f"{entry.name}{entry.again}-seed{seed}.json", curve(log, plan))
+        best, gain = last_gain(log)
         return {
-            "train_seconds": facts["train_seconds"] + last["seconds"],
-            "train_tokens": facts["train_tokens"] + last["tokens"],
+            "train_seconds": facts["train_seconds"] + log[-1]["seconds"],
+            "train_tokens": facts["train_tokens"] + log[-1]["tokens"],
             "flops": facts["flops"] + plan["flops"],
             "stages": {**facts["stages"], **plan["stages"]},
             "lr": plan["lr"],
-            "val_accuracy": max(scores),
+            "val_accuracy": best,
+            "gain": gain,
         }
 
     def add_trial(self, entry: Entry, seed: int) -> None:
@@ -254,16 +274,18 @@ class Comparison:
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
-            shown = {"title": variant.title or entry.title, "group": "main" if entry.main else "ablation"}
-            line = {"row": entry.name + variant.suffix, "run": entry.name, **shown, "seed": seed}
+            group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
+            shown = {"title": variant.title or entry.title, "group": group}
+            line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}
             line |= {"budget": self.budget, "limit": self.limit}
             for name in names:
-                add_line(self.rows, line | facts | self.judge(method, name, frequent))
+                found = self.judge(method, name, frequent, intervened=entry.times == 1)
+                add_line(self.rows, line | facts | found)
 
-    def judge(self, method, name: str, frequent) -> dict:
+    def judge(self, method, name: str, frequent, intervened: bool) -> dict:
         examples = tasks.load(name, "test", limit=self.limit)
         found = evaluate(method, examples, name, frequent=frequent, per_question=True)
-        if method.thinker() is not None:
+        if intervened and method.thinker() is not None:
             names = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
             names = names if name == INTERVENED else ["swap"]
             found["interventions"] = intervene(method, examples, names, per_question=True)
@@ -273,7 +295,7 @@ class Comparison:
 
     def run(self, todo: list[tuple[Entry, int]], add) -> None:
         for entry, seed in (bar := tqdm(todo, unit="run", dynamic_ncols=True)):
-            bar.set_postfix_str(f"{entry.name} seed {seed}")
+            bar.set_postfix_str(f"{entry.name}{entry.again} seed {seed}")
             with one_writer(self.place(entry, seed)):
                 add(entry, seed)
             self.write_results()
@@ -284,8 +306,10 @@ class Comparison:
         order = {row: i for i, row in enumerate(ROWS)}
         lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
         if lines:
-            spent = max(l["flops"] for l in lines)
-            note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation."
+            of_base = {row for row, (entry, _) in ROWS.items() if entry.with_base}
+            spent = max(l["flops"] for l in lines if l["row"] not in of_base and "@" not in l["row"])
+            note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation; "
+            note += "from scratch, that of mini-base on top."
             with FileLock(self.out / ".lock"):
                 write_text(self.out / "table.md", table_text(lines, note))
                 write_text(self.out / "verdicts.md", verdicts_text(lines))
@@ -312,36 +336,36 @@ def main(argv: list[str]) -> None:
     add("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
     add("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]")
     add("--out", metavar="DIR", default="results/mini", help="folder of the results [results/mini]")
-    add("--budget", type=float, metavar="float", default=1.0, help="times the FLOPs of Latent-SFT(2) [1]")
-    add("--limit", type=int, metavar="int", default=1334, help="test questions of each data set [1334]")
+    add("--budget", type=float, metavar="float", default=1.0, help="times the main job's FLOPs [1]")
+    add("--plateau", type=int, metavar="int", default=1, help="train up to so many times as long [1]")
+    add("--limit", type=int, metavar="int", default=1000, help="test questions of each data set [1000]")
     add("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
     add("--trials", action="store_true", help="tune the learning rates of the entries' methods")
     add("--figures", action="store_true", help="write tables and figures from rows.jsonl, and stop")
     add_fields(parser, Config, only=("device", "threads"))
     parser.set_defaults(device="auto", threads=0)
     args = parser.parse_args(argv)
-    if args.budget <= 0 or args.limit < 1 or min(args.seeds) < 0:
-        raise UserError("out of range: --budget is above 0, --limit 1 or more, --seeds 0 or more")
+    if args.budget <= 0 or min(args.limit, args.plateau) < 1 or min(args.seeds) < 0:
+        raise UserError(
+            "out of range: --budget is above 0, --limit and --plateau 1 or more, --seeds 0 or more"
+        )
     use_threads(args.threads)
     comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
     if args.figures:
         return comparison.write_results()
-    chosen, todo = [entry_named(name) for name in args.rows] if args.rows else ENTRIES, []
+    chosen = [entry_named(name) for name in args.rows] if args.rows else ENTRIES
     comparison.check_mixing([] if args.trials else chosen)
     if args.trials:
         done = {t["row"] for t in read_lines(comparison.trials)}
         trials = {trial.name: trial for entry in chosen if entry.train for trial in trials_of(entry)}
         todo = [(trial, 0) for name, trial in trials.items() if name not in done]
     else:
-        for seed in args.seeds:  # seed by seed, so that one whole table comes first
-            for entry in chosen:
-                once = entry.train or seed == args.seeds[0]  # the base is one model, whatever the seed
-                if once and any(comparison.missing(entry, variant, seed) for variant in entry.variants):
-                    todo.append((entry, seed))
+        todo = comparison.due(chosen, args.seeds, args.plateau)
     if todo or args.plan:
         comparison.print_plan(todo)
-    if not args.plan:
+    while todo and not args.plan:
         comparison.run(todo, comparison.add_trial if args.trials else comparison.add_rows)
+        todo = [] if args.trials else comparison.due(chosen, args.seeds, args.plateau)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The comparison's figures, drawn from rows.jsonl."""
 
+import textwrap
 from pathlib import Path
 
 import torch
 
+from ..files import read_json
+from .claims import CLAIMS
 from .entries import ROWS
-from .figures import GREY, STYLE, plt, save_figure
-from .verdicts import Line, estimate, numbers, problem_steps
+from .figures import BLUE, GREY, RED, STYLE, plt, save_figure
+from .verdicts import UNITS, Line, claim_cells, estimate, margin, numbers, problem_steps, run_trends
 
 # Colour and marker of each row
 STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
@@ -131,9 +134,96 @@ def interventions_figure(lines: list[Line]):
     return figure
 
 
+@plt.rc_context(STYLE)
+def compute_figure(lines: list[Line], curves: Path):
+    """Accuracy on validation against training FLOPs, the mean over seeds; of runs with a curve."""
+    figure, ax = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    ends = []
+    runs = {line["run"]: line for line in lines if line["group"] == "main"}  # CoLaR's speeds share one
+    for run, line in runs.items():
+        seeds = sorted({l["seed"] for l in lines if l["row"] == line["row"]})
+        paths = [path for s in seeds if (path := curves / f"{run}-seed{s}.json").exists()]
+        if not paths:
+            continue
+        judged = [[p for p in read_json(path) if "val_accuracy" in p] for path in paths]
+        judged = [[p for p in points if p["index"] == points[-1]["index"]] for points in judged]
+        xs = [point["flops"] / 1e13 for point in judged[0]]
+        ys = torch.tensor([[100 * point["val_accuracy"] for point in points] for points in judged]).mean(0)
+        colour, marker = STYLES.get(line["row"], (GREY, "o"))
+        ax.plot(xs, ys, color=colour, marker=marker, markersize=6, linewidth=1.5)
+        title = ROWS[line["row"]][0].title if line["row"] in ROWS else line["title"]
+        ends.append((title, xs[-1], float(ys[-1]), colour))
+    if not ends:
+        return None
+    longest = max(x for _, x, _, _ in ends)
+    label_points(ax, ends, 1.03 * longest, 4.6)
+    ax.set(xlabel="training compute (10¹³ FLOPs), last stage", ylabel="accuracy on validation (%)")
+    ax.set(xlim=(0, 1.25 * longest), ylim=(0, 103))
+    ax.grid(alpha=0.25)
+    ax.set_title("Accuracy against training compute", loc="left", fontweight="bold")
+    return figure
+
+
+LOOKS = {  # of a verdict: marker, colour, whether it is filled
+    "holds": ("o", BLUE, True),
+    "within noise": ("o", GREY, False),
+    "does not hold": ("X", RED, True),
+}
+
+
+@plt.rc_context(STYLE)
+def claims_figure(lines: list[Line]):
+    """A forest plot: for each claim the margins of its trends that are in points of accuracy, and the weakest
+    with its interval."""
+    figure, ax = plt.subplots(figsize=(11, 7.2), layout="constrained")
+    heads, drawn = [], False
+    for y, claim in enumerate(CLAIMS):
+        heads.append(textwrap.fill(f"{y + 1}. {claim.sentence}", 46))
+        margins = []
+        for trend, what, found in run_trends(lines, claim.trends):
+            unit, scale = UNITS[trend.measure]
+            if unit == "points":
+                margins.append((*(scale * x for x in margin(trend, found)), what, trend.name))
+        for i, (mean, low, high, what, name) in enumerate(sorted(margins)):
+            marker, colour, filled = LOOKS[what]
+            look = {"color": colour, "markerfacecolor": colour if filled else "white", "markersize": 7}
+            drawn = True
+            if i:
+                ax.plot(mean, y, marker, alpha=0.45, zorder=2, **look)
+                continue
+            arms = [[mean - low], [high - mean]]
+            ax.errorbar(mean, y, xerr=arms, fmt=marker, capsize=3, zorder=3, **look)
+            ax.annotate(
+                name, (mean, y), (0, -7), textcoords="offset points", ha="center", va="top", fontsize=8
+            )
+    if not drawn:
+        plt.close(figure)
+        return None
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(CLAIMS)), heads, fontsize=9)
+    ax.set(ylim=(len(CLAIMS) - 0.4, -0.6), xlabel="margin (points): right of 0 the claim holds")
+    for what, (marker, colour, filled) in LOOKS.items():
+        ax.plot([], [], marker, color=colour, markerfacecolor=colour if filled else "white", label=what)
+    ax.margins(x=0.15)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    holding = sum(
+        claim_cells(c, run_trends(lines, c.trends))[0].strip("(").startswith("holds") for c in CLAIMS
+    )
+    title = f"{holding} of {len(CLAIMS)} claims hold here"
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    ax.grid(axis="x", alpha=0.25)
+    return figure
+
+
 def draw(lines: list[Line], out: Path) -> None:
     """All figures that these lines have the numbers for, into out/."""
-    figures = {"frontier": frontier_figure, "steps": steps_figure, "interventions": interventions_figure}
-    for name, make in figures.items():
-        if figure := make(lines):
+    figures = {
+        "frontier": frontier_figure(lines),
+        "steps": steps_figure(lines),
+        "compute": compute_figure(lines, out / "curves"),
+        "interventions": interventions_figure(lines),
+        "claims": claims_figure(lines),
+    }
+    for name, figure in figures.items():
+        if figure:
             save_figure(figure, out / f"{name}.png")

@@ -4,7 +4,7 @@ An entry is one training run for each seed. It is evaluated in one way or in sev
 table. To add a method, add one line to ENTRIES.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 GREY = "#8a8f98"
 
@@ -30,8 +30,22 @@ class Entry:
     main: bool = True  # no ablation
     latent: bool = False  # its chain consists of latents that depend on the question
     share: float = 1.0  # of the budget
+    with_base: bool = False  # gets the compute of mini-base on top: it does not start from it
+    times: int = 1  # its compute: more than once, if it had not reached its plateau
     after: str = ""  # the entry whose run it starts from, and which spends the rest of the budget
     trial: bool = False  # of a learning rate
+
+    @property
+    def again(self) -> str:
+        return f"@{self.times}" if self.times > 1 else ""
+
+    def row(self, variant: Variant) -> str:
+        """Its name in rows.jsonl"""
+        return self.name + variant.suffix + self.again
+
+    def longer(self) -> "Entry":
+        """The same with twice the compute."""
+        return replace(self, share=2 * self.share, times=2 * self.times)
 
 
 def speeds(title: str, claim: str = "") -> list[Variant]:
@@ -59,6 +73,11 @@ def colar(suffix: str = "", what: str = "", claim: str = "", **train) -> Entry:
     return Entry(f"colar{suffix}", f"CoLaR{what}", settings, MERGED, ways, not suffix, True)
 
 
+def from_scratch(name: str, title: str, method: str, style: tuple[str, str]) -> Entry:
+    """A method that starts from random weights, trained as mini-base was, with its compute on top."""
+    return Entry(name, title, {"method": method, "init": "none", "lr": 4e-3}, style, with_base=True)
+
+
 # The gradient of NLL grows as 1/σ²: with soft-MSE's weight it would dominate, without a floor it has spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 BEFORE_RL, MORE = speeds("CoLaR-{} before RL, NLL"), speeds("CoLaR-{} trained on, NLL")
@@ -75,9 +94,9 @@ ENTRIES = [
     Entry("base", "CoT-SFT, the base", {}, WORDS),
     Entry("cot_sft", "CoT-SFT", {"method": "cot_sft"}, WORDS),
     Entry("no_cot", "No-CoT", {"method": "no_cot"}, (GREY, "v")),
-    Entry("no_cot_scratch", "No-CoT, from scratch", {"method": "no_cot", "init": "none"}, ("#5a5f68", "v")),
+    from_scratch("no_cot_scratch", "No-CoT, from scratch", "no_cot", ("#5a5f68", "v")),
     Entry("pause", "Pause tokens", {"method": "pause"}, ("#5f666f", "^")),
-    Entry("looped", "Looped, from scratch", {"method": "looped", "init": "none"}, ("#9a9170", "<")),
+    from_scratch("looped", "Looped, from scratch", "looped", ("#9a9170", "<")),
     Entry("icot", "iCoT", {"method": "icot"}, ("#b3538b", "X")),
     Entry("coconut", "Coconut", {"method": "coconut"}, ("#4d9a5b", "D"), latent=True),
     Entry("sim_cot", "SIM-CoT", {"method": "sim_cot"}, ("#2b7f8c", "d"), latent=True),
@@ -110,5 +129,5 @@ ENTRIES = [
     Entry("latent_sft_half", "Latent-SFT(2) before RL", TWO, MIXED, main=False, share=0.5),
     Entry("latent_rl", "Latent-RL", {**TWO, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]
-ROWS = {entry.name + v.suffix: (entry, v) for entry in ENTRIES for v in entry.variants}
+ROWS = {entry.row(v): (entry, v) for entry in ENTRIES for v in entry.variants}
 LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]

@@ -1,6 +1,5 @@
 """From rows.jsonl to table.md and verdicts.md: means, intervals, and which claims of the field hold here."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,12 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import tasks
-from .entries import LATENT_ROWS, ROWS
+from .claims import CLAIMS, SETS, TRENDS, Claim, Trend
 from .measures import from_hex
 
-SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith")  # the columns
+COLUMNS = (*SETS, "mini_long")  # of the table; averages and trends are about SETS
 RESAMPLES = 2000
 ENOUGH = 4000  # questions for a verdict
+PLATEAU = 0.01  # what the last quarter of a training gains on validation, less than that
 Line = dict  # a line of rows.jsonl: one row, one seed, one data set
 
 HOW_TO_READ = f"""\
@@ -24,7 +24,8 @@ rather too narrow; with one seed it covers the questions only. Of twenty trends,
 
 A trend **holds** if the whole interval is on its side, *does not hold* if it is on the other side, and is
 within noise otherwise. A tolerance is part of the trend's name. Verdicts from fewer than {ENOUGH:,} questions
-are in brackets."""
+are in brackets; of one seed they are a leaning, no finding. A claim holds if all of its trends hold, and does
+not if one of them does not."""
 
 
 # ------------------------------------------------------------------ one number a question
@@ -32,11 +33,17 @@ are in brackets."""
 UNITS = {  # of a measure: its unit, and what a number is multiplied by
     "accuracy": ("points", 100),
     "length": ("steps", 1),
+    "short": ("points", 100),
+    "long": ("points", 100),
     "slope": ("points a step", 100),
+    "several": ("points", 100),
     "ecr_gain": ("tokens", 1),
     "n_eff_above": ("chains", 1),
     "swap": ("points", 100),
 }
+
+
+SHORT = 3  # steps
 
 
 @lru_cache
@@ -45,11 +52,28 @@ def problem_steps(name: str, n: int) -> Tensor:
     return torch.tensor([float(len(e.steps)) for e in tasks.load(name, "test", limit=n)])
 
 
+@lru_cache
+def has_several(name: str, n: int) -> Tensor:
+    """1 for each of the first n test problems that has several valid chains, else 0, (n,)."""
+    return torch.tensor([float(len(e.chains) > 1) for e in tasks.load(name, "test", limit=n)])
+
+
+def slope(y: Tensor, x: Tensor, groups: Tensor) -> Tensor:
+    """Terms whose mean is the least-squares slope of y over x, both centred within groups, (n,) each: else
+    the resampling would also see how high y is. NaN if x is the same throughout each group."""
+    for group in groups.unique():
+        mine = groups == group
+        y = torch.where(mine, y - y[mine].mean(), y)
+        x = torch.where(mine, x - x[mine].mean(), x)
+    return y * x / x.pow(2).mean()
+
+
 def numbers(line: Line, measure: str) -> Tensor:
     """The measure of each question (n,), NaN for a question without it; empty if the line lacks the measure.
 
-    slope        the mean is the least-squares slope of accuracy over the number of steps of the problem; both
-                 are centred, or the resampling would also see how high the accuracy is
+    short, long  accuracy on problems of at most SHORT steps, of more
+    slope        the mean is the least-squares slope of accuracy over the number of steps of the problem
+    several      the same over whether it has several valid chains, among problems with equally many steps
     ecr_gain     ECR@10 above its control
     n_eff_above  N_eff above the larger of its controls; not without another question to compare with
     swap         half of a right answer minus an answer that is right with another question's latents: the
@@ -59,10 +83,13 @@ def numbers(line: Line, measure: str) -> Tensor:
     hits = torch.tensor(from_hex(questions["correct"], n)).double()
     if measure == "accuracy":
         return hits
-    if measure == "slope":
+    if measure in ("short", "long", "slope", "several"):
         steps = problem_steps(line["data"], n).double()
-        away = steps - steps.mean()
-        return (hits - hits.mean()) * away / away.pow(2).mean()  # NaN if all problems are equally long
+        if measure == "slope":
+            return slope(hits, steps, torch.zeros(n))
+        if measure == "several":
+            return slope(hits, has_several(line["data"], n).double(), steps)
+        return hits.masked_fill((steps > SHORT) == (measure == "short"), torch.nan)
     if measure == "swap":
         if not (swap := line.get("interventions", {}).get("swap", {}).get("questions")):
             return torch.tensor([])
@@ -134,65 +161,14 @@ def estimate(
     return Estimate(*bootstrap(stacked), len(seeds), sum(int((~s.isnan()).any(0).sum()) for s in stacked))
 
 
-# ------------------------------------------------------------------ trends
+# ------------------------------------------------------------------ verdicts
 
 
-@dataclass
-class Trend:
-    """A claim: `measure` of row a is above (below) row b's, or 0 where b is "", by more than -tolerance."""
-
-    name: str
-    a: str
-    b: str
-    sets: tuple[str, ...] = SETS
-    measure: str = "accuracy"
-    direction: str = ">"
-    tolerance: float = 0.0  # in the measure's own unit, accuracy in 0..1
-    times: float = 1.0  # row b's measure is multiplied by this
-
-
-SEVERAL = SETS[:3]  # problems of several lengths, some with several valid chains: not so in mini_multiarith
-
-
-def all_trends() -> list[Trend]:
-    two, six, rl, longer = "latent_sft_2", "latent_sft_6", "colar_rl", "colar_nll_more_2"
-    found = [
-        Trend("superposition at least CoT, within a point", two, "cot_sft", tolerance=0.01),
-        Trend("at half the length, within a step", two, "cot_sft", SETS, "length", "<", 1.0, times=0.5),
-        Trend("Latent-SFT(2) above (6)", two, six),
-        Trend("Latent-SFT above CoLaR at equal length, 2", two, "colar_2"),
-        Trend("Latent-SFT above CoLaR at equal length, 3", "latent_sft_3", "colar_3"),
-        Trend("CoLaR-2 above CoLaR-3", "colar_2", "colar_3"),
-    ]
-    for plain, title in (("no_cot", "No-CoT"), ("no_cot_scratch", "No-CoT from scratch")):
-        found += [Trend(f"{row} above {title}", row, plain) for row in ("icot", *LATENT_ROWS)]
-    found += [Trend(f"{row} above pause tokens", row, "pause") for row in LATENT_ROWS]
-    found += [Trend(v.claim, v.parent, row) for row, (_, v) in ROWS.items() if v.claim]
-    found += [
-        Trend("Gumbel noise helps", f"{two}_gumbel", two),
-        Trend("ECR@10 above its control, r = 2", two, "", SETS, "ecr_gain"),
-        Trend("ECR@10 above its control, r = 6", six, "", SETS, "ecr_gain"),
-        Trend("ECR@10 less its control is larger for r = 6", six, two, SETS, "ecr_gain"),
-        Trend("N_eff above both its controls, r = 2", two, "", SEVERAL, "n_eff_above"),
-        Trend("N_eff above both its controls, r = 6", six, "", SEVERAL, "n_eff_above"),
-        Trend("N_eff less its controls is larger for r = 6", six, two, SEVERAL, "n_eff_above"),
-    ]
-    starts = {"CoLaR-RL": (rl, "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}
-    for title, (row, start) in starts.items():
-        found.append(Trend(f"{title} shortens the chain", row, start, SETS, "length", "<"))
-        found.append(Trend(f"{title} keeps the accuracy, within a point", row, start, tolerance=0.01))
-    shorter = "CoLaR-RL's chains are 30 % shorter than without RL"
-    found.append(Trend("CoLaR-RL gains 3 points on training on without RL", rl, longer, tolerance=-0.03))
-    found.append(Trend(shorter, rl, longer, SETS, "length", "<", times=0.7))
-    falls = "accuracy falls faster with the number of steps than CoT's"
-    found += [Trend(f"{falls}: {row}", row, "cot_sft", SEVERAL, "slope", "<") for row in LATENT_ROWS]
-    destroy = "another question's latents destroy more than half of the answers"
-    # Pause tokens are the same for every question: nothing to swap.
-    found += [Trend(f"{destroy}: {row}", row, "", SETS, "swap") for row in ("cot_sft", *LATENT_ROWS)]
-    return found
-
-
-TRENDS = all_trends()
+def margin(trend: Trend, found: Estimate) -> tuple[float, float, float]:
+    """By how much the trend holds, mean and interval: below 0 it does not."""
+    sign = 1 if trend.direction == ">" else -1
+    low, high = sorted((sign * found.low, sign * found.high))
+    return sign * found.mean + trend.tolerance, low + trend.tolerance, high + trend.tolerance
 
 
 def verdict(lines: list[Line], trend: Trend) -> tuple[str, Estimate | None]:
@@ -200,8 +176,7 @@ def verdict(lines: list[Line], trend: Trend) -> tuple[str, Estimate | None]:
     found = estimate(lines, trend.a, trend.sets, trend.measure, trend.b, trend.times)
     if found is None:
         return "not run", None
-    sign = 1 if trend.direction == ">" else -1
-    low, high = sorted(sign * edge + trend.tolerance for edge in (found.low, found.high))
+    _, low, high = margin(trend, found)
     if low > 0:
         return "holds", found
     return "does not hold" if high < 0 else "within noise", found
@@ -212,56 +187,115 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def verdicts_text(lines: list[Line], trends: list[Trend] = TRENDS) -> str:
+def run_trends(lines: list[Line], trends: list[Trend]) -> list[tuple[Trend, str, Estimate]]:
+    """Those of the trends whose rows are there, each with its verdict."""
+    all_of_them = [(trend, *verdict(lines, trend)) for trend in trends]
+    return [(trend, what, found) for trend, what, found in all_of_them if found]
+
+
+TREND_HEAD = ["trend", "difference", "95 %", "unit", "questions", "seeds", "verdict"]
+
+
+def trend_cells(trend: Trend, what: str, found: Estimate) -> list[str]:
+    """Name, difference, 95 % interval, unit, questions, seeds, verdict."""
+    unit, scale = UNITS[trend.measure]
+    digits = 1 if scale == 100 else 2
+    mean, low, high = (f"{scale * x:+.{digits}f}" for x in found[:3])
+    if found.questions < ENOUGH:
+        what = f"({what})"
+    elif found.seeds == 1:
+        what = f"{what}, one seed"
+    elif what == "holds":
+        what = "**holds**"
+    return [trend.name, mean, f"{low} to {high}", unit, f"{found.questions:,}", str(found.seeds), what]
+
+
+def claim_cells(claim: Claim, found: list[tuple[Trend, str, Estimate]]) -> list[str]:
+    """Verdict on all trends of the claim together; the one that is furthest from holding; seeds."""
+    if not found:
+        return ["not run", "–", "–"]
+    whats, missing = [what for _, what, _ in found], len(claim.trends) - len(found)
+    holding = f"{whats.count('holds')} of {len(whats)} hold" + (f", {missing} not run" if missing else "")
+    what = "holds" if set(whats) == {"holds"} and not missing else f"open ({holding})"
+    what = f"does not hold ({holding})" if "does not hold" in whats else what
+    seeds = min(estimate.seeds for _, _, estimate in found)
+    what = f"{what}, one seed" if seeds == 1 else what
+    if min(estimate.questions for _, _, estimate in found) < ENOUGH:
+        what = f"({what})"
+
+    def by_its_own_width(each: tuple[Trend, str, Estimate]) -> float:
+        mean, low, high = margin(each[0], each[2])
+        return mean / max(high - low, 1e-9)
+
+    name, mean, interval, unit, *_ = trend_cells(*min(found, key=by_its_own_width))
+    return [what, f"{name}: {mean} {unit} ({interval})", str(seeds)]
+
+
+def claims_text(lines: list[Line], claims: list[Claim]) -> str:
+    """The claims at a glance, and below each its trends."""
+    short, sections = [], []
+    for number, claim in enumerate(claims, 1):
+        found = run_trends(lines, claim.trends)
+        figure = f"[{claim.figure}]({claim.figure}.png)"
+        short.append([str(number), claim.sentence, *claim_cells(claim, found), figure])
+        table = markdown(TREND_HEAD, [trend_cells(*each) for each in found]) if found else "Not run.\n"
+        sections.append(f"### {number}. {claim.sentence}\n\nSource: {claim.source}.\n\n{table}")
+    head = ["", "claim", "verdict", "its weakest trend", "seeds", "figure"]
+    return markdown(head, short) + "\n" + "\n".join(sections)
+
+
+def verdicts_text(lines: list[Line], claims: list[Claim] = CLAIMS, trends: list[Trend] = TRENDS) -> str:
     """verdicts.md"""
-    rows, not_run = [], []
-    for trend in trends:
-        what, found = verdict(lines, trend)
-        if not found:
-            not_run.append(trend.name)
-            continue
-        unit, scale = UNITS[trend.measure]
-        digits = 1 if scale == 100 else 2
-        mean, low, high = (f"{scale * x:+.{digits}f}" for x in found[:3])
-        if found.questions < ENOUGH:
-            what = f"({what})"
-        elif what == "holds":
-            what = "**holds**"
-        count = [f"{found.questions:,}", str(found.seeds)]
-        rows.append([trend.name, mean, f"{low} to {high}", unit, *count, what])
-    head = ["trend", "difference", "95 %", "unit", "questions", "seeds", "verdict"]
-    text = f"# Trends\n\n{HOW_TO_READ}\n\n{markdown(head, rows)}"
-    return text + (f"\nNot run: {'; '.join(not_run)}.\n" if not_run else "")
+    found = run_trends(lines, trends)
+    left = {trend.name for trend in trends} - {trend.name for trend, _, _ in found}
+    text = f"# Claims\n\n{claims_text(lines, claims)}\n## How to read it\n\n{HOW_TO_READ}\n"
+    rows = [trend_cells(*each) for each in found]
+    text += f"\n## Appendix: parts of the methods\n\n{markdown(TREND_HEAD, rows)}"
+    return text + (f"\nNot run: {'; '.join(sorted(left))}.\n" if left else "")
 
 
 # ------------------------------------------------------------------ the table
 
 
-TABLE_NOTE = """\
+TABLE_NOTE = f"""\
 Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the questions).
-#L (length of thought: latents, or chain tokens), seconds, tokens and questions a second are means over data
-sets and seeds. Seconds include validation, and questions a second the time to keep the distribution of every
-step: compare them on one machine only."""
+The average is that of the first {len(SETS)} data sets. #L (length of thought: latents, or chain tokens),
+seconds, tokens and questions a second are means over data sets and seeds. Seconds include validation, and
+questions a second the time to keep the distribution of every step: compare them on one machine only.
+
+A row is at its plateau when the last quarter of its training gained less than a point on validation. Rows
+that had not are trained again with twice the compute, and so on: their average there, and the FLOPs that it
+took. "rising": not yet at a plateau."""
 
 
 def cell(found: Estimate | None) -> str:
     return f"{100 * found.mean:.1f} ± {50 * (found.high - found.low):.1f}" if found else "–"
 
 
+def plateau_cell(lines: list[Line], row: str) -> str:
+    """The longest training of a row: its average accuracy, its FLOPs, and whether it still rose."""
+    longer = [line for line in lines if line["row"].partition("@")[0] == row]
+    last = max(longer, key=lambda line: line["flops"])
+    mine = [line for line in longer if line["row"] == last["row"]]
+    rising = any(line["gain"] >= PLATEAU for line in mine)
+    shown = cell(estimate(lines, last["row"])) + f", {last['flops']:.1e}"
+    return f"{shown}, rising" if rising else shown
+
+
 def table_text(lines: list[Line], budget: str = "") -> str:
     """table.md: rows in the order of the lines."""
     rows = []
-    for row in dict.fromkeys(line["row"] for line in lines):
+    for row in dict.fromkeys(line["row"] for line in lines if "@" not in line["row"]):
         mine = [line for line in lines if line["row"] == row]
         mean = lambda key, mine=mine: sum(line[key] for line in mine) / len(mine)
         average, length = estimate(lines, row), mean("mean_len")
         cells = [mine[0]["title"], str(len({line["seed"] for line in mine}))]
-        cells += [cell(estimate(lines, row, (name,))) for name in SETS]
-        cells += [cell(average), f"{length:.1f}"]
+        cells += [cell(estimate(lines, row, (name,))) for name in COLUMNS]
+        cells += [cell(average), plateau_cell(lines, row), f"{length:.1f}"]
         cells.append(f"{100 * average.mean / length:.1f}" if average and length else "–")
         cells += [f"{mean('train_seconds'):.0f}", f"{mean('train_tokens') / 1e6:.1f} M"]
         cells += [f"{mean('questions_per_second'):.0f}", " and ".join(sorted({l["hardware"] for l in mine}))]
         rows.append(cells)
-    head = ["row", "seeds", *SETS, "average", "#L", "accuracy/#L"]
+    head = ["row", "seeds", *COLUMNS, "average", "at its plateau, FLOPs", "#L", "accuracy/#L"]
     head += ["training s", "training tokens", "questions/s", "on"]
     return f"# The comparison\n\n{TABLE_NOTE} {budget}\n\n{markdown(head, rows)}"
