@@ -327,9 +327,10 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "no_labels": {"compressed_labels": False},
         "mean": {"pooling": "mean"},
         "nll": nll,
-        "nll_half": nll,
-        "nll_more": nll,
-        "half": {},
+        "sentences": {**nll, "chain_style": "text"},
+        "sentences_more": {**nll, "chain_style": "text"},
+        "part": {},
+        "more": {},
         "no_curriculum": {"curriculum": 0.0},
         "no_average": {"average": False},
         "scratch": {"init": "none", "lr": 4e-3},
@@ -337,7 +338,8 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
     }
     wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 3, 6)}
     wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
-    others = "colar_rl colar cot_sft no_cot pause icot coconut sim_cot codi"
+    wholes["colar_rl"] = {"chain_style": "text"}
+    others = "colar cot_sft no_cot pause icot coconut sim_cot codi"
     wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none", "lr": 4e-3}}
     for entry in ENTRIES[1:]:  # the first is the base
         whole = next(w for w in wholes if entry.name == w or entry.name.startswith(w + "_"))

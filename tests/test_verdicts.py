@@ -75,7 +75,7 @@ def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction
         ("Latents", "codi above looped"): ("codi", "looped"),
         ("Coconut", "coconut above no curriculum"): ("coconut", "coconut_no_curriculum"),
         ("No-CoT", "sim_cot above coconut"): ("sim_cot", "coconut"),
-        ("RL", "its chains are 30 % shorter"): ("colar_rl", "colar_nll_more_2", "<", "length"),
+        ("RL", "its chains are 30 % shorter"): ("colar_rl", "colar_sentences_more_2", "<", "length"),
         ("A", "N_eff above both its controls, r = 6"): (six, "", ">", "n_eff_above"),
         ("The", "codi loses more than half of its answers"): ("codi", "", ">", "swap"),
         ("Latents", "codi near cot_sft up to 3 steps"): ("codi", "cot_sft", ">", "short"),
@@ -94,7 +94,7 @@ def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction
         "√c above mean pooling, c = 3": ("colar_3", "colar_mean_3"),
         "soft-MSE above NLL, c = 2": ("colar_2", "colar_nll_2"),
         "averaging is needed in RL": ("colar_rl", "colar_rl_no_average"),
-        "CoLaR-RL shortens the chain": ("colar_rl", "colar_nll_half_2", "<", "length"),
+        "CoLaR-RL shortens the chain": ("colar_rl", "colar_sentences_2", "<", "length"),
         "ECR@10 less its control is larger for r = 6": (six, two, ">", "ecr_gain"),
         "N_eff less its controls is larger for r = 6": (six, two, ">", "n_eff_above"),
     }

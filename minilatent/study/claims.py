@@ -38,7 +38,7 @@ def each(name: str, b: str, sets=SETS, measure: str = "accuracy", direction: str
 
 
 TWO, SIX, POINT = "latent_sft_2", "latent_sft_6", 0.01
-RL, TRAINED_ON = "colar_rl", "colar_nll_more_2"
+RL, TRAINED_ON = "colar_rl", "colar_sentences_more_2"
 CLAIMS = [
     Claim(
         "Superpositions keep the accuracy of a chain in words at half of its length",
@@ -103,6 +103,7 @@ CLAIMS = [
         [
             Trend("CoLaR-RL gains 3 points on training on without RL", RL, TRAINED_ON, tolerance=-0.03),
             Trend("its chains are 30 % shorter", RL, TRAINED_ON, SETS, "length", "<", times=0.7),
+            Trend("Latent-RL gains on training on without RL", "latent_rl", "latent_sft_more"),
         ],
     ),
     Claim(
@@ -150,7 +151,7 @@ def all_trends() -> list[Trend]:
         Trend("ECR@10 less its control is larger for r = 6", SIX, TWO, SETS, "ecr_gain"),
         Trend("N_eff less its controls is larger for r = 6", SIX, TWO, SEVERAL, "n_eff_above"),
     ]
-    starts = {"CoLaR-RL": (RL, "colar_nll_half_2"), "Latent-RL": ("latent_rl", "latent_sft_half")}
+    starts = {"CoLaR-RL": (RL, "colar_sentences_2"), "Latent-RL": ("latent_rl", "latent_sft_part")}
     for title, (row, start) in starts.items():
         found.append(Trend(f"{title} shortens the chain", row, start, SETS, "length", "<"))
         found.append(Trend(f"{title} keeps the accuracy, within a point", row, start, tolerance=POINT))

@@ -283,7 +283,7 @@ class Comparison:
                 add_line(self.rows, line | facts | found)
 
     def judge(self, method, name: str, frequent, intervened: bool) -> dict:
-        examples = tasks.load(name, "test", limit=self.limit)
+        examples = tasks.load(name, "test", limit=self.limit, chain_style=method.config.chain_style)
         found = evaluate(method, examples, name, frequent=frequent, per_question=True)
         if intervened and method.thinker() is not None:
             names = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
