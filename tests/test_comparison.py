@@ -312,6 +312,7 @@ def test_every_entry_can_be_resolved_and_every_trend_is_about_rows_that_exist():
 
 
 def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing_else():
+    wordy = {"chain_style": "text", "max_chain": 128}
     nll = {"latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
     differs = {
         "no_ltim": {"ltim": False},
@@ -327,8 +328,8 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "no_labels": {"compressed_labels": False},
         "mean": {"pooling": "mean"},
         "nll": nll,
-        "sentences": {**nll, "chain_style": "text"},
-        "sentences_more": {**nll, "chain_style": "text"},
+        "sentences": {**nll, **wordy},
+        "sentences_more": {**nll, **wordy},
         "part": {},
         "more": {},
         "no_curriculum": {"curriculum": 0.0},
@@ -338,7 +339,7 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
     }
     wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 3, 6)}
     wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
-    wholes["colar_rl"] = {"chain_style": "text"}
+    wholes["colar_rl"] = wordy
     others = "colar cot_sft no_cot pause icot coconut sim_cot codi"
     wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none", "lr": 4e-3}}
     for entry in ENTRIES[1:]:  # the first is the base

@@ -82,12 +82,13 @@ def from_scratch(name: str, title: str, method: str, style: tuple[str, str]) -> 
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 # RL starts where there is something to win: from chains of sentences, which are longer than need be, and from
 # a model of 60 to 80 %. The rest of the budget is for RL, or for training on without it.
-SENTENCES = {**NLL, "chain_style": "text"}
+WORDY = {"chain_style": "text", "max_chain": 128}
+SENTENCES = {**NLL, **WORDY}
 BEFORE_RL, MORE = speeds("CoLaR-{} in sentences, before RL"), speeds("CoLaR-{} in sentences, trained on")
 NO_CURRICULUM = {"method": "coconut", "curriculum": 0.0}
 AT_ONCE = [Variant(parent="coconut", claim="Coconut needs its curriculum")]
 TWO = {"method": "latent_sft", "ratio": 2}
-COLAR_RL = {"method": "colar_rl", "chain_style": "text"}
+COLAR_RL = {"method": "colar_rl", **WORDY}
 NO_AVERAGE = {**COLAR_RL, "average": False}
 OF_RL = [Variant(parent="colar_rl", claim="averaging is needed in RL")]
 COLAR_2ND = {"share": 0.5, "after": "colar_sentences"}

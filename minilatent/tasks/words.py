@@ -78,7 +78,8 @@ OPERATIONS = (1, 2, 3, 4, 5, 6), (10, 15, 18, 19, 19, 19)  # how many, with thei
 TRACKS = {1: (2, 1, 0), 2: (1, 1, 0), 3: (2, 3, 0), 4: (2, 3, 0), 5: (2, 2, 1)}  # weights of 1, 2, 3 tracks
 REMAINDERS = {1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 6: 2}  # before the last of n operations, at least
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.mod}
-SPOKEN = {"+": "plus", "-": "minus", "*": "times", "%": "modulo"}
+# A step in sentences: "Ava has 12 apples. Ava gets 3 for each. Ava has 36 apples."
+SPOKEN = {"+": "gets {} more", "-": "loses {}", "*": "gets {} for each", "%": "packs by {}"}
 
 Quantity = tuple[int, int | None]  # a value, and the index of the step that computed it (None: from the text)
 
@@ -135,7 +136,8 @@ class Problem:
         result = APPLY[op](a[0], b[0])
         needs = tuple(sorted({made for _, made in (a, b) if made is not None}))
         equation = f"<<{a[0]}{op}{b[0]}={result}>>"
-        sentence = f"{person} has {a[0]} {SPOKEN[op]} {b[0]} {self.thing}, which makes {result} {self.thing}."
+        before, after = (f"{person} has {n} {self.thing}." for n in (a[0], result))
+        sentence = f"{before} {person} {SPOKEN[op].format(b[0])}. {after}"
         self.steps.append(Step(equation, sentence, result, needs))
         self.held[person] = (result, len(self.steps) - 1)
 
