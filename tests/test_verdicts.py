@@ -169,10 +169,10 @@ def test_a_row_can_be_compared_with_a_multiple_of_another():
 def test_the_tables_hold_the_numbers_and_over_what():
     hits = [True] * 30 + [False] * 10
     lines = [made_line("a", seed, name, hits) for seed in (0, 1) for name in SETS]
-    text = verdicts.table_text(lines, "Budget: x.")
+    text = verdicts.table_text(lines)
     row = text.splitlines()[-1]
-    assert row.startswith("| a | 2 | 75.0 ± ") and "| 5.0 | 15.0 | 60 | 2.0 M | 100 | a CPU |" in row
-    assert "questions and seeds" in text and "Budget: x." in text
+    assert row.startswith("| a | 2 | 1.0e+12 | 75.0 ± ") and "questions and seeds" in text
+    assert row.endswith("| 5.0 | 15.0 | 60 | 2.0 M | 100 | a CPU |")
     half = float(row.split("±")[1].split("|")[0])  # the same questions in both seeds
     assert half == approx(196 * (0.75 * 0.25 / 40) ** 0.5, rel=0.15)
     trends = [Trend("a is something", "a", ""), Trend("missing", "a", "b")]

@@ -239,7 +239,7 @@ class Comparison:
         """What metrics.jsonl and plan of the run and of its start say. Its curve goes into the results."""
         facts = {"train_seconds": 0.0, "train_tokens": 0, "flops": 0.0, "stages": {}}
         if not entry.train:
-            return facts | {"lr": 0.0, "val_accuracy": 0.0, "gain": 0.0}
+            return facts | {"flops": self.of_base, "lr": 0.0, "val_accuracy": 0.0, "gain": 0.0}
         if entry.after:
             facts = self.facts(entry_named(entry.after), seed)
         folder = self.folder(entry, seed)
@@ -306,12 +306,8 @@ class Comparison:
         order = {row: i for i, row in enumerate(ROWS)}
         lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
         if lines:
-            of_base = {row for row, (entry, _) in ROWS.items() if entry.with_base}
-            spent = max(l["flops"] for l in lines if l["row"] not in of_base and "@" not in l["row"])
-            note = f"Budget: {spent:.2e} training FLOPs a row, counted without validation and evaluation; "
-            note += "from scratch, that of mini-base on top."
             with FileLock(self.out / ".lock"):
-                write_text(self.out / "table.md", table_text(lines, note))
+                write_text(self.out / "table.md", table_text(lines))
                 write_text(self.out / "verdicts.md", verdicts_text(lines))
                 draw(lines, self.out)
 

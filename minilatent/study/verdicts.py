@@ -259,9 +259,11 @@ def verdicts_text(lines: list[Line], claims: list[Claim] = CLAIMS, trends: list[
 
 TABLE_NOTE = f"""\
 Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the questions).
-The average is that of the first {len(SETS)} data sets. #L (length of thought: latents, or chain tokens),
-seconds, tokens and questions a second are means over data sets and seeds. Seconds include validation, and
-questions a second the time to keep the distribution of every step: compare them on one machine only.
+The average is that of the first {len(SETS)} data sets. FLOPs are those of training, without validation: the
+main job's for each row, from scratch those of mini-base on top. #L (length of thought: latents, or chain
+tokens), seconds, tokens and questions a second are means over data sets and seeds. Seconds include
+validation, and questions a second the time to keep the distribution of every step: compare them on one
+machine only.
 
 A row is at its plateau when the last quarter of its training gained less than a point on validation. Rows
 that had not are trained again with twice the compute, and so on: their average there, and the FLOPs that it
@@ -282,20 +284,20 @@ def plateau_cell(lines: list[Line], row: str) -> str:
     return f"{shown}, rising" if rising else shown
 
 
-def table_text(lines: list[Line], budget: str = "") -> str:
+def table_text(lines: list[Line]) -> str:
     """table.md: rows in the order of the lines."""
     rows = []
     for row in dict.fromkeys(line["row"] for line in lines if "@" not in line["row"]):
         mine = [line for line in lines if line["row"] == row]
         mean = lambda key, mine=mine: sum(line[key] for line in mine) / len(mine)
         average, length = estimate(lines, row), mean("mean_len")
-        cells = [mine[0]["title"], str(len({line["seed"] for line in mine}))]
+        cells = [mine[0]["title"], str(len({line["seed"] for line in mine})), f"{mine[0]['flops']:.1e}"]
         cells += [cell(estimate(lines, row, (name,))) for name in COLUMNS]
         cells += [cell(average), plateau_cell(lines, row), f"{length:.1f}"]
         cells.append(f"{100 * average.mean / length:.1f}" if average and length else "–")
         cells += [f"{mean('train_seconds'):.0f}", f"{mean('train_tokens') / 1e6:.1f} M"]
         cells += [f"{mean('questions_per_second'):.0f}", " and ".join(sorted({l["hardware"] for l in mine}))]
         rows.append(cells)
-    head = ["row", "seeds", *COLUMNS, "average", "at its plateau, FLOPs", "#L", "accuracy/#L"]
+    head = ["row", "seeds", "FLOPs", *COLUMNS, "average", "at its plateau, FLOPs", "#L", "accuracy/#L"]
     head += ["training s", "training tokens", "questions/s", "on"]
-    return f"# The comparison\n\n{TABLE_NOTE} {budget}\n\n{markdown(head, rows)}"
+    return f"# The comparison\n\n{TABLE_NOTE}\n\n{markdown(head, rows)}"
