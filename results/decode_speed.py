@@ -14,7 +14,7 @@ from minilatent import tasks
 from minilatent.config import Parser, run_script
 from minilatent.files import write_json
 from minilatent.run import load_run
-from minilatent.study.budget import machine
+from minilatent.tools.benchmark import machine
 
 
 @torch.no_grad()

@@ -30,7 +30,9 @@ from minilatent.methods import Method, Stage, build
 from minilatent.model import Transformer
 from minilatent.optim import make_optimizers, train_only
 from minilatent.run import resolve
-from minilatent.study.budget import counted, machine, seconds
+from minilatent.tools.benchmark import machine, seconds
+
+from .comparison.budget import counted
 
 PEAKS = {
     "H200": 989,

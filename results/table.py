@@ -70,7 +70,7 @@ def accuracies(name: str) -> list[str]:
 # ------------------------------------------------------------------ mini
 
 
-RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py; training in 1e13 FLOPs, by study/budget.py
+RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py; training in 1e13 FLOPs
     "base": ("CoT-SFT, mini-base", 8.7),
     "cot_sft": ("CoT-SFT, trained further", 4.7),
     "latent_sft_2": ("Latent-SFT(2)", 7.6),

@@ -5,7 +5,8 @@ import torch
 
 from minilatent import run
 from minilatent.config import UserError
-from minilatent.study import budget
+from minilatent.tools.benchmark import machine
+from results.comparison import budget
 
 CPU = torch.device("cpu")
 SMALL = {"train_size": 64, "val_size": 8, "batch_size": 8, "max_chain": 8, "seed": 0}
@@ -57,5 +58,5 @@ def test_frozen_parameters_cost_no_gradient_and_labelling_is_counted():
 
 
 def test_the_machine_is_described():
-    found = budget.machine(CPU)
+    found = machine(CPU)
     assert found["gflops_float32"] > 0 and found["threads"] == torch.get_num_threads() and found["hardware"]

@@ -13,10 +13,10 @@ from test_budget import STAGE1, TINY
 
 from minilatent import config, run
 from minilatent.methods import METHODS
-from minilatent.study import claims, comparison, entries, records, verdicts
-from minilatent.study.comparison import Comparison, entry_named, trials_of, tuned_as
-from minilatent.study.entries import ENTRIES, ROWS, Entry
 from minilatent.study.measures import from_hex
+from results.comparison import claims, comparison, entries, records, verdicts
+from results.comparison.comparison import Comparison, entry_named, trials_of, tuned_as
+from results.comparison.entries import ENTRIES, ROWS, Entry
 
 RUN = {**TINY, "log_every": 1, "save_every": 2}
 RUN.pop("seed")
@@ -43,7 +43,7 @@ def write(path: Path, lines: list[dict]) -> None:
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys, tok):
-    """python -m minilatent.study.comparison with tiny entries: exit code, stdout, stderr, of a wrong call
+    """python -m results.comparison with tiny entries: exit code, stdout, stderr, of a wrong call
     its one message."""
     monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(comparison, "ENTRIES", SMALL_ENTRIES)

@@ -6,12 +6,12 @@ from conftest import drawn, made_line
 from pytest import approx
 
 from minilatent.files import write_json
-from minilatent.study import claims, comparison_figures, verdicts
-from minilatent.study.claims import SETS, Claim, Trend
-from minilatent.study.entries import ENTRIES
 from minilatent.study.interventions import INTERVENTIONS
 from minilatent.study.measures import to_hex
-from minilatent.study.verdicts import bootstrap, estimate, numbers, verdict
+from results.comparison import claims, figures, verdicts
+from results.comparison.claims import SETS, Claim, Trend
+from results.comparison.entries import ENTRIES
+from results.comparison.verdicts import bootstrap, estimate, numbers, verdict
 
 MINI = ("mini",)
 
@@ -236,7 +236,7 @@ def test_all_figures_are_drawn(tmp_path):
     points = [{"index": 0, "step": s, "flops": 1e12 * s, "val_accuracy": s / 9} for s in (2, 4, 6, 8)]
     for run in ("cot_sft", "latent_sft_2"):
         write_json(tmp_path / "curves" / f"{run}-seed0.json", points)
-    comparison_figures.draw(made_up(n=100), tmp_path)
+    figures.draw(made_up(n=100), tmp_path)
     for name in ("frontier", "steps", "interventions", "compute", "claims"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
 
@@ -248,14 +248,12 @@ def test_an_intervention_that_does_not_apply_to_every_method_is_in_the_table_wit
         made_line("cot_sft", interventions={**some, "top1": {"accuracy": 0.5}}),
         made_line("colar_2", interventions=some),
     ]
-    axes = comparison_figures.interventions_figure(sorted(lines, key=lambda l: l["row"] != first)).axes[0]
+    axes = figures.interventions_figure(sorted(lines, key=lambda l: l["row"] != first)).axes[0]
     shown = [t.get_text() for t in axes.texts]
     assert {t.get_text() for t in axes.get_xticklabels()} >= {"noise", "swap", "top1"}
     assert "50" in shown and shown.count("–") == 1 and shown.count("25") == 2
 
 
 def test_figures_of_a_single_row_are_drawn_where_they_can_be(tmp_path):
-    comparison_figures.draw(
-        [made_line("cot_sft", name=name, correct=drawn(0.5, 40, 0)) for name in SETS], tmp_path
-    )
+    figures.draw([made_line("cot_sft", name=name, correct=drawn(0.5, 40, 0)) for name in SETS], tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"frontier.png", "steps.png"}

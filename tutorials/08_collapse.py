@@ -111,7 +111,7 @@ assert 1.7 < ratio < 2.3
 # 95.7 %<!-- latent["accuracy"]:.1% --> with #L 11.3<!-- latent["mean_len"]:.1f -->. So the chain is
 # 2.0<!-- ratio:.1f --> times shorter, about r times, and this costs some accuracy. Whether that is a good
 # trade is the question of the field. A fair comparison gives every method the same amount of training
-# (`python -m minilatent.study.comparison`).
+# (`python -m results.comparison`).
 #
 # ## When does it collapse?
 #

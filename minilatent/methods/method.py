@@ -45,7 +45,7 @@ class Method(nn.Module):
     """Base class: each method is one subclass, which owns the model and every other trained module.
 
     To add a method: its file here, with `Settings` if it has options of its own; a line in METHODS
-    (methods/__init__.py); an entry of the comparison (study/entries.py); a test.
+    (methods/__init__.py); an entry of the comparison (results/comparison/entries.py); a test.
     """
 
     Settings: type[Config] = Config  # a subclass where the method has settings of its own

@@ -7,9 +7,14 @@ Both sides run in turn: same machine, batch, dtype and threads. Times and ratios
 their time over ours: above 1 we are faster. (`python -m results.gpu_speed` measures all stages on a GPU.)
 """
 
+import contextlib
 import json
 import os
+import platform
+import re
 import statistics
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +29,52 @@ from ..fast import Fast
 from ..files import write_json
 from ..losses import cross_entropy
 from ..machine import pick_device, use_threads
-from ..study.budget import machine, matrix_rate, seconds
 from ..tokenizer import Tokenizer
 
 NEW = 32  # tokens decoded
+
+
+# ------------------------------------------------------------------ the machine
+
+
+def seconds(work: Callable, *args) -> float:
+    """How long work(*args) takes."""
+    start = time.perf_counter()
+    work(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
+    """GFLOP/s of a product of two square matrices: the best of ten, or of as many as fit into a second."""
+    a, took = torch.rand(size, size, device=device).to(dtype), []
+    while len(took) < 10 and sum(took) < 1:
+        took.append(seconds(torch.mm, a, a))
+    return 2 * size**3 / min(took) / 1e9
+
+
+def machine(device: torch.device) -> dict:
+    """What seconds were measured on, and with which code: the commit, + if Python files have changed."""
+    cpus, folder = Path("/proc/cpuinfo"), Path(__file__).parent
+    model = re.search(r"model name\s*: (.*)", cpus.read_text(encoding="utf-8") if cpus.exists() else "")
+    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, encoding="utf-8")
+    commit = ""
+    with contextlib.suppress(OSError):  # git may not be installed
+        changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
+        commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+        commit += "+" if commit and changed else ""
+    cpu = model[1] if model else platform.machine()
+    return {
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "gflops_float32": round(matrix_rate(torch.float32, device), 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit,
+    }
+
+
+# ------------------------------------------------------------------ ours against theirs
 
 
 def in_turn(ours: Callable, theirs: Callable, repeats: int) -> dict:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from ..files import read_json
+from minilatent.files import read_json
+from minilatent.study.figures import BLUE, GREY, RED, STYLE, plt, save_figure
+
 from .claims import CLAIMS
 from .entries import ROWS
-from .figures import BLUE, GREY, RED, STYLE, plt, save_figure
 from .verdicts import UNITS, Line, claim_cells, estimate, margin, numbers, problem_steps, run_trends
 
 # Colour and marker of each row

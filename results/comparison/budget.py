@@ -8,27 +8,23 @@ products (2 FLOPs a multiply-add), attention in full. Validation and the optimiz
 """
 
 import bisect
-import contextlib
-import platform
 import random
-import re
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import tasks
-from ..batch import Row, encode
-from ..config import UserError
-from ..machine import pick_dtype
-from ..methods import METHODS, Method, Stage, build
-from ..optim import train_only
-from ..run import initial_model, resolve
+from minilatent import tasks
+from minilatent.batch import Row, encode
+from minilatent.config import UserError
+from minilatent.machine import pick_dtype
+from minilatent.methods import METHODS, Method, Stage, build
+from minilatent.optim import train_only
+from minilatent.run import initial_model, resolve
+from minilatent.tools.benchmark import seconds
 
 SAMPLE = 512  # training examples that costs are measured on
 DRAWS = 8  # of a step that samples something (CoLaR its factor, RL its chains)
@@ -119,43 +115,3 @@ def affordable(method: Method, rows: list[Row], cost: Cost, budget: float) -> in
     if not steps:
         raise UserError(f"{method.config.method}: {budget:.2e} FLOPs are not enough for one step")
     return steps
-
-
-# ------------------------------------------------------------------ the machine
-
-
-def seconds(work: Callable, *args) -> float:
-    """How long work(*args) takes."""
-    start = time.perf_counter()
-    work(*args)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
-    """GFLOP/s of a product of two square matrices: the best of ten, or of as many as fit into a second."""
-    a, took = torch.rand(size, size, device=device).to(dtype), []
-    while len(took) < 10 and sum(took) < 1:
-        took.append(seconds(torch.mm, a, a))
-    return 2 * size**3 / min(took) / 1e9
-
-
-def machine(device: torch.device) -> dict:
-    """What seconds were measured on, and with which code: the commit, + if Python files have changed."""
-    cpus, folder = Path("/proc/cpuinfo"), Path(__file__).parent
-    model = re.search(r"model name\s*: (.*)", cpus.read_text(encoding="utf-8") if cpus.exists() else "")
-    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, encoding="utf-8")
-    commit = ""
-    with contextlib.suppress(OSError):  # git may not be installed
-        changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
-        commit = git("rev-parse", "--short", "HEAD").stdout.strip()
-        commit += "+" if commit and changed else ""
-    cpu = model[1] if model else platform.machine()
-    return {
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "gflops_float32": round(matrix_rate(torch.float32, device), 1),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit,
-    }

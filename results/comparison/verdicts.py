@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import tasks
+from minilatent import tasks
+from minilatent.study.measures import from_hex
+
 from .claims import CLAIMS, SETS, TRENDS, Claim, Trend
-from .measures import from_hex
 
 COLUMNS = (*SETS, "mini_long")  # of the table; averages and trends are about SETS
 RESAMPLES = 2000

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..files import replace_file, to_json
+from minilatent.files import replace_file, to_json
 
 CURVE = ("stage", "index", "step", "loss", "val_accuracy", "val_compression", "accuracy", "seconds")
 

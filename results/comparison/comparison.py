@@ -1,8 +1,8 @@
 """The comparison: all entries trained with the same compute, from the same base unless their name says so.
 
-    python -m minilatent.study.comparison --plan              print what would be done, and how long it takes
-    python -m minilatent.study.comparison --trials [--plan]   first: tune the learning rates, on validation
-    python -m minilatent.study.comparison [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
+    python -m results.comparison --plan              print what would be done, and how long it takes
+    python -m results.comparison --trials [--plan]   first: tune the learning rates, on validation
+    python -m results.comparison [--seeds 0 1 2] [--rows cot_sft latent_sft_2]
 
 Every entry gets the FLOPs of the main job, Latent-SFT(2), times --budget (see budget.py): its main stage runs
 for as many steps as these pay for, on as many different examples as it draws, up to EXAMPLES. (Latent-SFT has
@@ -27,16 +27,18 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from .. import tasks
-from ..config import Config, Parser, UserError, add_fields, nearest, run_script, wrapped
-from ..files import one_writer, read_json, write_json
-from ..machine import pick_device, use_threads
-from ..run import BASE, load_run, resolve, train
+from minilatent import tasks
+from minilatent.config import Config, Parser, UserError, add_fields, nearest, wrapped
+from minilatent.files import one_writer, read_json, write_json
+from minilatent.machine import pick_device, use_threads
+from minilatent.run import BASE, load_run, resolve, train
+from minilatent.study.evaluation import evaluate, training_tokens
+from minilatent.study.interventions import INTERVENTIONS, applies, intervene
+from minilatent.tools.benchmark import machine
+
 from . import budget
-from .comparison_figures import draw
 from .entries import ENTRIES, ROWS, Entry, Variant
-from .evaluation import evaluate, training_tokens
-from .interventions import INTERVENTIONS, applies, intervene
+from .figures import draw
 from .records import add_line, curve, last_gain, read_lines, write_text
 from .verdicts import COLUMNS, PLATEAU, table_text, verdicts_text
 
@@ -261,13 +263,13 @@ class Comparison:
             return  # another process was faster
         self.train(entry, seed)
         line = {"method": tuned_as(entry), "row": entry.name, "seed": seed, "budget": self.budget}
-        facts = self.facts(entry, seed) | budget.machine(pick_device(self.device))
+        facts = self.facts(entry, seed) | machine(pick_device(self.device))
         add_line(self.trials, line | facts)
 
     def add_rows(self, entry: Entry, seed: int) -> None:
         """Train the entry if need be, evaluate it, and add its lines, one by one."""
         folder, device = self.train(entry, seed), pick_device(self.device)
-        facts = self.facts(entry, seed) | budget.machine(device)
+        facts = self.facts(entry, seed) | machine(device)
         for variant in entry.variants:
             if names := self.missing(entry, variant, seed):
                 method = load_run(folder, device)
@@ -327,7 +329,7 @@ class Comparison:
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m minilatent.study.comparison", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m results.comparison", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
     add("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]")
@@ -362,7 +364,3 @@ def main(argv: list[str]) -> None:
     while todo and not args.plan:
         comparison.run(todo, comparison.add_trial if args.trials else comparison.add_rows)
         todo = [] if args.trials else comparison.due(chosen, args.seeds, args.plateau)
-
-
-if __name__ == "__main__":
-    run_script(main)
