@@ -47,7 +47,7 @@ def encode_prompt(question: str, tok: Tokenizer, speed: int | str | None = None)
 
 
 def tail(answer: list[int], tok: Tokenizer) -> list[int]:
-    """`</think> answer`"""
+    """`</think> answer`: with <eos> if the answer has it, and `</think>` alone if it is empty."""
     return [tok.end_think, *answer]
 
 

@@ -141,7 +141,7 @@ def check_model(config: ModelConfig, path: Path) -> None:
     for name, value in vars(config).items():
         known = KINDS.get(name, (value,))
         if value not in known or type(value) is int and value > MOST.get(name, 10**7):
-            raise UserError(f"{path}: {name} = {value!r:.60} is of no model")
+            raise UserError(f"{path}: {name} = {value!r:.60} belongs to no model")
     scaling = config.rope_scaling
     factors = [scaling.get(key) for key in ROPE_SCALING] if isinstance(scaling, dict) else [scaling]
     if scaling is not None and not all(is_a(factor, float) for factor in factors):
@@ -218,7 +218,7 @@ def load_training_state(path: Path, module: nn.Module, trained: dict[str, Tensor
 
 
 def load_labels(path: Path, kinds: dict, places: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """What a run kept between its stages: `kinds`, name -> dtype, one row a latent, and `places`."""
+    """What a run kept between its stages: `kinds`, name -> dtype, one row per latent, and `places`."""
     labels, rows = load_tensors(path)[0], int(places["count"].sum())
     same = labels.keys() == kinds.keys() | places.keys()
     same = same and all(labels[n].dtype == t.dtype and labels[n].equal(t) for n, t in places.items())

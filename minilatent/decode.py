@@ -1,9 +1,9 @@
 """Question -> thinking -> collapse -> answer: one loop for every method, batched, with a KV cache.
 
 Every row is in one of two phases. While it thinks, a *thinker* says what is fed next: a token's embedding
-(explicit CoT) or a latent. It leaves the phase by itself when the model's most likely token is `</think>` (or
-after a fixed number of steps): that is fed, and from then on tokens are decoded until `<eos>`. Rows of a
-batch are in different phases at one time; they never see each other.
+(explicit CoT) or a latent. The phase ends by itself (the *collapse*) when the model's most likely token is
+`</think>`, or after a fixed number of steps: that is fed, and from then on tokens are decoded until `<eos>`.
+Rows of a batch are in different phases at one time; they never see each other.
 
     row 1   Q <think> z z z z </think> 4 2 <eos>
     row 2   Q Q Q <think> z z </think> 7 <eos>
@@ -24,8 +24,8 @@ from .losses import wide
 from .model import Transformer
 from .tokenizer import Tokenizer
 
-# (logits (B, V) with the impossible tokens at -inf, hidden (B, C)) -> what is fed next, (B, C). A sampling
-# thinker may return a tuple: what is fed, and what is to be kept of the sample, (B, ..) each.
+# (logits (b, V) with the impossible tokens at -inf, hidden (b, C)) -> what is fed next, (b, C). A sampling
+# thinker may return a tuple: what is fed, and what is to be kept of the sample, (b, ..) each.
 Thinker = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]
 
 
@@ -103,10 +103,10 @@ def decode(
     cache = KVCache(model.config, Q, T + max_chain + max_answer + 2, device, prefix.dtype)
     hidden, rows = prefill(model, prefix, lengths, cache)  # (Q, C), and each living row's question (Q,)
     if samples > 1:
-        row = torch.arange(B, device=device)
-        each = row // samples
-        cache.select(each)
-        hidden, rows = hidden[each], rows[each] * samples + row % samples  # (B, C), (B,)
+        index = torch.arange(B, device=device)
+        question = index // samples  # (B,) of each sample
+        cache.select(question)
+        hidden, rows = hidden[question], rows[question] * samples + index % samples  # (B, C), (B,)
     thinking = torch.full((B,), think is not None, device=device)
     count, written = torch.zeros(2, B, dtype=torch.long, device=device)  # steps of thinking, answer tokens
     closed, done = torch.zeros(2, B, dtype=torch.bool, device=device)
@@ -130,7 +130,7 @@ def decode(
         closed[rows] |= collapse
         token = torch.where(thinking & ~goes_on, tok.end_think, token)
         feed = model.embed(token)  # (b, C)
-        if think is not None and (look_every > 1 or goes_on.any()):
+        if think is not None and (look_every > 1 or goes_on.any()):  # (any() makes it wait, too)
             thought = think(logits, hidden)
             fed, *sampled = thought if isinstance(thought, tuple) else (thought,)
             feed = torch.where(goes_on[:, None], fed.to(feed.dtype), feed)
@@ -144,7 +144,7 @@ def decode(
         written[rows] += answering
         done = done | answering & ((token == tok.eos) | (written[rows] == max_answer))
         thinking = goes_on
-        if step % look_every == 0:  # a GPU is waited for
+        if step % look_every == 0:  # looking makes the CPU wait for a GPU
             if done.all():
                 break
             alive = cache.drop(done)  # finished rows cost no more

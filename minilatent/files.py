@@ -66,7 +66,7 @@ def check_regular(path: Path, most: float = math.inf) -> None:
     with contextlib.suppress(OSError, ValueError):  # nothing there: opening it will say so
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"cannot read {path}: it is no regular file")
+            raise UserError(f"cannot read {path}: it is not a regular file")
         if found.st_size > most:
             raise UserError(f"{path} is too large: {found.st_size} bytes")
 
@@ -92,7 +92,7 @@ def read_json(path: Path, default=None):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of lists in lists in lists
-        raise UserError(f"{path} is truncated or no JSON ({error})") from None
+        raise UserError(f"{path} is truncated or not JSON ({error})") from None
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     """Until the block ends, no other process writes to this run folder. UserError names the one that does.
     The lock is the system's, on a file beside the folder: when its holder dies, it is gone."""
     path = folder.resolve().with_name(f".{folder.resolve().name}.lock")
-    lock = FileLock(path, timeout=0, is_singleton=True)  # one a process: the same holder may lock again
+    lock = FileLock(path, timeout=0, is_singleton=True)  # one per process: the same holder may lock again
     made = [p for p in path.parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,9 @@ def mix(probs: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
     return torch.einsum("...k,...kc->...c", probs.to(embedding.dtype), embedding.detach()[ids])
 
 
-def superpose(logits: Tensor, embedding: Tensor, k: int, never: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def superpose(
+    logits: Tensor, embedding: Tensor, k: int, never: list[int] | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (..., V) -> z (..., C), α (..., k), ids (..., k)."""
     probs, ids = top_k(logits, k, never)
     return mix(probs, ids, embedding), probs, ids
@@ -71,7 +73,8 @@ def gumbel_noise(
 
 
 def compress(embeds: Tensor, real: Tensor, pooling: str = "sqrt") -> Tensor:
-    """One latent a block of c consecutive token embeddings: their sum / √c (CoLaR, eq. 2).
+    """One latent per block of c consecutive token embeddings: their sum / √c (CoLaR, eq. 2). c counts the
+    block's real tokens: a shorter last block is divided by its own root.
 
     The sum of c independent vectors of variance v has variance c · v: the sum / √c looks like an embedding
     to the model that reads it, the mean (pooling="mean", the ablation) is √c too small.
@@ -79,7 +82,7 @@ def compress(embeds: Tensor, real: Tensor, pooling: str = "sqrt") -> Tensor:
     """
     count = real.sum(1, keepdim=True)  # (n, 1)
     total = (embeds * real[:, :, None]).sum(1)  # (n, C)
-    return total / (count.to(embeds.dtype).sqrt() if pooling == "sqrt" else count)
+    return total / (count.to(embeds.dtype).sqrt() if pooling == "sqrt" else count)  # eq. 2
 
 
 def entropy(probs: Tensor) -> Tensor:

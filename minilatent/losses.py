@@ -47,5 +47,5 @@ def sparse_kl(logits: Tensor, probs: Tensor, ids: Tensor) -> Tensor:
 def log_not(logits: Tensor, token: int) -> Tensor:
     """log(1 - softmax(logits)[token]), (..., V) -> (...,)"""
     index = torch.tensor(token, device=logits.device)
-    others = logits.float().index_fill(-1, index, float("-inf"))
-    return others.logsumexp(-1) - logits.float().logsumexp(-1)
+    logits = wide(logits)
+    return logits.index_fill(-1, index, float("-inf")).logsumexp(-1) - logits.logsumexp(-1)

@@ -15,7 +15,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):  # a name that is none, or a device that is not there
+    except (RuntimeError, AssertionError):  # not a device's name, or a device that is not there
         raise UserError(f"--device {name}: this machine has none; try --device cpu") from None
 
 

@@ -1,9 +1,9 @@
-"""The attention masks and the positions of Latent-SFT, computed by comparing index tensors. Only stage 1
-needs them: the sequences of stage 2 and of inference hold no text of the chain.
+"""The attention masks and the positions of Latent-SFT, computed by comparing index tensors. Only its stage 1
+needs the two masks and the positions: the sequences of stage 2 and of inference hold no text of the chain.
+(Layouts and the causal mask serve other methods, too.)
 
 A sequence is described by two integer tensors (B, T): `kind`, what a position holds, and `block`, which
-latent it belongs to: block i holds Z_i and what follows it, S_{i+1}. In the encoder block i holds S_i and
-its L_i.
+latent it belongs to. In stage 1's decoder block i holds Z_i and what follows it, S_{i+1}.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Layout:
 
 def causal(kind: Tensor) -> Tensor:
     """Each position sees itself and what comes before; nobody sees padding, padding sees itself (softmax
-    needs at least one key a row). kind (B, T) -> (B, T, T), [b, i, j] True = i attends to j."""
+    needs at least one key per row). kind (B, T) -> (B, T, T), [b, i, j] True = i attends to j."""
     T = kind.shape[1]
     i = torch.arange(T, device=kind.device)
     real = kind != PAD
@@ -56,7 +56,7 @@ def induction_mask(kind: Tensor) -> Tensor:
             L2   x  x  x  x  .  x  x  x             itself, but not L1
             </t> x  x  x  x  .  x  x  .  x
 
-    kind (B, T) -> (B, T, T). Paper section on latent token induction.
+    kind (B, T) -> (B, T, T).
     """
     T = kind.shape[1]
     itself = torch.eye(T, dtype=torch.bool, device=kind.device)

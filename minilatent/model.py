@@ -6,7 +6,7 @@ positions that somebody wants (`model.logits(hidden[:, -1])`), because a latent 
 Symbols: B rows, T new positions, S keys (cached ones included), C width, H heads, G key/value heads,
 D head size, V vocabulary.
 
-                 GPT-2          Qwen2          Qwen3          Llama, SmolLM2, mini
+                 GPT-2          Qwen2          Qwen3, mini    Llama, SmolLM2
     position     learned        rope           rope           rope
     norm         layernorm      rmsnorm        rmsnorm        rmsnorm
     mlp          gelu           swiglu         swiglu         swiglu
@@ -38,7 +38,7 @@ class ModelConfig:
     bias: bool = False  # on the output projection, the MLP and layernorms
     qkv_bias: bool = False
     o_bias: bool = False  # the output projection alone
-    qk_norm: bool = False  # RMSNorm on each head's q and k (Qwen3)
+    qk_norm: bool = False  # RMSNorm on each head's q and k (Qwen3, mini)
     tied: bool = True  # the language head is the input embedding
     rope_theta: float = 10_000.0
     rope_scaling: dict | None = None  # angles slowed down for a longer context: see rope_frequencies
@@ -73,7 +73,7 @@ ATTENTION = {"sdpa": attention, "naive": naive_attention}
 
 
 def rope_frequencies(config: ModelConfig, device=None) -> Tensor:
-    """θ^(-2i/D), the angle a position for each pair of a head's dimensions, (D/2,).
+    """θ^(-2i/D), the angle of a position for each pair of a head's dimensions, (D/2,).
 
     `rope_scaling`, Llama 3's, stretches the context: it leaves alone the pairs that turn at least
     high_freq_factor times within the original context, slows by `factor` those that turn less than

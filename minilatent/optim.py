@@ -85,8 +85,9 @@ def make_optimizers(
         if isinstance(module, nn.Embedding) or name.endswith(".head"):
             ends.add(id(module.weight))
     inner, matrices, vectors = [], [], []
-    for p in named.values():
-        if kind == "muon" and p.dim() == 2 and id(p) not in ends:
+    for name, p in named.items():
+        of_the_table = id(p) in ends or name.endswith(".lora_rows")
+        if kind == "muon" and p.dim() == 2 and not of_the_table:
             inner.append(p)
         else:
             (matrices if p.dim() >= 2 else vectors).append(p)

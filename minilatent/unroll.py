@@ -56,5 +56,6 @@ def think_through(
     hidden = [run(0, slots[0], ids=ids[:, : slots[0]])]  # the question sees no latent
     for t in slots:
         hidden.append(run(t, t + 1, embeds=latent_of(hidden[-1][:, -1:])))  # (B, 1, C)
-    hidden.append(run(t + 1, ids.shape[1], ids=ids[:, t + 1 :], states=states))
+    after = slots[-1] + 1
+    hidden.append(run(after, ids.shape[1], ids=ids[:, after:], states=states))
     return torch.cat(hidden, dim=1)

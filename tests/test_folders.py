@@ -236,7 +236,7 @@ def test_a_pipe_in_a_hugging_face_folder_is_not_opened_but_its_links_are(tmp_pat
     load_pretrained(folder)
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(UserError, match=f"{name}: it is no regular file"):
+    with pytest.raises(UserError, match=f"{name}: it is not a regular file"):
         load_pretrained(folder)
 
 

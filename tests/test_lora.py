@@ -16,6 +16,7 @@ from minilatent.backbones.lora import LoRALinear, add_lora, merge
 from minilatent.backbones.pretrained import resize
 from minilatent.config import Config, UserError
 from minilatent.fast import Fast
+from minilatent.optim import make_optimizers
 from minilatent.trainer import Trainer
 
 MARKERS = [2, 37, 38, 39]  # one is an old token (a model's own end), three are new
@@ -84,6 +85,18 @@ def test_only_adapters_and_the_markers_rows_have_gradients_and_the_rows_that_of_
         torch.testing.assert_close(model.head.lora_rows.grad, plain.head.weight.grad[MARKERS])
     a, w = model.blocks[0].attn.q, plain.blocks[0].attn.q
     torch.testing.assert_close(a.lora_b.grad, 4 * w.weight.grad @ a.lora_a.T)  # W' = W + 4 B A
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_leaves_the_rows_of_the_table_to_adamw(tied):
+    model = tiny_model(tied=tied)
+    add_lora(model, LORA, MARKERS)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adamw, muon = make_optimizers(named, model, 1e-3, "muon", Config())
+    names = {id(p): name for name, p in named.items()}
+    by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert by_muon == {name for name in named if name.endswith(("lora_a", "lora_b"))}
+    assert sum(len(group["params"]) for group in adamw.param_groups) == (1 if tied else 2)
 
 
 def test_a_copy_has_its_own_adapters_and_shares_what_is_frozen():

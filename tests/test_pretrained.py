@@ -416,7 +416,7 @@ def test_truncated_foreign_missing_and_pickled_weights_are_one_clear_error(tmp_p
 def test_a_folder_without_config_or_with_a_broken_one_is_one_clear_error(tmp_path):
     refused(tmp_path, "config.json does not exist")
     (tmp_path / "config.json").write_text('{"model_type": "llama", ', encoding="utf-8")
-    refused(tmp_path, "truncated or no JSON")
+    refused(tmp_path, "truncated or not JSON")
 
 
 # ---------------------------------------------------------------- the hub

@@ -389,7 +389,7 @@ def test_a_missing_or_truncated_tokenizer_json_is_one_clear_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text(
         (tmp_path / "tokenizer.json").read_text(encoding="utf-8")[:1000], encoding="utf-8"
     )
-    with pytest.raises(UserError, match="truncated or no JSON"):
+    with pytest.raises(UserError, match="truncated or not JSON"):
         Tokenizer.from_hf(tmp_path)
 
 

@@ -6,9 +6,9 @@ likelihood ratio: clipping at 1 ± ε is C times more lenient, and a latent weig
 token. `--log_density sum` is the likelihood ratio itself; a small step in C dimensions moves it far,
 and most is clipped. A `--sigma_floor` above the run's own floor spreads the samples more widely.
 
-What to expect: on mini little (results/README.md). A sample moves a latent by σ in every direction,
-so by σ along the line to another block's embedding, which is a hundred σ away: it refines a latent,
-and never tries another number.
+What to expect: on the first edition of mini, little (results/TRIALS.md). A sample moves a latent by σ in
+every direction, so by σ along the line to another block's embedding, which is a hundred σ away: it
+refines a latent, and never tries another number.
 
     python train.py --method colar_rl --init out/colar
 """

@@ -19,6 +19,7 @@ Stage 2 teaches the decoder to produce the chain by itself, in one parallel forw
 
     input     Q <think> z_1 .. z_N </think> answer <eos>           causal, ordinary positions
     L_auto    λ · mean over latents KL(α_t ‖ q_t)  +  β · mean over </think>, answer, <eos> of -log q_t[y_t]
+              q_t: the model's distribution right before place t; y_t: the token that stands there
 
     python train.py --method latent_sft [--ratio 4] [--gumbel] [--no-ltim] [--no-ltsum] [--latent hidden]
 
@@ -26,7 +27,8 @@ Where we differ, and why:
   - `--pull`: stage 1 also pulls the encoder's full softmax at L_i towards the uniform mixture of its
     segment's tokens. Without it (0, the paper's recipe) a small model invents almost one-hot codes of its
     own, which stage 2 learns slowly.
-  - L_sup is averaged inside each target block, then over blocks (v1's text; the release: over tokens).
+  - L_sup is averaged inside each target block, then over blocks (v1's text; the authors' release: over
+    tokens).
   - A phase's best checkpoint is chosen on validation (the authors' README recommends the test file).
   - Everything is batched; the release builds masks and embeddings one sample at a time.
 """

@@ -28,7 +28,7 @@ class Stage:
     about: str  # in words, for the summary
     items: Sequence  # what `collate` makes batches of
     lengths: list[int]  # tokens of each item; items of about equal length go into one batch
-    collate: Callable[[list, random.Random], Batch]  # items of one step, and that step's random numbers
+    collate: Callable[[list, random.Random], Batch]  # items of a step, or a part of them; the step's numbers
     loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict]]  # batch, noise -> loss, to log
     trained: list[str]  # the method's modules by name, as "model" or "model.blocks"; the rest is frozen
     steps: int
@@ -44,8 +44,10 @@ class Stage:
 class Method(nn.Module):
     """Base class: each method is one subclass, which owns the model and every other trained module.
 
-    To add a method: its file here, with `Settings` if it has options of its own; a line in METHODS
-    (methods/__init__.py); an entry of the comparison (results/comparison/entries.py); a test.
+    To add a method, copy cot_sft.py. It needs stages(), collate() and thinker(), `Settings` if it has options
+    of its own, and loss() if its loss is another than the cross-entropy of `labels` after `ids`. Then add it
+    to METHODS (methods/__init__.py), to CORE in tests/test_layout.py, to ENTRIES of the comparison
+    (results/comparison/entries.py), and write its test.
     """
 
     Settings: type[Config] = Config  # a subclass where the method has settings of its own
@@ -72,9 +74,14 @@ class Method(nn.Module):
 
     def stage(self, name: str, about: str, items: Sequence, lengths: list[int], **other) -> Stage:
         """A Stage with this method's defaults; `other` overrides them."""
-        parts = {"loss": self.loss, "collate": getattr(self, "collate", None), "validate": self.accuracy}
+        parts = {"loss": self.loss, "collate": self.collate, "validate": self.accuracy}
         parts |= {"trained": ["model"], "steps": self.config.steps, "lr": self.config.lr}
         return Stage(name, about, items, lengths, **(parts | other))
+
+    def collate(self, rows: list, rng: random.Random | None = None) -> Batch:
+        """What the loss reads, of these items. Tensors of token ids are called ids, decoder_ids or
+        teacher_ids: the trainer counts their tokens."""
+        raise NotImplementedError
 
     def thinker(self) -> Thinker | None:
         """How it thinks at inference; None: it does not."""

@@ -32,9 +32,9 @@ PEOPLE += "Mia Max Nora Otto Pia Ray Sara Tom Uma Vera Will Zoe".split()
 OBJECTS = "apples books cards coins eggs flowers kites marbles".split()
 OBJECTS += "nuts pears pens plums rings shells stamps".split()
 
-# {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each kind is held out for
-# mini_multiarith (that of a question for mini_svamp, too): training shows its words, but never the template.
-# A name is always followed by a space, so that it is always the same token.
+# {P} a person, {Q} another, {o} the objects, {c} the number. The last template of each kind (not of
+# "irrelevant") is held out for mini_multiarith, that of a question for mini_svamp, too: training shows its
+# words, but never the template. A name is always followed by a space: it is always the same token.
 TABLE = """
 start        {P} has {c} {o}. / {P} starts with {c} {o}. / At first {P} has {c} {o}.
 start        At first {P} starts with {c} {o}.
@@ -76,7 +76,7 @@ RANGES = {"start": (5, 40, 60), "+": (2, 20, 30), "-": (2, 20, 30), "*": (2, 5, 
 OPERATORS = "+-*%%"  # as often as they are drawn; what does not fit is drawn anew
 OPERATIONS = (1, 2, 3, 4, 5, 6), (10, 15, 18, 19, 19, 19)  # how many, with their weights
 TRACKS = {1: (2, 1, 0), 2: (1, 1, 0), 3: (2, 3, 0), 4: (2, 3, 0), 5: (2, 2, 1)}  # weights of 1, 2, 3 tracks
-REMAINDERS = {1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 6: 2}  # before the last of n operations, at least
+REMAINDERS = {1: 0, 2: 0, 3: 1, 4: 1, 5: 2}  # before the last of n operations (5: or more), at least
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.mod}
 # A step in sentences: "Ava has 12 apples. Ava gets 3 for each. Ava has 36 apples."
 SPOKEN = {"+": "gets {} more", "-": "loses {}", "*": "gets {} for each", "%": "packs by {}"}
@@ -180,7 +180,8 @@ class Problem:
     # ------------------------------------------------------------------ whole problems
 
     def tell(self, n: int, tracks: int) -> None:
-        """n operations: `tracks` of them, told one after the other, and the merges, with moves between."""
+        """Tell n operations in this many tracks, one after the other. A *move* is one operation, an event or
+        a relation; a merge of two tracks is one, too."""
         parts = ["track"] * tracks + ["merge"] * (tracks - 1)
         if tracks == 3 and self.rng.random() < 0.5:
             parts = ["track", "track", "merge", "track", "merge"]
@@ -245,7 +246,7 @@ def make(test_set: str, rng: random.Random, chain_style: str = "equations") -> E
         problem = Problem(rng, test_set)
         problem.tell(n, tracks)
         early = sum("%" in s.equation for s in problem.steps[:-1])
-        if all(s.result <= MAX_NUMBER for s in problem.steps) and early >= REMAINDERS[min(n, 6)]:
+        if all(s.result <= MAX_NUMBER for s in problem.steps) and early >= REMAINDERS[min(n, 5)]:
             break
     if test_set == "mini_svamp" or test_set == "mini" and rng.random() < 0.1:
         problem.distract()
