@@ -47,6 +47,14 @@ def test_the_count_is_that_of_the_matrices():
     assert least < budget.measure(untrained, rows).flops["cot"] < 1.6 * least
 
 
+def test_chains_of_sentences_cost_more():
+    cost = {}
+    for style in ("equations", "text"):
+        untrained, rows = budget.untrained({**TINY, "method": "cot_sft", "chain_style": style}, CPU)
+        cost[style] = budget.measure(untrained, rows).flops["cot"]
+    assert cost["text"] > 1.2 * cost["equations"]
+
+
 def test_frozen_parameters_cost_no_gradient_and_labelling_is_counted():
     given = {**TINY, **STAGE1, "method": "latent_sft"}
     untrained, rows = budget.untrained(given, CPU)

@@ -47,6 +47,7 @@ def call(monkeypatch, tmp_path, capsys, tok):
     its one message."""
     monkeypatch.setattr(run, "mini_tokenizer", lambda: tok)
     monkeypatch.setattr(comparison, "ENTRIES", SMALL_ENTRIES)
+    monkeypatch.setattr(comparison, "ROWS", {e.row(v): (e, v) for e in SMALL_ENTRIES for v in e.variants})
     monkeypatch.setattr(comparison, "REFERENCE", {**RUN, "method": "cot_sft", "steps": 6})
     monkeypatch.setattr(comparison, "START", {**RUN, "method": "cot_sft", "steps": 6})
     monkeypatch.setattr(comparison, "RUNS", tmp_path / "runs")
@@ -151,7 +152,23 @@ def test_an_entry_after_another_trains_that_first_and_counts_it(call, tmp_path):
         for name in ("half", "rl")
     ]
     assert lines[0]["flops"] == sum(spent)
+    points = json.loads((tmp_path / "results/curves/rl-seed0.json").read_text(encoding="utf-8"))
+    assert points[0]["flops"] > 0.99 * spent[0] and points[-1]["flops"] == approx(sum(spent), rel=1e-3)
+    start = Comparison(tmp_path / "results", 8).settings(entry_named("rl"), 1)["init"]
+    assert start == str(runs / "half-seed1-budget8")
     assert call("--rows", "half", "--budget", 8)[0] == 0  # it is only evaluated now
+
+
+def test_the_base_is_one_model_whatever_the_seeds(tmp_path):
+    base, cot = entry_named("base"), entry_named("cot_sft")
+    due = Comparison(tmp_path).due
+    assert due([base, cot], [1, 2], 1) == [(base, 0), (cot, 1), (cot, 2)]
+    write(tmp_path / "rows.jsonl", [made_line("base", 0, name) for name in verdicts.COLUMNS])
+    assert due([base, cot], [1], 1) == [(cot, 1)]
+
+
+def test_a_row_names_its_entry():
+    assert entry_named("colar_3") is entry_named("colar") and entry_named("icot").name == "icot"
 
 
 def test_several_processes_add_to_one_file_and_no_line_is_lost(tmp_path):
@@ -203,7 +220,10 @@ def test_what_the_last_quarter_gained():
     assert records.last_gain([*log, {"index": 1, "step": 8, "loss": 1.0}]) == (0.875, 0.125)
     falls = [*log[:-1], {"index": 1, "step": 8, "val_accuracy": 0.25}]
     assert records.last_gain(falls) == (0.75, 0.0)
-    assert records.last_gain(log[:1]) == (0.9, 0.9)  # one validation says nothing of a plateau
+    quarters = zip((251, 502, 753, 1001), (0.25, 0.5, 0.75, 0.875))  # of 1,001 steps, as the trainer has them
+    log = [{"index": 0, "step": step, "val_accuracy": score} for step, score in quarters]
+    assert records.last_gain(log) == (0.875, 0.125)
+    assert records.last_gain(log[:1]) == (0.25, 0.25)  # one validation says nothing of a plateau
 
 
 def test_a_run_from_random_weights_has_the_compute_of_the_base_on_top(call, monkeypatch):
@@ -281,6 +301,9 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path,
     assert read(results / "rows.jsonl")[0]["lr"] == lr
     other = make_best(0)
     code, _, err = call(*cot)  # tuned and untuned do not mix
+    assert code == 2 and f"trained at lr {lr:g}, but the best of its trials is {other:g}" in err
+    (results / "rows.jsonl").unlink()  # nor is an old run judged again
+    code, _, err = call(*cot)
     assert code == 2 and f"trained at lr {lr:g}, but the best of its trials is {other:g}" in err
     write(results / "trials.jsonl", trials[:1])  # one of three is not enough
     assert Comparison(results).best_lr(SMALL_ENTRIES[0]) is None

@@ -75,13 +75,16 @@ def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction
         ("Latents", "codi above looped"): ("codi", "looped"),
         ("Coconut", "coconut above no curriculum"): ("coconut", "coconut_no_curriculum"),
         ("No-CoT", "sim_cot above coconut"): ("sim_cot", "coconut"),
+        ("RL", "CoLaR-RL gains 3 points on training on without RL"): ("colar_rl", "colar_sentences_more_2"),
         ("RL", "its chains are 30 % shorter"): ("colar_rl", "colar_sentences_more_2", "<", "length"),
+        ("RL", "Latent-RL gains on Latent-SFT once more"): ("latent_rl", "latent_sft_more"),
         ("A", "N_eff above both its controls, r = 6"): (six, "", ">", "n_eff_above"),
         ("The", "codi loses more than half of its answers"): ("codi", "", ">", "swap"),
-        ("Latents", "codi near cot_sft up to 3 steps"): ("codi", "cot_sft", ">", "short"),
+        ("Latents", "codi within 3 points of cot_sft up to 3 steps"): ("codi", "cot_sft", ">", "short"),
         ("Latents", "codi below cot_sft beyond"): ("codi", "cot_sft", "<", "long"),
         ("Latents", "codi falls faster with each step than cot_sft"): ("codi", "cot_sft", "<", "slope"),
         ("Where", "codi gains more than cot_sft"): ("codi", "cot_sft", ">", "several"),
+        ("Where", "codi gains more than No-CoT from scratch"): ("codi", "no_cot_scratch", ">", "several"),
     }
     of_parts = {
         "Latent-SFT(2) above (6)": (two, six),
@@ -102,6 +105,19 @@ def test_the_claims_are_about_the_rows_that_they_name_and_in_the_right_direction
         for name, rows in wanted.items():
             assert there[name] == (*rows, ">", "accuracy")[: max(4, len(rows))], name
         assert all(len(rows) in (2, 4) for rows in wanted.values())
+    everything = [trend for claim in claims.CLAIMS for trend in claim.trends]
+    special = {t.name: (t.tolerance, t.times) for t in everything if (t.tolerance, t.times) != (0.0, 1.0)}
+    assert special == {
+        "Latent-SFT(2) at least CoT-SFT, within a point": (0.01, 1.0),
+        "its length at most half, within a step": (1.0, 0.5),
+        "CoLaR-3 at least CoLaR-2, within two points": (0.02, 1.0),
+        "pause at least no_cot, within a point": (0.01, 1.0),
+        "sim_cot at least codi, within a point": (0.01, 1.0),
+        "sim_cot at least cot_sft, within a point": (0.01, 1.0),
+        "CoLaR-RL gains 3 points on training on without RL": (-0.03, 1.0),
+        "its chains are 30 % shorter": (0.0, 0.7),
+        "codi within 3 points of cot_sft up to 3 steps": (0.03, 1.0),
+    }
 
 
 def test_only_shared_seeds_and_whole_data_sets_are_compared():
@@ -252,6 +268,26 @@ def test_an_intervention_that_does_not_apply_to_every_method_is_in_the_table_wit
     shown = [t.get_text() for t in axes.texts]
     assert {t.get_text() for t in axes.get_xticklabels()} >= {"noise", "swap", "top1"}
     assert "50" in shown and shown.count("–") == 1 and shown.count("25") == 2
+
+
+def test_few_questions_give_figures_with_gaps(tmp_path):
+    figures.draw(made_up(n=20), tmp_path)
+    assert (tmp_path / "steps.png").exists()
+
+
+def test_the_frontier_has_length_and_accuracy_of_the_same_data_sets():
+    lines = [made_line("cot_sft", name=name, correct=[True] * 30 + [False] * 10) for name in SETS]
+    longer = made_line("cot_sft", name="mini_long", correct=[False] * 40)
+    axes = figures.frontier_figure([*lines, {**longer, "mean_len": 50.0}]).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[5.0, 75.0]]
+
+
+def test_a_plateau_is_of_each_seeds_longest_run():
+    lines = [made_line("a", seed, name, [True] * 20 + [False] * 20) for seed in (0, 1) for name in SETS]
+    longer = [made_line("a@2", 1, name, [True] * 40, flops=2e12, gain=0.02) for name in SETS]
+    shown = verdicts.plateau_cell([*lines, *longer], "a")
+    assert shown.startswith("75.0 ± ") and shown.endswith(", 2.0e+12, rising")  # the mean of 50 and 100
+    assert verdicts.plateau_cell(lines, "a").endswith(", 1.0e+12")
 
 
 def test_figures_of_a_single_row_are_drawn_where_they_can_be(tmp_path):

@@ -3,8 +3,9 @@
     FLOPs of a run = sum over stages of (what happens when the stage starts + steps · FLOPs of one step)
 
 A step is the forward and backward pass of a batch of median length, of RL with the rollout, counted by
-PyTorch's FlopCounterMode. When stage 2 of Latent-SFT starts, the training set is labelled. Counted are matrix
-products (2 FLOPs a multiply-add), attention in full. Validation and the optimizer (Muon: a tenth) are not.
+PyTorch's FlopCounterMode; where it draws something (CoLaR its factor), the mean over some draws. When stage 2
+of Latent-SFT starts, the training set is labelled. Counted are matrix products (2 FLOPs a multiply-add),
+attention in full. Validation and the optimizer (Muon: a tenth) are not.
 """
 
 import bisect
@@ -96,7 +97,8 @@ def untrained(given: dict, device: torch.device) -> tuple[Method, list[Row]]:
     model, tok, settings, beside = initial_model(config)
     METHODS[config.method].inherit(config, settings)
     method = build(config, tok, model)
-    examples = tasks.load(config.data, "train", limit=min(SAMPLE, config.train_size), seed=config.seed)
+    drawn = {"seed": config.seed, "chain_style": config.chain_style, "chain_order": config.chain_order}
+    examples = tasks.load(config.data, "train", limit=min(SAMPLE, config.train_size), **drawn)
     rows, _ = encode([e for e in examples if e.steps], tok, model.config.context)
     method.adopt(beside, settings)
     return method.to(device), rows

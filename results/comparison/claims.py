@@ -10,7 +10,8 @@ SEVERAL = SETS[:3]  # problems of several lengths, some with several valid chain
 
 @dataclass
 class Trend:
-    """`measure` of row a is above (below) row b's, or 0 where b is "", by more than -tolerance."""
+    """Row a's `measure` is above (below) row b's, or above 0 where b is "". With a positive tolerance it may
+    miss that by as much, with a negative one it has to win by as much."""
 
     name: str
     a: str
@@ -28,7 +29,7 @@ class Claim:
 
     sentence: str
     source: str  # who says so, or denies it: arXiv numbers
-    figure: str  # that shows it
+    figure: str  # that shows it, if any does
     trends: list[Trend]
 
 
@@ -38,7 +39,7 @@ def each(name: str, b: str, sets=SETS, measure: str = "accuracy", direction: str
 
 
 TWO, SIX, POINT = "latent_sft_2", "latent_sft_6", 0.01
-RL, TRAINED_ON = "colar_rl", "colar_sentences_more_2"
+RL, TRAINED_ON, CODI = "colar_rl", "colar_sentences_more_2", ("codi", "cot_sft")
 CLAIMS = [
     Claim(
         "Superpositions keep the accuracy of a chain in words at half of its length",
@@ -59,7 +60,7 @@ CLAIMS = [
         ],
     ),
     Claim(
-        "One CoLaR model thinks at several speeds at little cost",
+        "One CoLaR model is about as good at c = 3 as at c = 2",
         "2505.16552",
         "frontier",
         [Trend("CoLaR-3 at least CoLaR-2, within two points", "colar_3", "colar_2", tolerance=0.02)],
@@ -79,7 +80,7 @@ CLAIMS = [
     Claim(
         "Coconut needs its curriculum",
         "2412.06769",
-        "frontier",
+        "claims",
         [Trend("coconut above no curriculum", "coconut", "coconut_no_curriculum")],
     ),
     Claim(
@@ -98,18 +99,19 @@ CLAIMS = [
     ),
     Claim(
         "RL shortens chains of latents and makes them better",
-        "2505.16552",
-        "frontier",
+        "2505.16552, 2604.27998",
+        "claims",
         [
             Trend("CoLaR-RL gains 3 points on training on without RL", RL, TRAINED_ON, tolerance=-0.03),
             Trend("its chains are 30 % shorter", RL, TRAINED_ON, SETS, "length", "<", times=0.7),
-            Trend("Latent-RL gains on training on without RL", "latent_rl", "latent_sft_more"),
+            Trend("Latent-RL gains on Latent-SFT once more", "latent_rl", "latent_sft_more"),
+            Trend("its chains are shorter", "latent_rl", "latent_sft_more", SETS, "length", "<"),
         ],
     ),
     Claim(
         "A latent holds several chains of thought at once",
         "2510.15522",
-        "frontier",
+        "",
         [
             Trend("N_eff above both its controls, r = 2", TWO, "", SEVERAL, "n_eff_above"),
             Trend("N_eff above both its controls, r = 6", SIX, "", SEVERAL, "n_eff_above"),
@@ -126,16 +128,17 @@ CLAIMS = [
         "2602.00449 of CODI, openreview UQFTJPqJAc of all",
         "steps",
         [
-            Trend("codi near cot_sft up to 3 steps", "codi", "cot_sft", SEVERAL, "short", tolerance=0.03),
-            Trend("codi below cot_sft beyond", "codi", "cot_sft", SEVERAL, "long", "<"),
+            Trend("codi within 3 points of cot_sft up to 3 steps", *CODI, SEVERAL, "short", tolerance=0.03),
+            Trend("codi below cot_sft beyond", *CODI, SEVERAL, "long", "<"),
             *each("falls faster with each step than cot_sft", "cot_sft", SEVERAL, "slope", "<"),
         ],
     ),
     Claim(
         "Where several chains are valid, latents gain more than words",
         "2510.15522, 2505.23648; openreview UQFTJPqJAc denies it",
-        "steps",
-        each("gains more than cot_sft", "cot_sft", SEVERAL, "several"),
+        "claims",  # against No-CoT, too: with several chains a problem is also less deep
+        each("gains more than cot_sft", "cot_sft", SEVERAL, "several")
+        + each("gains more than No-CoT from scratch", "no_cot_scratch", SEVERAL, "several"),
     ),
 ]
 

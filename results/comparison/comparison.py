@@ -9,7 +9,8 @@ for as many steps as these pay for, on as many different examples as it draws, u
 to label its examples; it keeps to the preset's number.) Where an entry has only a part of the FLOPs (--budget
 below 1, or RL follows), stage 1 of Latent-SFT shrinks with it. Entries are done one by one: Ctrl-C stops, the
 same command continues. table.md, verdicts.md and the figures are made from rows.jsonl and curves/. Several
-processes may share one --out, each with --rows of its own (and --threads 1, or on one GPU).
+processes may share one --out, each with --rows of its own (and --threads 1, or on one GPU); what two of them
+start from is to be trained first.
 
 --plateau 4: a main entry whose last quarter of training still gained a point or more on validation is trained
 again, from its start, with twice the compute, and if need be with four times. Its rows end with @2 and @4.
@@ -51,7 +52,8 @@ TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.5  # times the method's learning rate;
 
 
 def entry_named(name: str) -> Entry:
-    known = {entry.name: entry for entry in ENTRIES}
+    """By its own name or one of its rows'."""
+    known = {row: entry for row, (entry, _) in ROWS.items()} | {entry.name: entry for entry in ENTRIES}
     if name not in known:
         raise UserError(f"unknown row '{name}'{nearest(name, known)}")
     return known[name]
@@ -97,7 +99,7 @@ class Comparison:
 
     out: Path
     budget: float = 1.0  # times the FLOPs of REFERENCE
-    limit: int = 1000  # test questions of each data set
+    limit: int = 1334  # test questions of each data set
     device: str = "auto"
     threads: int = 0
 
@@ -115,22 +117,26 @@ class Comparison:
     def is_trained(self, entry: Entry, seed: int) -> bool:
         return (self.folder(entry, seed) / "model.safetensors").exists()
 
-    def missing(self, entry: Entry, variant: Variant, seed: int) -> list[str]:
-        """The data sets of a row that are not in rows.jsonl yet."""
-        have = {(l["row"], l["seed"], l["data"]) for l in read_lines(self.rows)}
-        return [name for name in COLUMNS if (entry.row(variant), seed, name) not in have]
+    def missing(self, entry: Entry, variant: Variant, seed: int, lines: list[dict]) -> list[str]:
+        """The data sets of a row that are not among the lines of rows.jsonl yet."""
+        have = {l["data"] for l in lines if (l["row"], l["seed"]) == (entry.row(variant), seed)}
+        return [name for name in COLUMNS if name not in have]
 
-    def due(self, chosen: list[Entry], seeds: list[int], longest: int) -> list[tuple[Entry, int]]:
+    def due(self, chosen: list[Entry], seeds: list[int], most_times: int) -> list[tuple[Entry, int]]:
         """The runs to do now, seed by seed, so that one whole table comes first. An entry that is done and
-        still rose is due with twice the compute, up to `longest` times."""
-        gains, found = {(l["row"], l["seed"]): l["gain"] for l in read_lines(self.rows)}, []
-        for seed in seeds:
+        still rose is due with twice the compute, up to `most_times` as much."""
+        lines, found = read_lines(self.rows), []
+        gains = {(line["row"], line["seed"]): line["gain"] for line in lines}
+        for number, seed in enumerate(seeds):
             for entry in chosen:
-                if not entry.train and seed != seeds[0]:
-                    continue  # the base is one model, whatever the seed
-                while not any(self.missing(entry, variant, seed) for variant in entry.variants):
+                if not entry.train:  # the base is one model, whatever the seed
+                    if number or not any(self.missing(entry, v, 0, lines) for v in entry.variants):
+                        continue
+                    found.append((entry, 0))
+                    continue
+                while not any(self.missing(entry, variant, seed, lines) for variant in entry.variants):
                     rises = max(gains[entry.row(variant), seed] for variant in entry.variants) >= PLATEAU
-                    if not (rises and entry.main and 2 * entry.times <= longest):
+                    if not (rises and entry.main and 2 * entry.times <= most_times):
                         break
                     entry = entry.longer()
                 else:
@@ -150,7 +156,8 @@ class Comparison:
 
     def settings(self, entry: Entry, seed: int) -> dict:
         """The settings of the run, except for the steps of its main stage."""
-        given = {**entry.train, "seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
+        given = {"val_size": 1000, **entry.train}  # a plateau is a matter of one point
+        given |= {"seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
         given |= {"device": self.device, "threads": self.threads}
         if lr := self.best_lr(entry):
             given["lr"] = lr
@@ -184,8 +191,9 @@ class Comparison:
         if not entry.train:
             return Plan({}, {})
         if entry.after and not self.is_trained(start := entry_named(entry.after), seed):
-            # What a step of RL costs depends on its start. Until that is trained: as long as the start takes.
-            return Plan({}, {}, self.paid(entry), self.plan(start, seed).seconds)
+            # What a step of RL costs depends on its start. Until that is trained: as fast as the start.
+            seconds = self.plan(start, seed).seconds * entry.share / start.share
+            return Plan({}, {}, self.paid(entry), seconds)
         given = self.settings(entry, seed)
         method, rows = budget.untrained(given, pick_device(self.device))
         cost = budget.measure(method, rows)
@@ -221,7 +229,13 @@ class Comparison:
     def train(self, entry: Entry, seed: int) -> Path:
         """The finished run: trained if need be, resumed if it was interrupted, with a log beside it."""
         folder = self.folder(entry, seed)
-        if not entry.train or self.is_trained(entry, seed):
+        if not entry.train:
+            return folder
+        if self.is_trained(entry, seed):
+            used, best = read_json(folder.with_name(folder.name + ".json"))["lr"], self.best_lr(entry)
+            if best and used != best:
+                held = f"{folder} was trained at lr {used:g}, but the best of its trials is {best:g}"
+                raise UserError(f"{held}: move it away, and take its lines out of rows.jsonl")
             return folder
         if entry.after:
             self.train(entry_named(entry.after), seed)
@@ -246,13 +260,17 @@ class Comparison:
             facts = self.facts(entry_named(entry.after), seed)
         folder = self.folder(entry, seed)
         log, plan = read_lines(folder / "metrics.jsonl"), read_json(folder.with_name(folder.name + ".json"))
-        write_json(self.out / "curves" / f"{entry.name}{entry.again}-seed{seed}.json", curve(log, plan))
+        write_json(
+            self.out / "curves" / f"{entry.name}{entry.again}-seed{seed}.json",
+            curve(log, plan, facts["flops"]),
+        )
         best, gain = last_gain(log)
+        stages = {**facts["stages"], **plan["stages"]}
         return {
             "train_seconds": facts["train_seconds"] + log[-1]["seconds"],
             "train_tokens": facts["train_tokens"] + log[-1]["tokens"],
             "flops": facts["flops"] + plan["flops"],
-            "stages": {**facts["stages"], **plan["stages"]},
+            "stages": {n: plan["stages"].get(n, 0) + facts["stages"].get(n, 0) for n in stages},
             "lr": plan["lr"],
             "val_accuracy": best,
             "gain": gain,
@@ -271,7 +289,7 @@ class Comparison:
         folder, device = self.train(entry, seed), pick_device(self.device)
         facts = self.facts(entry, seed) | machine(device)
         for variant in entry.variants:
-            if names := self.missing(entry, variant, seed):
+            if names := self.missing(entry, variant, seed, read_lines(self.rows)):
                 method = load_run(folder, device)
                 if variant.speed:
                     method.config.speed = variant.speed
@@ -305,13 +323,14 @@ class Comparison:
 
     def write_results(self) -> None:
         """table.md, verdicts.md and the figures, from rows.jsonl alone."""
+        if not self.rows.exists():
+            return
         order = {row: i for i, row in enumerate(ROWS)}
-        lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
-        if lines:
-            with FileLock(self.out / ".lock"):
-                write_text(self.out / "table.md", table_text(lines))
-                write_text(self.out / "verdicts.md", verdicts_text(lines))
-                draw(lines, self.out)
+        with FileLock(self.out / ".lock"):
+            lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
+            write_text(self.out / "table.md", table_text(lines))
+            write_text(self.out / "verdicts.md", verdicts_text(lines))
+            draw(lines, self.out)
 
     def check_mixing(self, chosen: list[Entry]) -> None:
         """UserError if --out holds what cannot be compared with what would be added."""
@@ -324,7 +343,7 @@ class Comparison:
             used = {line["lr"] for line in lines if best and line["run"] == entry.name}
             for lr in used - {best}:
                 held = f"{self.out} holds {entry.name} trained at lr {lr:g}"
-                way_out = "take its lines out of rows.jsonl and move its run away, or give another --out"
+                way_out = "take its lines out of rows.jsonl and move its run away"
                 raise UserError(f"{held}, but the best of its trials is {best:g}: {way_out}")
 
 
@@ -336,7 +355,7 @@ def main(argv: list[str]) -> None:
     add("--out", metavar="DIR", default="results/mini", help="folder of the results [results/mini]")
     add("--budget", type=float, metavar="float", default=1.0, help="times the main job's FLOPs [1]")
     add("--plateau", type=int, metavar="int", default=1, help="train up to so many times as long [1]")
-    add("--limit", type=int, metavar="int", default=1000, help="test questions of each data set [1000]")
+    add("--limit", type=int, metavar="int", default=1334, help="test questions of each data set [1334]")
     add("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
     add("--trials", action="store_true", help="tune the learning rates of the entries' methods")
     add("--figures", action="store_true", help="write tables and figures from rows.jsonl, and stop")
@@ -350,6 +369,8 @@ def main(argv: list[str]) -> None:
     use_threads(args.threads)
     comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
     if args.figures:
+        if not comparison.rows.exists():
+            raise UserError(f"there is no {comparison.rows}")
         return comparison.write_results()
     chosen = [entry_named(name) for name in args.rows] if args.rows else ENTRIES
     comparison.check_mixing([] if args.trials else chosen)

@@ -31,7 +31,7 @@ class Entry:
     latent: bool = False  # its chain consists of latents that depend on the question
     share: float = 1.0  # of the budget
     with_base: bool = False  # gets the compute of mini-base on top: it does not start from it
-    times: int = 1  # its compute: more than once, if it had not reached its plateau
+    times: int = 1  # how often it gets its share: 2, 4, .. if it had not reached its plateau
     after: str = ""  # the entry whose run it starts from, and which spends the rest of the budget
     trial: bool = False  # of a learning rate
 
@@ -52,7 +52,8 @@ def speeds(title: str, claim: str = "") -> list[Variant]:
     """CoLaR at two speeds."""
     found = []
     for c in ("3", "2"):
-        found.append(Variant(f"_{c}", title.format(c), f"colar_{c}", claim and f"{claim}, c = {c}", c))
+        parent = f"colar_{c}" if claim else ""
+        found.append(Variant(f"_{c}", title.format(c), parent, claim and f"{claim}, c = {c}", c))
     return found
 
 
@@ -81,7 +82,8 @@ def from_scratch(name: str, title: str, method: str, style: tuple[str, str]) -> 
 # The gradient of NLL grows as 1/σ²: with soft-MSE's weight it would dominate, without a floor it has spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 # RL starts where there is something to win: from chains of sentences, which are longer than need be, and from
-# a model of 60 to 80 %. The rest of the budget is for RL, or for training on without it.
+# a model of 60 to 80 %. The rest of the budget is for RL (CoLaR's: at c = 2), or for training on without it
+# (CoLaR's: at all speeds).
 WORDY = {"chain_style": "text", "max_chain": 128}
 SENTENCES = {**NLL, **WORDY}
 BEFORE_RL, MORE = speeds("CoLaR-{} in sentences, before RL"), speeds("CoLaR-{} in sentences, trained on")
@@ -131,7 +133,7 @@ ENTRIES = [
     latent_sft(2, "_k5", ", k = 5", k=5),
     latent_sft(2, "_k50", ", k = 50", k=50),
     Entry("latent_sft_part", "Latent-SFT(2) before RL", TWO, MIXED, main=False, share=0.35),
-    Entry("latent_sft_more", "Latent-SFT(2) trained on", TWO, MIXED, main=False, **LATENT_2ND),
+    Entry("latent_sft_more", "Latent-SFT(2), once more", TWO, MIXED, main=False, **LATENT_2ND),
     Entry("latent_rl", "Latent-RL", {**TWO, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]
 ROWS = {entry.row(v): (entry, v) for entry in ENTRIES for v in entry.variants}

@@ -1,4 +1,4 @@
-"""The comparison's figures, drawn from rows.jsonl."""
+"""The comparison's figures, drawn from rows.jsonl and curves/."""
 
 import textwrap
 from pathlib import Path
@@ -10,7 +10,18 @@ from minilatent.study.figures import BLUE, GREY, RED, STYLE, plt, save_figure
 
 from .claims import CLAIMS
 from .entries import ROWS
-from .verdicts import UNITS, Line, claim_cells, estimate, margin, numbers, problem_steps, run_trends
+from .verdicts import (
+    UNITS,
+    Line,
+    claim_cells,
+    estimate,
+    margin,
+    mean_length,
+    numbers,
+    problem_steps,
+    run_trends,
+    weakest,
+)
 
 # Colour and marker of each row
 STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
@@ -43,8 +54,7 @@ def frontier_figure(lines: list[Line]):
     points = []
     for row, title in titles(lines).items():
         if found := estimate(lines, row):
-            lengths = [line["mean_len"] for line in lines if line["row"] == row]
-            x, y = sum(lengths) / len(lengths), 100 * found.mean
+            x, y = mean_length([line for line in lines if line["row"] == row]), 100 * found.mean
             colour, marker = STYLES.get(row, (GREY, "o"))
             points.append((title, x, y, colour))
             arms = [[max(0.0, y - 100 * found.low)], [max(0.0, 100 * found.high - y)]]
@@ -79,6 +89,8 @@ def steps_figure(lines: list[Line]):
             steps = problem_steps(name, mine[0]["n"])  # (n,)
             hits = torch.stack([numbers(line, "accuracy") for line in mine])  # (S, n)
             xs = [s for s in steps.unique().tolist() if (steps == s).sum() >= 10]
+            if not xs:
+                continue
             shares = [hits[:, steps == s] for s in xs]
             ys = [100 * s.mean().item() for s in shares]
             errors = [196 * s.mean(0).std().item() / s.shape[1] ** 0.5 for s in shares]  # over questions
@@ -152,7 +164,10 @@ def compute_figure(lines: list[Line], curves: Path):
         ys = torch.tensor([[100 * point["val_accuracy"] for point in points] for points in judged]).mean(0)
         colour, marker = STYLES.get(line["row"], (GREY, "o"))
         ax.plot(xs, ys, color=colour, marker=marker, markersize=6, linewidth=1.5)
-        title = ROWS[line["row"]][0].title if line["row"] in ROWS else line["title"]
+        entry = ROWS[line["row"]][0] if line["row"] in ROWS else None
+        title = entry.title if entry else line["title"]
+        if entry and len(entry.variants) > 1:  # CoLaR
+            title += ", mean over speeds"
         ends.append((title, xs[-1], float(ys[-1]), colour))
     if not ends:
         return None
@@ -177,25 +192,24 @@ def claims_figure(lines: list[Line]):
     """A forest plot: for each claim the margins of its trends that are in points of accuracy, and the weakest
     with its interval."""
     figure, ax = plt.subplots(figsize=(11, 7.2), layout="constrained")
-    heads, drawn = [], False
+    heads, drawn, holding = [], False, 0
     for y, claim in enumerate(CLAIMS):
         heads.append(textwrap.fill(f"{y + 1}. {claim.sentence}", 46))
-        margins = []
-        for trend, what, found in run_trends(lines, claim.trends):
-            unit, scale = UNITS[trend.measure]
-            if unit == "points":
-                margins.append((*(scale * x for x in margin(trend, found)), what, trend.name))
-        for i, (mean, low, high, what, name) in enumerate(sorted(margins)):
+        found = run_trends(lines, claim.trends)
+        holding += claim_cells(claim, found)[0] == "holds"
+        found = [each for each in found if UNITS[each[0].measure][0] == "points"]
+        for each in found:
+            drawn, (trend, what, estimated) = True, each
             marker, colour, filled = LOOKS[what]
             look = {"color": colour, "markerfacecolor": colour if filled else "white", "markersize": 7}
-            drawn = True
-            if i:
+            mean, low, high = (100 * x for x in margin(trend, estimated))
+            if each is not weakest(found):
                 ax.plot(mean, y, marker, alpha=0.45, zorder=2, **look)
                 continue
             arms = [[mean - low], [high - mean]]
             ax.errorbar(mean, y, xerr=arms, fmt=marker, capsize=3, zorder=3, **look)
             ax.annotate(
-                name, (mean, y), (0, -7), textcoords="offset points", ha="center", va="top", fontsize=8
+                trend.name, (mean, y), (0, -7), textcoords="offset points", ha="center", va="top", fontsize=8
             )
     if not drawn:
         plt.close(figure)
@@ -207,11 +221,7 @@ def claims_figure(lines: list[Line]):
         ax.plot([], [], marker, color=colour, markerfacecolor=colour if filled else "white", label=what)
     ax.margins(x=0.15)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    holding = sum(
-        claim_cells(c, run_trends(lines, c.trends))[0].strip("(").startswith("holds") for c in CLAIMS
-    )
-    title = f"{holding} of {len(CLAIMS)} claims hold here"
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(f"{holding} of {len(CLAIMS)} claims hold", x=0.01, ha="left", fontweight="bold")
     ax.grid(axis="x", alpha=0.25)
     return figure
 

@@ -15,12 +15,12 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def curve(log: list[dict], plan: dict) -> list[dict]:
-    """A run's losses and validations, with the training FLOPs spent by then."""
+def curve(log: list[dict], plan: dict, before: float) -> list[dict]:
+    """A run's losses and validations, with the training FLOPs spent by then; `before`: on its start."""
     found, names = [], list(plan["stages"])
     for line in log:
         at, step_flops = names.index(line["stage"]), plan["step_flops"]
-        spent = sum(plan["stages"][name] * step_flops[name] for name in names[:at])
+        spent = before + sum(plan["stages"][name] * step_flops[name] for name in names[:at])
         spent += line["step"] * step_flops[line["stage"]]
         spent += plan["once"] if at == len(names) - 1 else 0.0
         found.append({key: line[key] for key in CURVE if key in line} | {"flops": float(f"{spent:.4g}")})
@@ -35,14 +35,13 @@ def add_line(path: Path, line: dict) -> None:
     """One process at a time, of those that share the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / ".lock"):
-        lines = [to_json(l, separators=(",", ":")) for l in (*read_lines(path), line)]
-        write_text(path, "\n".join(lines) + "\n")
+        held = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, held + to_json(line, separators=(",", ":")) + "\n")
 
 
 def last_gain(log: list[dict]) -> tuple[float, float]:
-    """The best validation of a run's last stage, and what its last quarter added to it."""
-    last = log[-1]
-    judged = [line for line in log if "val_accuracy" in line and line["index"] == last["index"]]
-    early = [line["val_accuracy"] for line in judged if line["step"] <= 0.75 * last["step"]]
-    best = max(line["val_accuracy"] for line in judged)
+    """The best validation of a run's last stage, and what its last quarter added to it: there is one
+    validation per quarter."""
+    *early, last = [l["val_accuracy"] for l in log if "val_accuracy" in l and l["index"] == log[-1]["index"]]
+    best = max(*early, last) if early else last
     return best, best - max(early, default=0.0)

@@ -13,7 +13,7 @@ from .claims import CLAIMS, SETS, TRENDS, Claim, Trend
 
 COLUMNS = (*SETS, "mini_long")  # of the table; averages and trends are about SETS
 RESAMPLES = 2000
-ENOUGH = 4000  # questions for a verdict
+ENOUGH = 4000  # questions for a verdict: three sets of 1,334
 PLATEAU = 0.01  # what the last quarter of a training gains on validation, less than that
 Line = dict  # a line of rows.jsonl: one row, one seed, one data set
 
@@ -21,7 +21,8 @@ HOW_TO_READ = f"""\
 Intervals come from a bootstrap over questions and, where there are several, seeds: both are resampled with
 replacement, {RESAMPLES:,} times, in the same way for all rows, so that the difference of two rows is taken
 on the same questions and seeds (paired). The data sets count equally. With few seeds such an interval is
-rather too narrow; with one seed it covers the questions only. Of twenty trends, one can miss by chance.
+rather too narrow; with one seed it covers the questions only. Of twenty intervals, about one misses the true
+value by chance.
 
 A trend **holds** if the whole interval is on its side, *does not hold* if it is on the other side, and is
 within noise otherwise. A tolerance is part of the trend's name. Verdicts from fewer than {ENOUGH:,} questions
@@ -211,8 +212,18 @@ def trend_cells(trend: Trend, what: str, found: Estimate) -> list[str]:
     return [trend.name, mean, f"{low} to {high}", unit, f"{found.questions:,}", str(found.seeds), what]
 
 
+def weakest(found: list[tuple[Trend, str, Estimate]]) -> tuple[Trend, str, Estimate]:
+    """Of a claim's trends the one that is furthest from holding, measured by its interval."""
+
+    def by_its_width(each: tuple[Trend, str, Estimate]) -> float:
+        mean, low, high = margin(each[0], each[2])
+        return mean / max(high - low, 1e-9)
+
+    return min(found, key=by_its_width)
+
+
 def claim_cells(claim: Claim, found: list[tuple[Trend, str, Estimate]]) -> list[str]:
-    """Verdict on all trends of the claim together; the one that is furthest from holding; seeds."""
+    """Verdict on all trends of the claim together; its weakest one; seeds."""
     if not found:
         return ["not run", "–", "–"]
     whats, missing = [what for _, what, _ in found], len(claim.trends) - len(found)
@@ -224,11 +235,7 @@ def claim_cells(claim: Claim, found: list[tuple[Trend, str, Estimate]]) -> list[
     if min(estimate.questions for _, _, estimate in found) < ENOUGH:
         what = f"({what})"
 
-    def by_its_own_width(each: tuple[Trend, str, Estimate]) -> float:
-        mean, low, high = margin(each[0], each[2])
-        return mean / max(high - low, 1e-9)
-
-    name, mean, interval, unit, *_ = trend_cells(*min(found, key=by_its_own_width))
+    name, mean, interval, unit, *_ = trend_cells(*weakest(found))
     return [what, f"{name}: {mean} {unit} ({interval})", str(seeds)]
 
 
@@ -237,7 +244,7 @@ def claims_text(lines: list[Line], claims: list[Claim]) -> str:
     short, sections = [], []
     for number, claim in enumerate(claims, 1):
         found = run_trends(lines, claim.trends)
-        figure = f"[{claim.figure}]({claim.figure}.png)"
+        figure = f"[{claim.figure}]({claim.figure}.png)" if claim.figure else "–"
         short.append([str(number), claim.sentence, *claim_cells(claim, found), figure])
         table = markdown(TREND_HEAD, [trend_cells(*each) for each in found]) if found else "Not run.\n"
         sections.append(f"### {number}. {claim.sentence}\n\nSource: {claim.source}.\n\n{table}")
@@ -261,28 +268,34 @@ def verdicts_text(lines: list[Line], claims: list[Claim] = CLAIMS, trends: list[
 TABLE_NOTE = f"""\
 Accuracy in %, ± half of the 95 % bootstrap interval over questions and seeds (one seed: over the questions).
 The average is that of the first {len(SETS)} data sets. FLOPs are those of training, without validation: the
-main job's for each row, from scratch those of mini-base on top. #L (length of thought: latents, or chain
-tokens), seconds, tokens and questions a second are means over data sets and seeds. Seconds include
-validation, and questions a second the time to keep the distribution of every step: compare them on one
-machine only.
+main job's for each row (before RL: a share of them), from scratch those of mini-base on top. #L (length of
+thought: latents, or chain tokens), on the same data sets. Seconds include validation, and questions a second
+the time to keep the distribution of every step: compare them on one machine only.
 
-A row is at its plateau when the last quarter of its training gained less than a point on validation. Rows
-that had not are trained again with twice the compute, and so on: their average there, and the FLOPs that it
-took. "rising": not yet at a plateau."""
+A row is at its plateau when the last quarter of its last stage gained less than a point on validation. Runs
+that had not are trained again with twice the compute, and so on: the average of each seed's longest run, and
+the FLOPs of the longest. "rising": a seed's longest run is not yet at a plateau."""
 
 
 def cell(found: Estimate | None) -> str:
     return f"{100 * found.mean:.1f} ± {50 * (found.high - found.low):.1f}" if found else "–"
 
 
+def mean_length(lines: list[Line]) -> float:
+    """#L of a row, over the same data sets as its average accuracy."""
+    found = [line["mean_len"] for line in lines if line["data"] in SETS]
+    return sum(found) / max(len(found), 1)
+
+
 def plateau_cell(lines: list[Line], row: str) -> str:
-    """The longest training of a row: its average accuracy, its FLOPs, and whether it still rose."""
-    longer = [line for line in lines if line["row"].partition("@")[0] == row]
-    last = max(longer, key=lambda line: line["flops"])
-    mine = [line for line in longer if line["row"] == last["row"]]
-    rising = any(line["gain"] >= PLATEAU for line in mine)
-    shown = cell(estimate(lines, last["row"])) + f", {last['flops']:.1e}"
-    return f"{shown}, rising" if rising else shown
+    """Of each seed's longest run: average accuracy, most FLOPs, and whether one still rose."""
+    longest: dict[tuple, Line] = {}  # by seed and data set
+    for line in sorted(lines, key=lambda line: line["flops"]):
+        if line["row"].partition("@")[0] == row:
+            longest[line["seed"], line["data"]] = {**line, "row": row}
+    mine = list(longest.values())
+    shown = cell(estimate(mine, row)) + f", {max(line['flops'] for line in mine):.1e}"
+    return f"{shown}, rising" if any(line["gain"] >= PLATEAU for line in mine) else shown
 
 
 def table_text(lines: list[Line]) -> str:
@@ -291,7 +304,8 @@ def table_text(lines: list[Line]) -> str:
     for row in dict.fromkeys(line["row"] for line in lines if "@" not in line["row"]):
         mine = [line for line in lines if line["row"] == row]
         mean = lambda key, mine=mine: sum(line[key] for line in mine) / len(mine)
-        average, length = estimate(lines, row), mean("mean_len")
+        average = estimate(lines, row)
+        length = mean_length(mine)
         cells = [mine[0]["title"], str(len({line["seed"] for line in mine})), f"{mine[0]['flops']:.1e}"]
         cells += [cell(estimate(lines, row, (name,))) for name in COLUMNS]
         cells += [cell(average), plateau_cell(lines, row), f"{length:.1f}"]
