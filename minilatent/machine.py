@@ -59,6 +59,7 @@ def send(t: Tensor, device: torch.device) -> Tensor:
 
 
 def host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch as it was on the host."""
     return getattr(batch, "host", batch)
 
 
@@ -67,6 +68,7 @@ def note(x: Tensor) -> float | Tensor:
     return x.item() if x.device.type == "cpu" else x.detach()
 
 
-def where(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Indices of what is True, (n,) each. The mask is of the host: a GPU would be waited for to know n."""
+def indices(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Indices of what is True, (n,) each. Give it a mask on the host: to know n on a GPU, one has to wait
+    until all its work is done."""
     return tuple(send(index, device) for index in mask.nonzero(as_tuple=True))

@@ -67,7 +67,7 @@ def parse_args(argv: list[str]) -> dict:
 def resolve(given: dict) -> Config:
     """Defaults < preset < the method's part of the preset < `given`. UserError for what makes no sense."""
     cls, name = settings_class(given.get("method", "")), given.get("preset", "mini")
-    known = [known for known in PRESETS if known not in ("gpu", "lora")]  # these two are parts of others
+    known = [each for each in PRESETS if each not in ("gpu", "lora")]  # these two are parts of others
     if name not in known:
         raise UserError(f"unknown preset '{name}'{nearest(name, known)}")
     own = preset(name, METHODS[given["method"]].PRESETS)

@@ -56,11 +56,11 @@ class Coconut(Method):
         self.current_stage = self.final_stage
 
     def stages(self, train: list[Row]) -> list[Stage]:
-        c = self.config
-        early = range(c.first_stage, self.final_stage) if c.curriculum else ()
-        share = round(c.steps * min(1.0, c.curriculum)) if early else 0
+        config = self.config
+        early = range(config.first_stage, self.final_stage) if config.curriculum else ()
+        share = round(config.steps * min(1.0, config.curriculum)) if early else 0
         stages = [self.curriculum_stage(train, s, max(1, share // len(early))) for s in early]
-        return [*stages, self.curriculum_stage(train, self.final_stage, max(1, c.steps - share))]
+        return [*stages, self.curriculum_stage(train, self.final_stage, max(1, config.steps - share))]
 
     def curriculum_stage(self, train: list[Row], s: int, steps: int) -> Stage:
         """Stage s of the curriculum."""

@@ -39,7 +39,7 @@ from ..checkpoint import load_into
 from ..config import Config, UserError, opt
 from ..latent import compress
 from ..losses import cross_entropy, log_not, mean
-from ..machine import host, note, send, where
+from ..machine import host, indices, note, send
 from ..masks import LATENT, PREFIX, TAIL, Layout
 from ..tasks.answers import Example
 from .method import Method, Stage
@@ -136,7 +136,8 @@ class CoLaR(Method):
         following = on_host[:, 1:]  # (B, T - 1)
 
         compression = self.compressed_cross_entropy(h, labels, following)  # L_comp
-        predicts = where((following == LATENT) | (on_host[:, :-1] == LATENT), h.device)  # <think>, z_1 .. z_N
+        heads = (following == LATENT) | (on_host[:, :-1] == LATENT)  # at <think>, z_1 .. z_N
+        predicts = indices(heads, h.device)
         mu, log_sigma = (t.float() for t in self.latent_head(h[predicts]))  # (m, C) each
         target = (x[:, 1:][predicts] / self.scale).detach().float()
         if config.latent_loss == "nll":  # L_latent
@@ -150,7 +151,7 @@ class CoLaR(Method):
         """L_comp: h (B, T - 1, C), and what follows each position: its label and its kind (B, T - 1)."""
         before_latent, before_tail = following == LATENT, following == TAIL
         if self.config.compressed_labels:
-            labelled = where(before_latent | before_tail, h.device)
+            labelled = indices(before_latent | before_tail, h.device)
             return cross_entropy(self.model.logits(h[labelled]), labels[labelled])
         # The ablation: before a latent the language head learns only that the chain goes on. (Decoding ends
         # it where </think> is the most likely token: among spread-out others that may be below one half.)

@@ -49,13 +49,13 @@ class ICoT(Method):
     removed: int | None = None  # chain tokens that this stage removes; None: all, as at inference
 
     def stages(self, train: list[Row]) -> list[Stage]:
-        c = self.config
+        config = self.config
         lengths = sorted(len(row.chain) for row in train)
         most = lengths[int(0.95 * len(train))]  # a few long chains make no stages of their own
-        early = range(c.first_stage * c.remove, most, c.remove) if c.curriculum else ()
-        share = round(c.steps * min(1.0, c.curriculum)) if early else 0
+        early = range(config.first_stage * config.remove, most, config.remove) if config.curriculum else ()
+        share = round(config.steps * min(1.0, config.curriculum)) if early else 0
         stages = [self.curriculum_stage(train, r, max(1, share // len(early))) for r in early]
-        return [*stages, self.curriculum_stage(train, None, max(1, c.steps - share))]
+        return [*stages, self.curriculum_stage(train, None, max(1, config.steps - share))]
 
     def curriculum_stage(self, train: list[Row], removed: int | None, steps: int) -> Stage:
         """The stage that trains without the first `removed` tokens of the chain."""

@@ -45,7 +45,7 @@ from ..config import Config, UserError, opt
 from ..decode import decode, superposition_thinker
 from ..latent import gumbel_noise, mix, superpose
 from ..losses import cross_entropy, cross_entropy_by_block, sparse_kl
-from ..machine import host, note, where
+from ..machine import host, indices, note
 from ..masks import LATENT, PAD, PREFIX, TAIL, TEXT, Layout
 from ..tasks.answers import Example, is_correct
 from .method import Method, Stage
@@ -225,7 +225,7 @@ class LatentSFT(Method):
     # ------------------------------------------------------------------ labels
 
     def make_labels(self) -> None:
-        make = self.soft_labels if self.encoder else self.mixture_labels
+        make = self.soft_labels if self.config.labels == "encoder" else self.mixture_labels
         self.labels, self.encoder = make(self.train_rows), None
 
     @torch.no_grad()
@@ -310,7 +310,7 @@ class LatentSFT(Method):
         z, label = self.given_latents(batch, noise)  # (n, C)
         h = self.model(embeds=self.embed_with(ids, kind, z))  # (B, T, C)
         following = host(batch)["kind"][:, 1:]  # (B, T - 1)
-        before_latent, before_tail = (where(following == x, self.device) for x in (LATENT, TAIL))
+        before_latent, before_tail = (indices(following == x, self.device) for x in (LATENT, TAIL))
         ce = cross_entropy(self.model.logits(h[before_tail]), ids[:, 1:][before_tail])
         kl = self.divergence(h[before_latent], label)  # of the n states that predict a latent
         loss = config.kl_weight * kl + config.ce_weight * ce  # L_auto
@@ -318,10 +318,10 @@ class LatentSFT(Method):
 
     def given_latents(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """z (n, C) as labelled, and the label itself: α and its ids, (n, k) each."""
-        c, probs, ids = self.config, batch["label_probs"], batch["label_ids"]
-        if c.gumbel:
-            end = self.tok.end_think
-            probs = gumbel_noise(probs, ids, batch["owner"], end, noise, c.gumbel_scale, c.gumbel_tau)
+        config, probs, ids = self.config, batch["label_probs"], batch["label_ids"]
+        if config.gumbel:
+            shape = {"scale": config.gumbel_scale, "tau": config.gumbel_tau}
+            probs = gumbel_noise(probs, ids, batch["owner"], self.tok.end_think, noise, **shape)
         return mix(probs, ids, self.model.embed.weight), (probs, ids)
 
     def divergence(self, h: Tensor, label: tuple[Tensor, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from ..config import Config, UserError
 from ..decode import Decoded, Thinker, decode
 from ..evaluate import accuracy
 from ..losses import cross_entropy
-from ..machine import host, where
+from ..machine import host, indices
 from ..masks import LATENT, PAD, Layout
 from ..model import Transformer
 from ..tasks.answers import Example
@@ -140,7 +140,7 @@ class Method(nn.Module):
 
     def words_loss(self, hidden: Tensor, batch: Batch, labels: str = "labels") -> Tensor:
         """Cross-entropy of the language head, at the states (B, T, C) that have a label (B, T)."""
-        labelled = where(host(batch)[labels] != IGNORE, self.device)
+        labelled = indices(host(batch)[labels] != IGNORE, self.device)
         return cross_entropy(self.model.logits(hidden[labelled]), batch[labels][labelled])
 
     def solve(self, questions: list[str], **options) -> Decoded:
