@@ -364,7 +364,7 @@ def test_json_holds_no_nan(tmp_path):
     write_json(tmp_path / "a.json", {"a": [float("nan"), 1.5, (float("-inf"),)], "b": {"c": float("nan")}})
     assert read_json(tmp_path / "a.json") == {"a": [None, 1.5, [None]], "b": {"c": None}}
     (tmp_path / "a.json").write_text('{"a": NaN}', encoding="utf-8")
-    with pytest.raises(UserError, match="no JSON .*NaN"):
+    with pytest.raises(UserError, match="not JSON .*NaN"):
         read_json(tmp_path / "a.json")
 
 
