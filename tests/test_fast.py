@@ -270,7 +270,7 @@ def test_what_is_true_is_found_on_the_host(tok, rows):
     moved = Moved(batch, torch.device("meta"))
     assert moved["ids"].is_meta and machine.host(moved) is batch and machine.host(batch) is batch
     mask = batch["labels"] > 50
-    assert torch.equal(batch["ids"][machine.where(mask, torch.device("cpu"))], batch["ids"][mask])
+    assert torch.equal(batch["ids"][machine.indices(mask, torch.device("cpu"))], batch["ids"][mask])
 
 
 # ------------------------------------------------------------------ decoding
