@@ -71,7 +71,7 @@ class Config:
     chain_order: str = opt("text", "steps in the text's order or any valid one", choices=("text", "random"))
     max_tokens: int = opt(0, "longest example, longer ones are skipped (default: the context)")
 
-    n_layer: int = opt(4, "layers", most=1000)
+    n_layer: int = opt(3, "layers", most=1000)
     n_head: int = opt(4, "attention heads", most=1000)
     width: int = opt(128, "width of the residual stream", most=100_000)
     hidden: int = opt(352, "width of the MLP", most=1_000_000)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 @dataclass
 class ModelConfig:
     vocab_size: int
-    n_layer: int = 4
+    n_layer: int = 3
     n_head: int = 4
     n_kv_head: int = 4  # fewer than n_head: grouped-query attention
     width: int = 128

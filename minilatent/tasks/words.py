@@ -74,7 +74,7 @@ RARE = 1 / 16  # share of the numbers that are from the rare tail
 # Told numbers: the least, the largest as a rule, the largest of the rare ones (which mini_hard consists of).
 RANGES = {"start": (5, 40, 60), "+": (2, 20, 30), "-": (2, 20, 30), "*": (2, 5, 7), "%": (7, 12, 15)}
 OPERATORS = "+-*%%"  # as often as they are drawn; what does not fit is drawn anew
-OPERATIONS = (1, 2, 3, 4, 5, 6), (10, 15, 18, 19, 19, 19)  # how many, with their weights
+OPERATIONS = (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 5)  # how many, with their weights
 TRACKS = {1: (2, 1, 0), 2: (1, 1, 0), 3: (2, 3, 0), 4: (2, 3, 0), 5: (2, 2, 1)}  # weights of 1, 2, 3 tracks
 REMAINDERS = {1: 0, 2: 0, 3: 1, 4: 1, 5: 2}  # before the last of n operations (5: or more), at least
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.mod}
