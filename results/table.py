@@ -22,6 +22,8 @@ from pathlib import Path
 from minilatent.config import Parser, UserError, run_script
 from minilatent.files import replace_file
 
+from .comparison.entries import ROWS
+
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE / "smollm2" / "README.md")
 BLOCK = re.compile(r"(?m)^<!-- begin generated: (\w+) -->\n(.*?)^<!-- end generated -->$", re.DOTALL)
@@ -70,30 +72,20 @@ def accuracies(name: str) -> list[str]:
 # ------------------------------------------------------------------ mini
 
 
-RUNS = {  # files of mini/: NAME-seedS.json, written by eval.py; training in 1e13 FLOPs
-    "base": ("CoT-SFT, mini-base", 8.7),
-    "cot_sft": ("CoT-SFT, trained further", 4.7),
-    "latent_sft_2": ("Latent-SFT(2)", 7.6),
-    "latent_sft_2_short": ("Latent-SFT(2), half of the steps", 4.7),
-    "latent_sft_3": ("Latent-SFT(3)", 3.8),
-    "latent_sft_6": ("Latent-SFT(6)", 4.0),
-    "colar_2": ("CoLaR, c = 2", 7.8),
-    "colar_3": ("CoLaR, c = 3 (the same run)", 7.8),
-    "latent_sft_2_uniform": ("Latent-SFT(2), no encoder", 4.1),
-    "latent_sft_2_paths": ("Latent-SFT(2), labels of all chains", 3.1),
-    "no_cot": ("No-CoT", 4.1),
-    "no_cot_scratch": ("No-CoT, from random weights", 16.2),
-}
 SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith", "mini_long")
 MOST = 6  # operations
+Results = dict[str, list[dict]]  # for each data set: one result for each seed
 
 
-def judged(run: str, folder: str = "mini") -> dict[str, list[dict]]:
-    """For each data set what eval.py found, one result for each seed; {} if there is no such run."""
-    found: dict[str, list[dict]] = {}
-    for path in sorted((HERE / folder).glob(f"{run}-seed[0-9].json")):
-        for result in load(path):
-            found.setdefault(result["data"], []).append(result)
+def rows_of(*groups: str) -> dict[str, Results]:
+    """The rows of mini/rows.jsonl, which `python -m results.comparison` writes, by their titles, in
+    the order of its entries: those of the groups (main, ablation), trained with the common budget."""
+    lines = read("mini/rows.jsonl") if (HERE / "mini/rows.jsonl").exists() else []
+    found: dict[str, Results] = {}
+    for row in ROWS:
+        for line in lines:
+            if line["row"] == row and line["group"] in groups:
+                found.setdefault(line["title"], {}).setdefault(line["data"], []).append(line)
     return found
 
 
@@ -107,6 +99,15 @@ def mean_of(results: list[dict], *keys: str) -> float | None:
     return average(values) if values else None
 
 
+def accuracy_table(*groups: str) -> str:
+    rows = []
+    for title, found in rows_of(*groups).items():
+        cells = [percent(mean_of(found.get(name, []), "accuracy")) for name in SETS]
+        compute, length = mean_of(found["mini"], "flops") / 1e13, mean_of(found["mini"], "mean_len")
+        rows.append([title, str(len(found["mini"])), f"{compute:.1f}", *cells, f"{length:.1f}"])
+    return grid("method | seeds | compute | " + " | ".join(SETS) + " | #L", rows)
+
+
 def methods() -> str:
     """Methods on mini
 
@@ -115,13 +116,15 @@ def methods() -> str:
     training, in 10¹³ FLOPs. All but the first row start from mini-base, whose compute comes on top, or from
     random weights where the row says so.
     """
-    rows = []
-    for run, (title, compute) in RUNS.items():
-        if found := judged(run):
-            cells = [percent(mean_of(found.get(name, []), "accuracy")) for name in SETS]
-            length = f"{mean_of(found['mini'], 'mean_len'):.1f}"
-            rows.append([title, str(len(found["mini"])), f"{compute:.1f}", *cells, length])
-    return grid("method | seeds | compute | " + " | ".join(SETS) + " | #L", rows)
+    return accuracy_table("main")
+
+
+def ablations() -> str:
+    """Parts of the methods
+
+    As the table of the methods: the same compute, with one thing changed; and what RL starts from.
+    """
+    return accuracy_table("ablation")
 
 
 def operations() -> str:
@@ -130,10 +133,9 @@ def operations() -> str:
     Accuracy in % on mini's test questions with 1 to 6 operations.
     """
     rows = []
-    for run, (title, _) in RUNS.items():
-        if found := judged(run):
-            each = [mean_of(found["mini"], "by_steps", str(n)) for n in range(1, MOST + 1)]
-            rows.append([title, *map(percent, each)])
+    for title, found in rows_of("main", "ablation").items():
+        each = [mean_of(found["mini"], "by_steps", str(n)) for n in range(1, MOST + 1)]
+        rows.append([title, *map(percent, each)])
     return grid("method | " + " | ".join(str(n) for n in range(1, MOST + 1)), rows)
 
 
@@ -144,16 +146,16 @@ def interventions() -> str:
     or another question's. `answers that question`: how often the answer becomes that of the question whose
     latents they are. A chain in words is replaced in the same way, token by token.
     """
+    shown = [
+        ("accuracy",),
+        ("interventions", "noise", "accuracy"),
+        ("interventions", "swap", "accuracy"),
+        ("interventions", "swap", "follows_donor"),
+    ]
     rows = []
-    for run, (title, _) in RUNS.items():
-        results = [result for result in judged(run).get("mini", []) if result.get("interventions")]
+    for title, found in rows_of("main", "ablation").items():
+        results = [result for result in found["mini"] if result.get("interventions")]
         if results:
-            shown = [
-                ("accuracy",),
-                ("interventions", "noise", "accuracy"),
-                ("interventions", "swap", "accuracy"),
-            ]
-            shown.append(("interventions", "swap", "follows_donor"))
             rows.append([title, *(percent(mean_of(results, *keys)) for keys in shown)])
     return grid("method | own | noise | another question's | answers that question", rows)
 
@@ -165,11 +167,11 @@ def paths() -> str:
     Latents hold several chains if it is above both controls: latents of one chain alone, and the chains of
     another question. Latents that know nothing come near the number of chains.
     """
+    keys = ("n_chains", "n_eff_distinct", "n_eff_one_path_distinct", "n_eff_control_distinct")
     rows = []
-    for run, (title, _) in RUNS.items():
-        results = judged(run).get("mini", [])
-        if results and results[0]["n_eff_distinct"] is not None:
-            keys = ("n_chains", "n_eff_distinct", "n_eff_one_path_distinct", "n_eff_control_distinct")
+    for title, found in rows_of("main", "ablation").items():
+        results = [result for result in found["mini"] if result.get("n_eff_distinct") is not None]
+        if results:
             rows.append([title, *(f"{mean_of(results, key):.2f}" for key in keys)])
     return grid("method | valid chains | N_eff | one chain alone | another question's chains", rows)
 
@@ -271,6 +273,15 @@ REDRAWN = {  # files of gsm8k/: NAME-seedS.json, and the speed
 SIZES = {"7,000": "_7000", "30,000": "_30000", "120,000": "", "400,000": "_400000"}  # examples
 
 
+def judged(run: str, folder: str) -> Results:
+    """What eval.py wrote into FOLDER/RUN-seedS.json; {} if there is no such run."""
+    found: Results = {}
+    for path in sorted((HERE / folder).glob(f"{run}-seed[0-9].json")):
+        for result in load(path):
+            found.setdefault(result["data"], []).append(result)
+    return found
+
+
 def gsm8k_redrawn() -> str:
     """SmolLM2-135M on redrawn GSM8K
 
@@ -354,8 +365,8 @@ def benchmark() -> str:
 TABLES = {
     table.__name__: table
     for table in (
-        *(methods, operations, interventions, paths, speeds, guesses, gsm8k, gsm8k_cpu, benchmark),
-        *(gsm8k_redrawn, gsm8k_curve),
+        *(methods, ablations, operations, interventions, paths, speeds, guesses),
+        *(gsm8k, gsm8k_cpu, benchmark, gsm8k_redrawn, gsm8k_curve),
     )
 }
 
