@@ -86,8 +86,8 @@ ratio = length["hidden states"].mean() / length["embeddings"].mean()
 assert ratio > 2 and cosine["hidden states"].mean() < cosine["superpositions"].mean()
 
 # %% [markdown]
-# A hidden state is 8.1<!-- float(ratio):.1f --> times as long as an embedding, and its cosine with the
-# nearest token is 0.75<!-- float(cosine["hidden states"].mean()):.2f -->, where that of an embedding is 1.
+# A hidden state is 8.2<!-- float(ratio):.1f --> times as long as an embedding, and its cosine with the
+# nearest token is 0.74<!-- float(cosine["hidden states"].mean()):.2f -->, where that of an embedding is 1.
 # And this although mini-base has *tied* weights: the logits are products of the hidden state with these very
 # embeddings. A large product needs length and a *relatively* good match, not the same place. The
 # superpositions (blue) lie where embeddings lie, or, a few of them, between two of them. This is so by
@@ -127,10 +127,10 @@ show(figure, "03-spectrum")
 
 # %% [markdown]
 # Of 128 possible directions, the table's effective rank is 91<!-- float(ranks["embedding table"]):.0f -->;
-# that of the hidden states 90<!-- float(ranks["hidden states"]):.0f -->. Latent-SFT's paper reports that a
+# that of the hidden states 85<!-- float(ranks["hidden states"]):.0f -->. Latent-SFT's paper reports that a
 # large LLM's embedding matrix has a low effective rank. A model with 488 tokens in 128 dimensions is another
 # case, which is why one measures. (The curve of the superpositions drops sharply: only
-# 90<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures
+# 91<!-- len({i for r in rows for i in r.chain}):d --> different tokens occur in these chains, and mixtures
 # of them span hardly more directions.) But do the two clouds use the *same* directions? Take the strongest 32
 # of one and see how much of the other they contain:
 
@@ -148,8 +148,8 @@ print({name: round(v, 3) for name, v in inside.items()})
 assert inside["superpositions"] > inside["hidden states"]
 
 # %% [markdown]
-# The 32 directions that carry most of the fed embeddings contain 97.0 %<!-- inside["superpositions"]:.1% -->
-# of the superpositions' variance, but only 75.6 %<!-- inside["hidden states"]:.1% --> of the hidden states'.
+# The 32 directions that carry most of the fed embeddings contain 97.1 %<!-- inside["superpositions"]:.1% -->
+# of the superpositions' variance, but only 77.5 %<!-- inside["hidden states"]:.1% --> of the hidden states'.
 #
 # ## Is rescaling enough?
 #
@@ -194,7 +194,7 @@ assert found["superposition, k = 10"] > 0.8
 assert max(found["hidden state, standardised"], found["hidden state as it is"]) < 0.1
 
 # %% [markdown]
-# Fed with superpositions, the model answers 93.0 %<!-- found["superposition, k = 10"]:.1% ± 1 --> correctly.
+# Fed with superpositions, the model answers 91.5 %<!-- found["superposition, k = 10"]:.1% ± 1 --> correctly.
 # Fed with its own hidden states, standardised or as they are, it answers almost no question. This says
 # nothing yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it
 # learns to. But it has to learn a second language for its own input. A **superposition**
