@@ -82,8 +82,8 @@ print({k: (round(result["ecr"][k], 3), round(result["ecr_control"][k], 3)) for k
 assert gain2 > gain100 and result["ecr"]["2"] > 1.6 and gain2 > 0.8
 
 # %% [markdown]
-# ECR@2 is 1.92<!-- result["ecr"]["2"]:.2f --> of 2, that of the control
-# 0.58<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 2.00<!-- result["ecr"]["100"]:.2f --> and
+# ECR@2 is 1.93<!-- result["ecr"]["2"]:.2f --> of 2, that of the control
+# 0.59<!-- result["ecr_control"]["2"]:.2f -->. At K = 100 they are 2.00<!-- result["ecr"]["100"]:.2f --> and
 # 2.00<!-- result["ecr_control"]["100"]:.2f -->: of the 488 tokens in the vocabulary only about a hundred
 # ever occur in chains. The paper quotes K from 50 to 300; with a small vocabulary only a small K is
 # informative. So these latents *do* contain their segments.
@@ -126,10 +126,10 @@ blind, _ = my_n_eff(one, chains)
 print(f"N_eff of latents that contain one chain only: {blind:.3f}")
 
 # %% [markdown]
-# N_eff is 1.9<!-- mine:.1f --> here, so "more than one chain"? Latents that were *built* to contain one chain
-# and nothing else have 1.9<!-- blind:.1f -->. Both orders have `=` and `>> <<` at the same places and end
+# N_eff is 1.8<!-- mine:.1f --> here, so "more than one chain"? Latents that were *built* to contain one chain
+# and nothing else have 1.8<!-- blind:.1f -->. Both orders have `=` and `>> <<` at the same places and end
 # with the same two steps, and all of these give mass to both. (The paper's Top-2 Score, the second weight
-# divided by the first, is 0.70<!-- min(w) / max(w):.2f --> here and misleads in the same way.) Now
+# divided by the first, is 0.53<!-- min(w) / max(w):.2f --> here and misleads in the same way.) Now
 # over all questions with several chains, once with all tokens and once with those that distinguish the
 # chains:
 
@@ -159,10 +159,10 @@ excess = result["n_eff_distinct"] - result["n_eff_one_path_distinct"]
 assert result["n_eff"] > 1.7 and abs(result["n_eff"] - result["n_eff_one_path"]) < 0.2 and abs(excess) < 0.2
 
 # %% [markdown]
-# With all tokens N_eff is 4.06<!-- result["n_eff"]:.2f -->, above 1.7, the paper's threshold for "parallel"
-# (its own models have 3.6 and 4.6 on its questions). One chain alone gets 4.05<!--
-# result["n_eff_one_path"]:.2f -->. With the tokens that differ it is 2.65<!-- result["n_eff_distinct"]:.2f
-# --> against 2.48<!-- result["n_eff_one_path_distinct"]:.2f -->: a difference of 0.17<!-- excess:.2f -->,
+# With all tokens N_eff is 4.26<!-- result["n_eff"]:.2f -->, above 1.7, the paper's threshold for "parallel"
+# (its own models have 3.6 and 4.6 on its questions). One chain alone gets 4.27<!--
+# result["n_eff_one_path"]:.2f -->. With the tokens that differ it is 2.63<!-- result["n_eff_distinct"]:.2f
+# --> against 2.57<!-- result["n_eff_one_path_distinct"]:.2f -->: a difference of 0.06<!-- excess:.2f -->,
 # which is little. These latents follow hardly more than *one* chain, well compressed. A readable picture
 # and a large N_eff would have suggested otherwise. (And on these tokens, latents that know nothing have the
 # *largest* N_eff: see the other questions' chains.)
