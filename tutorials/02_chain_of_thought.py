@@ -143,7 +143,7 @@ assert kept[0] < 0.3 and kept[-1] > 0.9 and kept[3] < 0.7
 # %% [markdown]
 # With the whole chain 100.0 %<!-- kept[-1]:.1% --> of the answers are correct, without one
 # 3.3 %<!-- kept[0]:.1% -->. Even these few are not "answers at once". Look at what is printed: the model
-# ignores the `</think>` that we put in, and goes on with its chain in the place of the answer (`40%9=4>>4`),
+# ignores the `</think>` that we put in, and goes on with its chain in the place of the answer,
 # as far as the answer's 16 tokens reach. Where it does not, it repeats the last number that it has read. So
 # the curve goes up and down with the place of the cut. (This model was never trained to answer at once. A
 # fair lower bound is a model that was: `python train.py --method no_cot` trains one in a few minutes.)

@@ -212,7 +212,7 @@ show(figure, "06-latents")
 # %% [markdown]
 # The latents have become readable: the probability mass that a latent gives to its own segment's tokens
 # went from 0.4 %<!-- before["mass"]:.1% ± 3 --> to 87.6 %<!-- after["mass"]:.1% ± 8 -->. (With so few steps
-# the second number depends on the processor.) In the latent of `20 %`, the two tokens share one vector. In
+# the second number depends on the processor.) Now the two tokens of a segment share one vector. In
 # lesson 4 we could not make mini-base do that.
 #
 # Is such a latent useful? *Compression accuracy* asks: given the encoder's latents of the **gold** chain (the

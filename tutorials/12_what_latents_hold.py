@@ -128,7 +128,7 @@ print(f"N_eff of latents that contain one chain only: {blind:.3f}")
 # %% [markdown]
 # N_eff is 1.8<!-- mine:.1f --> here, so "more than one chain"? Latents that were *built* to contain one chain
 # and nothing else have 1.8<!-- blind:.1f -->. Both orders have `=` and `>> <<` at the same places and end
-# with the same two steps, and all of these give mass to both. (The paper's Top-2 Score, the second weight
+# with the same step, and all of these give mass to both. (The paper's Top-2 Score, the second weight
 # divided by the first, is 0.53<!-- min(w) / max(w):.2f --> here and misleads in the same way.) Now
 # over all questions with several chains, once with all tokens and once with those that distinguish the
 # chains:

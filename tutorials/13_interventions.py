@@ -103,7 +103,7 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 # ## Which latent?
 #
 # `shuffle`, the question's own latents in random order, keeps 33.1 %<!-- found["shuffle"]["accuracy"]:.1%
-# --> correct, in words only 5.0 %<!-- explicit["shuffle"]["accuracy"]:.1% -->. Does it not matter where a
+# --> correct, in words only 5.0 %<!-- explicit["shuffle"]["accuracy"]:.1% -->. Does it matter less where a
 # latent stands? We leave the last one in its place and shuffle the others, and we move only the last one:
 
 # %%
@@ -128,7 +128,7 @@ assert stays > found["keep"]["accuracy"] - 0.05 and moved < stays - 0.2
 # %% [markdown]
 # Shuffling the others costs almost nothing: 91.9 %<!-- stays:.1% --> stay correct. With the last latent at
 # the front it is 10.6 %<!-- moved:.1% -->. So the answer is read from the *last* latent, which contains the
-# result, as in lesson 8. Away from its place it is often still recognised. A possible reason: it also has
+# result, as in lesson 8. Away from its place it is sometimes still recognised. A possible reason: it also has
 # `>>`, a token that occurs nowhere else in the chain (the earlier steps end with `>> <<`). In words the
 # result and `>>` are two separate tokens.
 #

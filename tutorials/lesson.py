@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from minilatent.study.figures import BLUE, GREY, ORANGE, RED, STYLE, plt  # noqa: E402,F401
 
 GREEN, PURPLE = "#3f8f5b", "#7d5ba6"
-BASE = ROOT / "minilatent" / "base"  # mini-base: explicit chain-of-thought, 0.87 M parameters
+BASE = ROOT / "minilatent" / "base"  # mini-base: explicit chain-of-thought, 0.67 M parameters
 LATENT_SFT = ROOT / "tutorials" / "checkpoints" / "latent_sft"
 COLAR = ROOT / "tutorials" / "checkpoints" / "colar"
 
