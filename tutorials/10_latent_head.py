@@ -120,8 +120,8 @@ print("share of the variance that μ misses", {c: f"{v:.1%}" for c, v in share.i
 
 # %% [markdown]
 # It was trained with `soft_mse`<!-- method.config.latent_loss:s -->, and its mean σ is
-# `6e-07`<!-- sigmas[2]:.0e --> at c = 2 (in units of the embeddings' standard deviation). Given the true
-# chain, μ misses 2.1 %<!-- share[1]:.1% --> of the targets' variance at c = 1 and 15.8 %<!-- share[6]:.1% -->
+# `4e-07`<!-- sigmas[2]:.0e --> at c = 2 (in units of the embeddings' standard deviation). Given the true
+# chain, μ misses 1.8 %<!-- share[1]:.1% --> of the targets' variance at c = 1 and 12.3 %<!-- share[6]:.1% -->
 # at c = 6. What it misses is fed back, and all later steps read it.
 #
 # CoLaR's whole loss is L_comp + λ L_latent. **L_latent** is one of the two losses above, at `<think>` and at
@@ -206,11 +206,11 @@ quotient = speed[1]["mean_len"] / speed[4]["mean_len"]
 
 # %% [markdown]
 # The length follows the prompt: asked to think 4 times faster, the model takes a chain that is
-# 3.8<!-- quotient:.1f --> times shorter. It has learned this from the prompt alone. The accuracy is about the
-# same up to 3 and falls from there: 86.7 %<!-- speed[1]["accuracy"]:.1% --> at c = 1,
-# 82.3 %<!-- speed[2]["accuracy"]:.1% --> at 2, 83.7 %<!-- speed[3]["accuracy"]:.1% --> at 3,
-# 61.7 %<!-- speed[4]["accuracy"]:.1% --> at 4, 46.7 %<!-- speed[5]["accuracy"]:.1% --> at 5,
-# 30.3 %<!-- speed[6]["accuracy"]:.1% --> at 6.
+# 3.9<!-- quotient:.1f --> times shorter. It has learned this from the prompt alone. The accuracy is about the
+# same up to 3 and falls from there: 92.0 %<!-- speed[1]["accuracy"]:.1% --> at c = 1,
+# 87.0 %<!-- speed[2]["accuracy"]:.1% --> at 2, 92.0 %<!-- speed[3]["accuracy"]:.1% --> at 3,
+# 62.0 %<!-- speed[4]["accuracy"]:.1% --> at 4, 51.7 %<!-- speed[5]["accuracy"]:.1% --> at 5,
+# 27.3 %<!-- speed[6]["accuracy"]:.1% --> at 6.
 #
 # It matters where the blocks begin and end. A step such as `12*3=36>> <<` has 6 tokens. With c = 2, 3 or 6
 # every step is cut in the same places, with 4 or 5 each one differently. And it matters what is *within* a
@@ -250,9 +250,9 @@ for c in range(1, 7):
 assert packed[1] == packed[2] == packed[3] == 0 and packed[6] == 1
 
 # %% [markdown]
-# It does matter. At c = 5, 25.9 %<!-- split[5]["with"]:.1% --> of the results that share a block with an
-# operand are wrong, and 10.1 %<!-- split[5]["without"]:.1% --> of the others. With c up to 3 hardly any is
-# wrong, at c = 3 0.8 %<!-- wrong[3]:.1% -->; at c = 6 33.2 %<!-- wrong[6]:.1% -->. All this is measured with
+# It does matter. At c = 5, 20.8 %<!-- split[5]["with"]:.1% --> of the results that share a block with an
+# operand are wrong, and 6.2 %<!-- split[5]["without"]:.1% --> of the others. With c up to 3 hardly any is
+# wrong, at c = 3 0.2 %<!-- wrong[3]:.1% -->; at c = 6 24.5 %<!-- wrong[6]:.1% -->. All this is measured with
 # the true chain before the block (teacher forcing). So the best speed for mini is 3: as accurate as 1 and 2,
 # as far as 300 questions can tell, with the fewest latents. Longer training may move this limit.
 #
