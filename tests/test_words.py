@@ -1,6 +1,7 @@
 """The generated problems: right, readable by a second program, and never shared between splits."""
 
 import itertools
+import random
 import re
 from collections import Counter
 
@@ -283,3 +284,11 @@ def test_svamp_problems_hold_a_quantity_that_does_not_matter_and_long_ones_7_or_
     assert all(irrelevant(e) == 1 for e in tests["mini_svamp"])
     assert {len(e.steps) for e in tests["mini_long"]} == {7, 8}
     assert 0.03 < sum(map(irrelevant, tests["mini"])) / len(tests["mini"]) < 0.2
+
+
+def test_a_problem_that_no_operation_continues_is_given_up():
+    problem = words.Problem(random.Random(0), "mini_hard")
+    problem.numbers = {13, 14}  # 150 - 30 is above 99, and 150 % 15 is 0
+    with pytest.raises(words.DeadEnd):
+        problem.operation(150)
+    assert problem.operation(100)[0] in "-%"

@@ -81,7 +81,13 @@ APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.
 # A step in sentences: "Ava has 12 apples. Ava gets 3 for each. Ava has 36 apples."
 SPOKEN = {"+": "gets {} more", "-": "loses {}", "*": "gets {} for each", "%": "packs by {}"}
 
+ATTEMPTS = 10_000  # at an operation
+
 Quantity = tuple[int, int | None]  # a value, and the index of the step that computed it (None: from the text)
+
+
+class DeadEnd(Exception):
+    """No operation fits: mini_hard has few numbers, and a sum of two tracks may be large."""
 
 
 @dataclass
@@ -114,13 +120,14 @@ class Problem:
         return self.rng.randint(low, common)
 
     def operation(self, value: int) -> tuple[str, int]:
-        """An operator and a new number whose result on `value` is in 1..99."""
-        while True:
+        """An operator and a new number whose result on `value` is in 1..99. DeadEnd if none is found."""
+        for _ in range(ATTEMPTS):
             op = self.rng.choice(OPERATORS)
             c = self.number(op)
             fits = 0 < APPLY[op](value, c) <= MAX_NUMBER and (op != "%" or c < value)
             if fits and c not in self.numbers:
                 return op, c
+        raise DeadEnd
 
     def say(self, kind: str, c: int = 0, **people: str) -> None:
         """Add a sentence of this kind."""
@@ -244,7 +251,10 @@ def make(test_set: str, rng: random.Random, chain_style: str = "equations") -> E
     tracks = rng.choices((1, 2, 3), TRACKS[min(n, 5)])[0]
     while True:  # until no number is above 99, and remainders come early enough
         problem = Problem(rng, test_set)
-        problem.tell(n, tracks)
+        try:
+            problem.tell(n, tracks)
+        except DeadEnd:
+            continue
         early = sum("%" in s.equation for s in problem.steps[:-1])
         if all(s.result <= MAX_NUMBER for s in problem.steps) and early >= REMAINDERS[min(n, 5)]:
             break
