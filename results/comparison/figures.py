@@ -11,6 +11,7 @@ from minilatent.study.figures import BLUE, GREY, RED, STYLE, plt, save_figure
 from .claims import CLAIMS
 from .entries import ROWS
 from .verdicts import (
+    PLATEAU,
     UNITS,
     Line,
     claim_cells,
@@ -25,6 +26,9 @@ from .verdicts import (
 
 # Colour and marker of each row
 STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
+
+
+TWO, WORDS, ANSWER = "latent_sft_2", "cot_sft", "no_cot"  # rows that titles name
 
 
 def titles(lines: list[Line]) -> dict[str, str]:
@@ -45,6 +49,16 @@ def label_points(ax, points: list[tuple], at: float, least: float, fontsize: flo
         line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": (0, 0.5)}
         more = {"va": "center", "fontsize": fontsize, "annotation_clip": False, "arrowprops": line | arrow}
         ax.annotate(text, (x, y), (at, height), color=colour, **more)
+
+
+def frontier_title(lines: list[Line]) -> str:
+    found = {row: estimate(lines, row) for row in (TWO, WORDS)}
+    if not all(found.values()):
+        return "Equal compute: accuracy against length of thought"
+    lengths = [mean_length([line for line in lines if line["row"] == row]) for row in (TWO, WORDS)]
+    share = f"{100 * found[TWO].mean / found[WORDS].mean:.0f} % of CoT-SFT's accuracy"
+    length = f"{100 * lengths[0] / lengths[1]:.0f} % of its length"
+    return f"Equal compute: Latent-SFT(2) has {share} at {length}"
 
 
 @plt.rc_context(STYLE)
@@ -72,7 +86,7 @@ def frontier_figure(lines: list[Line]):
     ax.set(xlim=(-0.03 * longest, 1.28 * longest), xlabel="#L, steps of thinking (mean)")
     ax.set(ylim=(0, 103), ylabel="accuracy (%), mean of four test sets")
     ax.grid(alpha=0.25)
-    ax.set_title("Equal compute: accuracy against length of thought", loc="left", fontweight="bold")
+    ax.set_title(frontier_title(lines), loc="left", fontweight="bold")
     return figure
 
 
@@ -80,6 +94,7 @@ def frontier_figure(lines: list[Line]):
 def steps_figure(lines: list[Line]):
     """Accuracy against the number of steps of the problem, with 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(12.2, 4.8), layout="constrained", sharey=True)
+    longest = {}  # by row: its accuracy on mini's problems with the most steps
     for ax, name in zip(axes, ("mini", "mini_hard")):
         ends = []
         for row, title in titles(lines).items():
@@ -99,6 +114,7 @@ def steps_figure(lines: list[Line]):
             line = "--" if row.endswith(("_3", "_6")) else "-"
             ax.errorbar(xs, ys, errors, capsize=2, linestyle=line, **look)
             ends.append((title, xs[-1], ys[-1], colour))
+            longest.setdefault(row, (xs[-1], f"{title} {ys[-1]:.0f} %"))
         ax.set_title(name, loc="left", fontweight="bold")
         ax.set(xlabel="steps of the problem", ylim=(0, 103))
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -106,6 +122,9 @@ def steps_figure(lines: list[Line]):
     if ends:
         label_points(axes[-1], ends, max(x for _, x, _, _ in ends) + 0.16, 5.5)
     axes[0].set_ylabel("accuracy (%)")
+    if named := [longest[row] for row in (TWO, ANSWER) if row in longest]:
+        title = f"Problems of {named[0][0]:.0f} steps: {', '.join(what for _, what in named)}"
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
@@ -142,7 +161,9 @@ def interventions_figure(lines: list[Line]):
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     figure.colorbar(image, ax=ax, label="%", pad=0.015, aspect=18)
-    title = f"Accuracy on {judged[0]['data']} when the latents are replaced"
+    donors = [values[-1] for values in table]
+    share = f"{min(donors):.0f} to {max(donors):.0f} % of the answers become that question's"
+    title = f"{judged[0]['data']}: with another question's latents (swap), {share}"
     ax.set_title(title, loc="left", fontweight="bold", pad=14)
     return figure
 
@@ -151,7 +172,7 @@ def interventions_figure(lines: list[Line]):
 def compute_figure(lines: list[Line], curves: Path):
     """Accuracy on validation against training FLOPs, the mean over seeds; of runs with a curve."""
     figure, ax = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    ends = []
+    ends, rising = [], 0
     runs = {line["run"]: line for line in lines if line["group"] == "main"}  # CoLaR's speeds share one
     for run, line in runs.items():
         seeds = sorted({l["seed"] for l in lines if l["row"] == line["row"]})
@@ -169,6 +190,7 @@ def compute_figure(lines: list[Line], curves: Path):
         if entry and len(entry.variants) > 1:  # CoLaR
             title += ", mean over speeds"
         ends.append((title, xs[-1], float(ys[-1]), colour))
+        rising += line["gain"] >= PLATEAU
     if not ends:
         return None
     longest = max(x for _, x, _, _ in ends)
@@ -176,7 +198,8 @@ def compute_figure(lines: list[Line], curves: Path):
     ax.set(xlabel="training compute (10¹³ FLOPs), last stage", ylabel="accuracy on validation (%)")
     ax.set(xlim=(0, 1.25 * longest), ylim=(0, 103))
     ax.grid(alpha=0.25)
-    ax.set_title("Accuracy against training compute", loc="left", fontweight="bold")
+    title = f"{rising} of {len(ends)} methods still gain a point or more in their last quarter"
+    ax.set_title(title, loc="left", fontweight="bold")
     return figure
 
 
