@@ -5,7 +5,8 @@ A run folder:
     model.safetensors            the final model; with LoRA, the adapters alone
     minilatent_tokenizer.json    the tokenizer
     metrics.jsonl                one line per logged step and validation
-    state/                       what resuming needs: resume.safetensors, a best-STAGE.safetensors per stage
+    state/                       what resuming needs: resume.safetensors, a best-STAGE.safetensors per stage,
+                                 Latent-SFT's labels.safetensors
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""GRPO for a model that thinks in latents: what the RL stages of CoLaR and Latent-SFT share.
+"""GRPO (group relative policy optimization, arXiv 2402.03300) for a model that thinks in latents: what the RL
+stages of CoLaR and Latent-SFT share.
 
 For each question G chains and answers are sampled: latents by the method's own policy, the end of the
 chain and the answer's tokens from the language head. The reward is 1 for a right answer; the advantage A
