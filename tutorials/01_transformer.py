@@ -182,9 +182,9 @@ on_operands = looks[:, (seen == first) | (seen == tok.encode("3")[0])].sum(1)
 print(f"the head that attends most to 12 and 3 gives them {on_operands.max():.2f} of its attention")
 
 # %% [markdown]
-# In the first two layers, some heads attend almost only to one part of the equation itself: `12`,
-# `*` or `3`. The question has been read, its numbers have been brought here, and what is left is a
-# multiplication.
+# In the first layer one head attends mostly to `*`, in the second layer all four attend almost only to the
+# operands, `12` and `3`, and to those of the equation itself. The question has been read, its numbers have
+# been brought here, and what is left is a multiplication.
 #
 # ## The model reads vectors
 #
@@ -222,7 +222,7 @@ print(f"at λ = 0.5: 12 with {half[0]:.2f}, 20 with {half[1]:.2f}")
 # %% [markdown]
 # A pure token is copied faithfully: at the left end the model predicts 12 with probability
 # 1.00<!-- probs[0, 0]:.2f -->. In the middle nothing breaks: together the two numbers get
-# 0.99<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such a vector in
+# 1.00<!-- float(half.sum()):.2f ± 0.02 --> of the probability. The model has never seen such a vector in
 # training, yet it reads it as one of the two numbers and not as noise. The switch from one to the other is
 # sharp, because nobody has trained the model to keep both. So a single vector can lie between tokens and
 # still mean something to the model. That is the subject of this course: what to feed instead of tokens, how

@@ -57,6 +57,10 @@ def my_decode(question, most=80):
 print(" ".join(tok.name(i) for i in my_decode(test[0].question)))
 
 # %% [markdown]
+# Compare this with the chain above, the reference solution. In the fifth step the model adds `6`, what Finn
+# has, where `19` is needed, what Leo has. So its answer,
+# `7`<!-- method.solve([test[0].question]).answers[0]:s -->, is wrong. Such errors are rare, as we will see.
+#
 # The package's loop (`decode.py`) does the same for many questions side by side, even when one of them is
 # already answering while another still thinks. Both loops must produce the same tokens:
 
@@ -143,10 +147,11 @@ assert kept[0] < 0.3 and kept[-1] > 0.9 and kept[3] < 0.7
 # %% [markdown]
 # With the whole chain 100.0 %<!-- kept[-1]:.1% --> of the answers are correct, without one
 # 3.3 %<!-- kept[0]:.1% -->. Even these few are not "answers at once". Look at what is printed: the model
-# ignores the `</think>` that we put in, and goes on with its chain in the place of the answer,
-# as far as the answer's 16 tokens reach. Where it does not, it repeats the last number that it has read. So
-# the curve goes up and down with the place of the cut. (This model was never trained to answer at once. A
-# fair lower bound is a model that was: `python train.py --method no_cot` trains one in a few minutes.)
+# ignores the `</think>` that we put in, and goes on with its chain in the place of the answer, as far as the
+# answer's 16 tokens reach. Where the chain ends in time, its last number is the answer (`20%12=8>>8`). Where
+# the cut is inside the last step, the model easily loses its place (`20=2>>2`). So the curve goes up and down
+# with the place of the cut. (This model was never trained to answer at once. A fair lower bound is a model
+# that was: `python train.py --method no_cot` trains one in a few minutes.)
 #
 # ## Which tokens carry information?
 #
@@ -167,7 +172,7 @@ row = max(rows[:60], key=lambda r: surprises(r).sum())  # the row with the most 
 s = surprises(row)
 figure, ax = plt.subplots(figsize=(11, 3))
 ax.bar(range(len(s)), s, color=[ORANGE if x > 0.05 else GREY for x in s])
-ax.set_xticks(range(len(s)), [tok.name(i) for i in row.chain], fontsize=9)
+ax.set_xticks(range(len(s)), [tok.name(i) for i in row.chain], fontsize=9, rotation=60)
 ax.set(ylabel="surprise (nats)", title="Which tokens of a chain are not predictable?")
 show(figure, "02-surprise")
 
@@ -183,8 +188,9 @@ assert predictable > 0.9 and first > 0.8
 # %% [markdown]
 # 97.4 %<!-- float(predictable):.1% --> of the tokens were as good as certain (p above `0.99`), and
 # 89.7 %<!-- float(first):.1% --> of all surprise is at the first token of a step. The question leaves hardly
-# anything open: only, where the amounts of two people are added, which of them is written first. Yet each
-# token costs the same pass.
+# anything open: only, where the amounts of two people are added, which of them is written first. What is more
+# than that is the model's own doubt: the figure shows the chain of the first question, and the high bar stands
+# where the model expected `6` instead of `19`. Yet each token costs the same pass.
 #
 # Be careful with the conclusion: a predictable token is not a useless one. A result such as `36` is
 # predictable after `12*3=` because the model computes it in that very pass, and it has to be *written* to be

@@ -195,9 +195,10 @@ assert max(found["hidden state, standardised"], found["hidden state as it is"]) 
 
 # %% [markdown]
 # Fed with superpositions, the model answers 91.5 %<!-- found["superposition, k = 10"]:.1% ± 1 --> correctly.
-# Fed with its own hidden states, standardised or as they are, it answers almost no question. This says
-# nothing yet about what *training* can do: Coconut and CODI train the model to read hidden states, and it
-# learns to. But it has to learn a second language for its own input. A **superposition**
+# Fed with its own hidden states, it answers 5.0 %<!-- found["hidden state, standardised"]:.1% ± 1 -->
+# (standardised) or 2.0 %<!-- found["hidden state as it is"]:.1% ± 1 --> (as they are), hardly more than with
+# no chain at all (lesson 2). This says nothing yet about what *training* can do: Coconut and CODI train the
+# model to read hidden states, and it learns to. But it has to learn a second language for its own input. A **superposition**
 #
 # $$ z = \sum_v \alpha_v\, e_v, \qquad \alpha = \text{a probability vector over the vocabulary} $$
 #
@@ -212,5 +213,5 @@ assert max(found["hidden state, standardised"], found["hidden state as it is"]) 
 #    can never be a superposition?
 #
 # ## Next
-# On mini-base, superpositions cost little accuracy, but they do cost some. **Why? What exactly is fed back,
+# On mini-base, superpositions cost only some points of accuracy, but they do cost them. **Why? What exactly is fed back,
 # and how far is it from a single token?** → [4 · One-hot against superposition](04_superposition.ipynb)

@@ -128,10 +128,11 @@ assert sure > 0.9
 # %% [markdown]
 # In 97.3 %<!-- float(sure):.1% --> of the steps one token has more than `0.99` of the probability: the
 # mixture *is* that token's embedding, to within a hundredth. A model trained on words is nearly one-hot, so
-# feeding back its superposition changes little. Of the rest, the small hill on the right of the figure is the
-# open place of lesson 2: in the sum of two people's amounts either may come first. There the mixture holds
-# both, and does harm. A token *decides* which amount is written first, and so which one is still to come;
-# after the mixture the model does not know, and may write the same one twice: `28+28=56>>`<!-- written:s -->.
+# feeding back its superposition changes little. Most of the rest is the hill between `0.5` and `1.2` nats in
+# the figure, the open place of lesson 2: in the sum of two people's amounts either may come first. There the
+# mixture holds both, and does harm. A token *decides* which amount is written first, and so which one is still
+# to come; after the mixture the model does not know, and may write the same one twice:
+# `28+28=56>>`<!-- written:s -->.
 # (Larger models are less certain on harder questions; reports on what Soft Thinking gains there differ.)
 #
 # ## Forced to mix
