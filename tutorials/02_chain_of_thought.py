@@ -188,9 +188,9 @@ assert predictable > 0.9 and first > 0.8
 # %% [markdown]
 # 97.4 %<!-- float(predictable):.1% --> of the tokens were as good as certain (p above `0.99`), and
 # 89.7 %<!-- float(first):.1% --> of all surprise is at the first token of a step. The question leaves hardly
-# anything open: only, where the amounts of two people are added, which of them is written first. What is more
-# than that is the model's own doubt: the figure shows the chain of the first question, and the high bar stands
-# where the model expected `6` instead of `19`. Yet each token costs the same pass.
+# anything open: only, where the amounts of two people are added, which of them is written first. The rest is
+# the model's own doubt. (The figure shows the chain of the first question, and the high bar stands where the
+# model expected `6` instead of `19`.) Yet each token costs the same pass.
 #
 # Be careful with the conclusion: a predictable token is not a useless one. A result such as `36` is
 # predictable after `12*3=` because the model computes it in that very pass, and it has to be *written* to be

@@ -198,7 +198,8 @@ assert max(found["hidden state, standardised"], found["hidden state as it is"]) 
 # Fed with its own hidden states, it answers 5.0 %<!-- found["hidden state, standardised"]:.1% ± 1 -->
 # (standardised) or 2.0 %<!-- found["hidden state as it is"]:.1% ± 1 --> (as they are), hardly more than with
 # no chain at all (lesson 2). This says nothing yet about what *training* can do: Coconut and CODI train the
-# model to read hidden states, and it learns to. But it has to learn a second language for its own input. A **superposition**
+# model to read hidden states, and it learns to. But it has to learn a second language for its own input. A
+# **superposition**
 #
 # $$ z = \sum_v \alpha_v\, e_v, \qquad \alpha = \text{a probability vector over the vocabulary} $$
 #
@@ -213,5 +214,5 @@ assert max(found["hidden state, standardised"], found["hidden state as it is"]) 
 #    can never be a superposition?
 #
 # ## Next
-# On mini-base, superpositions cost only some points of accuracy, but they do cost them. **Why? What exactly is fed back,
+# On mini-base, superpositions cost little accuracy, but they do cost some. **Why? What exactly is fed back,
 # and how far is it from a single token?** → [4 · One-hot against superposition](04_superposition.ipynb)

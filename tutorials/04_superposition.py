@@ -130,10 +130,10 @@ assert sure > 0.9
 # mixture *is* that token's embedding, to within a hundredth. A model trained on words is nearly one-hot, so
 # feeding back its superposition changes little. Most of the rest is the hill between `0.5` and `1.2` nats in
 # the figure, the open place of lesson 2: in the sum of two people's amounts either may come first. There the
-# mixture holds both, and does harm. A token *decides* which amount is written first, and so which one is still
-# to come; after the mixture the model does not know, and may write the same one twice:
-# `28+28=56>>`<!-- written:s -->.
-# (Larger models are less certain on harder questions; reports on what Soft Thinking gains there differ.)
+# mixture holds both, and does harm. A token *decides* which amount is written first, and so which one is
+# still to come; after the mixture the model does not know, and may write the same one twice:
+# `28+28=56>>`<!-- written:s -->. (Larger models are less certain on harder questions; reports on what Soft
+# Thinking gains there differ.)
 #
 # ## Forced to mix
 #

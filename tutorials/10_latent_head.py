@@ -207,9 +207,10 @@ quotient = speed[1]["mean_len"] / speed[4]["mean_len"]
 
 # %% [markdown]
 # The length follows the prompt: asked to think 4 times faster, the model takes a chain that is
-# 3.9<!-- quotient:.1f --> times shorter. It has learned this from the prompt alone. At speed 3 the accuracy is
-# as high as at 1 (at 2 a little lower), and it falls from there: 92.0 %<!-- speed[1]["accuracy"]:.1% --> at
-# c = 1, 87.0 %<!-- speed[2]["accuracy"]:.1% --> at 2, 92.0 %<!-- speed[3]["accuracy"]:.1% --> at 3,
+# 3.9<!-- quotient:.1f --> times shorter. It has learned this from the prompt alone. At speed 3 the accuracy
+# is as high as at 1 (at 2 a little lower), and it falls from there:
+# 92.0 %<!-- speed[1]["accuracy"]:.1% --> at c = 1,
+# 87.0 %<!-- speed[2]["accuracy"]:.1% --> at 2, 92.0 %<!-- speed[3]["accuracy"]:.1% --> at 3,
 # 62.0 %<!-- speed[4]["accuracy"]:.1% --> at 4, 51.7 %<!-- speed[5]["accuracy"]:.1% --> at 5,
 # 27.3 %<!-- speed[6]["accuracy"]:.1% --> at 6.
 #
