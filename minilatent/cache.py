@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .model import ModelConfig, Transformer
 
-PREFILL_ROWS = 64  # questions that are read side by side
+PREFILL_ROWS = 32  # questions that are read side by side: few, so that little is padding
 
 
 class KVCache:
