@@ -264,7 +264,7 @@ show(figure, "11-trained")
 assert 0 < mixed < 32 and outside["sum"] > 0.2 and outside["mean"] < 0.02
 
 # %% [markdown]
-# After one step with learning rate `3e-5`, 94 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the
+# After one step with learning rate `3e-5`, 96 %<!-- outside["sum"]:.0% ± 5 --> of the latents have left the
 # allowed range by the likelihood ratio, and 0 %<!-- outside["mean"]:.0% --> by its 128th root. It is the same
 # as in the toy problem.
 #
