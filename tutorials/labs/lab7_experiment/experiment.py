@@ -6,7 +6,7 @@
     python experiment.py check ENTRY.json ..            entries are complete and within the limits
     python experiment.py board ENTRY.json ..            print the leaderboard
 
---latents n [8], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where
+--latents n [9], --seconds [600], --seed [0], --questions [500], --repo FOLDER (default: where
 minilatent is found).
 """
 
@@ -242,7 +242,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("what", choices=("trial", "enter", "check", "board"))
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--latents", type=float, default=8.0)
+    parser.add_argument("--latents", type=float, default=9.0)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", type=int, default=500)
