@@ -111,10 +111,10 @@ def accuracy_table(*groups: str) -> str:
 def methods() -> str:
     """Methods on mini
 
-    Accuracy in % on 1,000 questions of each test set, and #L on mini: latents, or tokens of the chain, before
+    Accuracy in % on 1,334 questions of each test set, and #L on mini: latents, or tokens of the chain, before
     the answer. `mini_long` has seven and eight operations, more than training shows. Compute is that of the
     training, in 10¹³ FLOPs. All but the first row start from mini-base, whose compute comes on top, or from
-    random weights where the row says so.
+    random weights where the row says so (then their compute includes as much as mini-base's).
     """
     return accuracy_table("main")
 

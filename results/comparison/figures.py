@@ -215,12 +215,17 @@ def claims_figure(lines: list[Line]):
     """A forest plot: for each claim the margins of its trends that are in points of accuracy, and the weakest
     with its interval."""
     figure, ax = plt.subplots(figsize=(11, 7.2), layout="constrained")
-    heads, drawn, holding = [], False, 0
+    heads, drawn, holding, one_seed = [], False, 0, False
     for y, claim in enumerate(CLAIMS):
         heads.append(textwrap.fill(f"{y + 1}. {claim.sentence}", 46))
         found = run_trends(lines, claim.trends)
-        holding += claim_cells(claim, found)[0] == "holds"
-        found = [each for each in found if UNITS[each[0].measure][0] == "points"]
+        what, _, count = claim_cells(claim, found)
+        holding, one_seed = holding + what.startswith("holds"), one_seed or count == "1"
+        in_points = [each for each in found if UNITS[each[0].measure][0] == "points"]
+        if not in_points:  # N_eff, for example
+            text = "not in points: see verdicts.md" if found else "not run"
+            ax.annotate(text, (0, y), (8, 0), textcoords="offset points", va="center", fontsize=8, color=GREY)
+        found = in_points
         for each in found:
             drawn, (trend, what, estimated) = True, each
             marker, colour, filled = LOOKS[what]
@@ -231,20 +236,21 @@ def claims_figure(lines: list[Line]):
                 continue
             arms = [[mean - low], [high - mean]]
             ax.errorbar(mean, y, xerr=arms, fmt=marker, capsize=3, zorder=3, **look)
-            ax.annotate(
-                trend.name, (mean, y), (0, -7), textcoords="offset points", ha="center", va="top", fontsize=8
-            )
+            look = {"ha": "center", "va": "top", "fontsize": 8, "zorder": 2}
+            look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            ax.annotate(trend.name, (mean, y), (0, -7), textcoords="offset points", **look)
     if not drawn:
         plt.close(figure)
         return None
-    ax.axvline(0, color="black", linewidth=1)
+    ax.axvline(0, color="black", linewidth=1, zorder=1)
     ax.set_yticks(range(len(CLAIMS)), heads, fontsize=9)
     ax.set(ylim=(len(CLAIMS) - 0.4, -0.6), xlabel="margin (points): right of 0 the claim holds")
     for what, (marker, colour, filled) in LOOKS.items():
         ax.plot([], [], marker, color=colour, markerfacecolor=colour if filled else "white", label=what)
     ax.margins(x=0.15)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    figure.suptitle(f"{holding} of {len(CLAIMS)} claims hold", x=0.01, ha="left", fontweight="bold")
+    title = f"{holding} of {len(CLAIMS)} claims hold" + (", some on one seed" if one_seed else "")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     ax.grid(axis="x", alpha=0.25)
     return figure
 
