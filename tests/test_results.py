@@ -120,7 +120,7 @@ def test_the_command_writes_what_is_stale_and_check_only_names_it(folder, monkey
         ["| NO_COT", "2", "4.1", "30.0"],  # the mean over seeds
     ]
     written = (folder / "tables/methods.md").read_text(encoding="utf-8")
-    assert written.startswith("# Methods on mini\n\n| method |") and "1,000 questions" in written
+    assert written.startswith("# Methods on mini\n\n| method |") and "1,334 questions" in written
 
     assert call(monkeypatch, capsys, "--check")[0] == 0
     assert call(monkeypatch, capsys)[0] == 0 and page.read_text(encoding="utf-8") == text
