@@ -183,7 +183,7 @@ def preset(name: str, presets: dict[str, dict]) -> dict:
 # ------------------------------------------------------------------ command line
 
 # Commands, options with their values, and paths, which may hold blanks.
-PASTED = re.compile(r"(?:python|pip) [^;,()]*|--\w+ \S+|(?<!\S)(?:[A-Z]:)?[/\\]\w[^:;,()]*[/\\]\S*")
+PASTED = re.compile(r"(?:python|pip) [^;,()]*|--\w+ \S+|(?<!\S)(?:[A-Z]:)?[/\\]\w(?:(?!  )[^:;,()])*[/\\]\S*")
 
 
 def wrapped(message: str, indent: int = 2) -> str:

@@ -149,7 +149,8 @@ def test_the_loss_is_every_row_by_itself_whatever_the_padding(tok, rows, c, swit
         for i, y in enumerate(labels + row.tail, think):
             before_latent = i < think + len(z)
             if before_latent and not config.compressed_labels:
-                comp.append(-torch.log1p(-log_q[i, tok.end_think].exp()).item())
+                others = torch.arange(len(log_q[i])) != tok.end_think  # 1 - p loses digits at p near 1
+                comp.append(-log_q[i, others].logsumexp(0).item())
             else:
                 comp.append(-log_q[i, y].item())
         for i in range(think, think + len(z) + 1):  # <think>, z_1 .. z_N; the last predicts </think>

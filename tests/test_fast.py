@@ -22,6 +22,7 @@ from minilatent.fast import Fast, OneToken, padded
 from minilatent.machine import Moved
 from minilatent.masks import PAD
 from minilatent.methods.cot_sft import CoTSFT
+from minilatent.run import load_run
 from minilatent.trainer import Trainer
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -178,15 +179,23 @@ def test_without_a_compiler_one_line_says_so_and_nothing_is_lost(tmp_path, monke
     assert [path for path in sorted(tmp_path.rglob("*")) if path.suffix != ".lock"] == before
 
 
-def test_eval_with_compile_finds_the_same(runs, tmp_path, capsys):
-    found = []
+def test_eval_with_compile_finds_the_same(runs, tmp_path, capsys, monkeypatch):
+    """In float64: random weights that think turn float32's rounding into other latents."""
+
+    def in_double(*args):
+        method = load_run(*args)
+        method.model.double()
+        return method
+
+    found, main = [], script("eval")
+    monkeypatch.setitem(main.__globals__, "load_run", in_double)
     for more in ([], ["--compile"]):
         file, options = tmp_path / "found.json", ["--data", "mini", "--limit", "30", "--threads", "1"]
-        script("eval")(["--ckpt", str(runs["latent_sft"]), "--json", str(file), *options, *more])
+        main(["--ckpt", str(runs["latent_sft"]), "--json", str(file), *options, *more])
         found.append(json.loads(file.read_text(encoding="utf-8"))[0])
     assert found[0].keys() == found[1].keys() and found[0]["mean_len"] > 0
     for key in ("n", "accuracy", "mean_len", "closed", "entropy"):
-        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4), key
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-6), key
 
 
 # ------------------------------------------------------------------ nobody waits for the device
