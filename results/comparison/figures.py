@@ -162,8 +162,8 @@ def interventions_figure(lines: list[Line]):
     ax.spines[:].set_visible(False)
     figure.colorbar(image, ax=ax, label="%", pad=0.015, aspect=18)
     donors = [values[-1] for values in table]
-    share = f"{min(donors):.0f} to {max(donors):.0f} % of the answers become that question's"
-    title = f"{judged[0]['data']}: with another question's latents (swap), {share}"
+    follow = f"{sum(share > 50 for share in donors)} of {len(donors)} models"
+    title = f"{judged[0]['data']}: given another question's latents (swap), {follow} answer that question"
     ax.set_title(title, loc="left", fontweight="bold", pad=14)
     return figure
 
