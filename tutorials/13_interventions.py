@@ -73,7 +73,9 @@ for who in (found, explicit):
     assert who["keep"]["unchanged"] > 0.99 and who["swap"]["follows_donor"] > 0.5
     assert who["noise"]["accuracy"] < who["keep"]["accuracy"] / 2
     assert max(who[n]["accuracy"] for n in ("mean", "zeros", "swap")) < 0.4
-assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < found["keep"]["accuracy"] - 0.1
+more = intervene(method, tasks.load("mini", "test", limit=400), ["keep", "top1"])  # a smaller effect
+print_interventions(more)
+assert explicit["top1"]["unchanged"] > 0.99 and more["top1"]["accuracy"] < more["keep"]["accuracy"] - 0.2
 
 # %% [markdown]
 # Kept as they are, 92.5 %<!-- found["keep"]["accuracy"]:.1% --> are correct (this checks that replacing costs
@@ -95,7 +97,8 @@ assert explicit["top1"]["unchanged"] > 0.99 and found["top1"]["accuracy"] < foun
 # [another question's words](../playground/index.html#model=cot_sft&sel=L2&all=swap).
 #
 # `top1` feeds one token per step, the most likely one, instead of the mixture:
-# 73.8 %<!-- found["top1"]["accuracy"]:.1% --> stay correct. (For words it changes nothing, by construction.)
+# of 400 questions, 73.2 %<!-- more["top1"]["accuracy"]:.1% --> are correct instead of
+# 94.8 %<!-- more["keep"]["accuracy"]:.1% -->. (For words it changes nothing, by construction.)
 # So the mixture is *used*. Does that make it a superposition of several lines of thought? Lesson 12 said no:
 # what is mixed are the r tokens of *one* segment of one chain. It is a compression, and top1 cuts out half of
 # each segment.
