@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .entries import LATENT_ROWS, ROWS
+from .entries import LATENT_ROWS, ROWS, TITLES
 
 SETS = ("mini", "mini_hard", "mini_svamp", "mini_multiarith")  # what trends are about, as a rule
 SEVERAL = SETS[:3]  # problems of several lengths, some with several valid chains: not so in mini_multiarith
@@ -35,7 +35,7 @@ class Claim:
 
 def each(name: str, b: str, sets=SETS, measure: str = "accuracy", direction: str = ">") -> list[Trend]:
     """The same trend of every row that thinks in latents."""
-    return [Trend(f"{row} {name}", row, b, sets, measure, direction) for row in LATENT_ROWS]
+    return [Trend(f"{TITLES[row]} {name}", row, b, sets, measure, direction) for row in LATENT_ROWS]
 
 
 TWO, SIX, POINT = "latent_sft_2", "latent_sft_6", 0.01
@@ -81,20 +81,20 @@ CLAIMS = [
         "Coconut needs its curriculum",
         "2412.06769",
         "claims",
-        [Trend("coconut above no curriculum", "coconut", "coconut_no_curriculum")],
+        [Trend("Coconut above no curriculum", "coconut", "coconut_no_curriculum")],
     ),
     Claim(
         "No-CoT ≤ pause < iCoT < Coconut < CODI ≤ SIM-CoT ≈ CoT-SFT",
         "2502.21074, 2509.20317",
         "frontier",
         [
-            Trend("pause at least no_cot, within a point", "pause", "no_cot", tolerance=POINT),
-            Trend("icot above pause", "icot", "pause"),
-            Trend("coconut above icot", "coconut", "icot"),
-            Trend("codi above coconut", "codi", "coconut"),
-            Trend("sim_cot above coconut", "sim_cot", "coconut"),
-            Trend("sim_cot at least codi, within a point", "sim_cot", "codi", tolerance=POINT),
-            Trend("sim_cot at least cot_sft, within a point", "sim_cot", "cot_sft", tolerance=POINT),
+            Trend("Pause tokens at least No-CoT, within a point", "pause", "no_cot", tolerance=POINT),
+            Trend("iCoT above pause tokens", "icot", "pause"),
+            Trend("Coconut above iCoT", "coconut", "icot"),
+            Trend("CODI above Coconut", "codi", "coconut"),
+            Trend("SIM-CoT above Coconut", "sim_cot", "coconut"),
+            Trend("SIM-CoT at least CODI, within a point", "sim_cot", "codi", tolerance=POINT),
+            Trend("SIM-CoT at least CoT-SFT, within a point", "sim_cot", "cot_sft", tolerance=POINT),
         ],
     ),
     Claim(
@@ -128,16 +128,16 @@ CLAIMS = [
         "2602.00449 of CODI, openreview UQFTJPqJAc of all",
         "steps",
         [
-            Trend("codi within 3 points of cot_sft up to 3 steps", *CODI, SEVERAL, "short", tolerance=0.03),
-            Trend("codi below cot_sft beyond", *CODI, SEVERAL, "long", "<"),
-            *each("falls faster with each step than cot_sft", "cot_sft", SEVERAL, "slope", "<"),
+            Trend("CODI within 3 points of CoT-SFT up to 3 steps", *CODI, SEVERAL, "short", tolerance=0.03),
+            Trend("CODI below CoT-SFT beyond", *CODI, SEVERAL, "long", "<"),
+            *each("falls faster with each step than CoT-SFT", "cot_sft", SEVERAL, "slope", "<"),
         ],
     ),
     Claim(
         "Where several chains are valid, latents gain more than words",
         "2510.15522, 2505.23648; openreview UQFTJPqJAc denies it",
         "claims",  # against No-CoT, too: with several chains a problem is also less deep
-        each("gains more than cot_sft", "cot_sft", SEVERAL, "several")
+        each("gains more than CoT-SFT", "cot_sft", SEVERAL, "several")
         + each("gains more than No-CoT from scratch", "no_cot_scratch", SEVERAL, "several"),
     ),
 ]

@@ -295,7 +295,7 @@ class Comparison:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
             group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
-            shown = {"title": variant.title or entry.title, "group": group}
+            shown = {"title": entry.title_of(variant), "group": group}
             line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}
             line |= {"budget": self.budget, "limit": self.limit}
             for name in names:

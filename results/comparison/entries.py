@@ -43,6 +43,9 @@ class Entry:
         """Its name in rows.jsonl"""
         return self.name + variant.suffix + self.again
 
+    def title_of(self, variant: Variant) -> str:
+        return variant.title or self.title
+
     def longer(self) -> "Entry":
         """The same with twice the compute."""
         return replace(self, share=2 * self.share, times=2 * self.times)
@@ -97,7 +100,7 @@ COLAR_2ND = {"share": 0.5, "after": "colar_sentences"}
 LATENT_2ND = {"share": 0.65, "after": "latent_sft_part"}
 
 ENTRIES = [
-    Entry("base", "CoT-SFT, the base", {}, WORDS),
+    Entry("base", "mini-base", {}, WORDS),
     Entry("cot_sft", "CoT-SFT", {"method": "cot_sft"}, WORDS),
     Entry("no_cot", "No-CoT", {"method": "no_cot"}, (GREY, "v")),
     from_scratch("no_cot_scratch", "No-CoT, from scratch", "no_cot", ("#5a5f68", "v")),
@@ -137,4 +140,5 @@ ENTRIES = [
     Entry("latent_rl", "Latent-RL", {**TWO, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
 ]
 ROWS = {entry.row(v): (entry, v) for entry in ENTRIES for v in entry.variants}
+TITLES = {row: entry.title_of(variant) for row, (entry, variant) in ROWS.items()}
 LATENT_ROWS = [row for row, (entry, _) in ROWS.items() if entry.main and entry.latent]
