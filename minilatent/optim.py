@@ -9,11 +9,13 @@ from .checkpoint import frozen
 from .config import Config
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share `warmup` of the steps, then a cosine down to 0."""
+def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: bool = True) -> float:
+    """Linear warm-up over a share `warmup` of the steps, then a cosine down to 0, or without decay the peak."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return peak * (step + 1) / rise
+    if not decay:
+        return peak
     fall = (step - rise) / max(1, steps - rise)
     return peak * 0.5 * (1 + math.cos(math.pi * fall))
 

@@ -99,7 +99,7 @@ class Trainer:
                 epoch = step // per_epoch
                 order = batches(stage.lengths, config.batch_size, f"{config.seed} {index} {epoch}")
             chosen = [stage.items[i] for i in order[step % per_epoch]]
-            lr = learning_rate(step, steps, stage.lr, config.warmup)
+            lr = learning_rate(step, steps, stage.lr, config.warmup, stage.decay)
             logged = self.step(stage, index, step, chosen, lr)
             done, last = step + 1, step + 1 == steps
             due = last or any(done % n == 0 for n in (config.log_every, config.save_every, every))

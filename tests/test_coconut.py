@@ -127,6 +127,7 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
     assert plan(num_latents=2) == [(1, 50), (2, 50)] and plan(num_latents=0) == [(1, 100)]
     assert plan(first_stage=0, curriculum=0) == [(4, 100)]
     assert plan(num_latents=3, latents_a_step=1, curriculum=0.3) == [(1, 10), (2, 10), (3, 10), (4, 70)]
+    assert [stage.decay for stage in make(tok).stages(rows)] == [False, False, False, True]
     method, seen = make(tok, first_stage=0), []
     for stage in method.stages(rows):
         stage.before()

@@ -112,6 +112,7 @@ def test_the_curriculum_advances_stage_by_stage_no_slower_and_no_faster(tok, row
     assert plan(remove=8, first_stage=0)[0] == ("icot-0", 10)
     assert plan(remove=40) == plan(curriculum=0) == [("icot-all", 100)]
     method, left = make(tok, steps=100, **by_eights), []
+    assert [stage.decay for stage in method.stages(rows)] == [False] * 4 + [True]
     for stage in method.stages(rows):
         stage.before()
         left.append(stage.collate(rows)["left"].tolist())

@@ -60,6 +60,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     assert lr[10:] == sorted(lr[10:], reverse=True) and 0 < lr[99] < 0.002
     assert [learning_rate(s, 3, 1.0, 0.0) for s in range(3)] == pytest.approx([1.0, 1.0, 0.5])
     assert learning_rate(0, 1, 1.0, 0.05) == 1.0  # a one-step run learns
+    assert [learning_rate(s, 4, 1.0, 0.5, decay=False) for s in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -191,6 +192,22 @@ def test_training_learns_and_is_logged(tok, tmp_path):
     assert losses[0] > 5.0 and losses[-1] < 0.75 * losses[0]
     assert [e["step"] for e in logged if "val_accuracy" in e] == [20, 40]
     assert {"stage", "index", "step", "loss", "lr", "grad_norm", "tokens", "seconds"} <= logged[0].keys()
+
+
+def test_the_learning_rate_falls_in_the_last_stage_of_a_curriculum_only(tok, tmp_path):
+    """Where it fell in every stage, Coconut had learned nothing when the next stage began."""
+    short = {"steps": 16, "batch_size": 2, "warmup": 0.0, "log_every": 1, "max_chain": 4, "max_answer": 2}
+    model = tiny_model(tok.vocab_size, n_layer=1, context=512)
+    method = new_method("coconut", tok, model, lr=1e-3, num_latents=2, dtype="float32", **short)
+    (tmp_path / "state").mkdir()
+    rows = encode(tasks.load("mini", "train", limit=4), tok, 512)[0]
+    Trainer(method, tmp_path).fit(method.stages(rows), tasks.load("mini", "val", limit=2))
+    by_stage: dict[str, list[float]] = {}
+    for entry in metrics(tmp_path):
+        if "lr" in entry:
+            by_stage.setdefault(entry["stage"], []).append(entry["lr"])
+    assert by_stage["coconut-1"] == [1e-3] * 8
+    assert len(by_stage["coconut-2"]) == 8 and by_stage["coconut-2"][-1] < 1e-4
 
 
 def test_a_test_split_is_never_asked_for_before_the_model_is_final(tmp_path, monkeypatch):

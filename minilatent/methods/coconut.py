@@ -12,7 +12,8 @@ facebookresearch/coconut. The curriculum replaces the chain's first steps, one p
                        S · c + 2 passes, one after the other (unroll.py)
 
 Stage 0 is left out when the model comes from CoT-SFT. A problem with fewer than s steps has no words left,
-but gets all latents of the stage. Every stage has its own optimizer. At inference: num_latents latents.
+but gets all latents of the stage. Every stage has its own optimizer and keeps its learning rate to the end;
+only in the last it falls. At inference: num_latents latents.
 
     python train.py --method coconut [--num_latents 6] [--latents_a_step 2]
 
@@ -20,7 +21,8 @@ Where we differ:
   - The words that are left stay inside <think> .. </think>, after the latents, so that </think> means the
     same as in every other method; the release closes the latents with <eot> and marks the answer by "###".
   - `curriculum` of the steps go, in equal parts, to the stages before the last; the release counts epochs.
-  - The optimizer is reset at a stage change; the release can also do it at every epoch.
+  - The optimizer is reset at a stage change; the release can also do it at every epoch. The learning rate
+    warms up in every stage and falls in the last one; the release's is constant.
 """
 
 from dataclasses import dataclass
@@ -67,7 +69,7 @@ class Coconut(Method):
         start, n = partial(setattr, self, "current_stage", s), self.latents(s)
         rest = "and no words" if s == self.final_stage else f"in place of steps 1 to {s}"
         lengths = [len(r.prompt) + n + len(self.words(r, s)) + len(r.tail) for r in train]
-        own = {"steps": steps, "before": start, "trained": self.trained}
+        own = {"steps": steps, "before": start, "trained": self.trained, "decay": s == self.final_stage}
         return self.stage(f"coconut-{s}", f"{n} latents {rest}", train, lengths, **own)
 
     def latents(self, s: int) -> int:

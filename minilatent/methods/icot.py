@@ -12,7 +12,7 @@ arXiv 2405.14838.
               next stage's inputs have been seen before it begins
 
 Stage 0 is left out when the model comes from CoT-SFT. Every stage has its own optimizer: the old moments
-belong to another task (the paper's reset).
+belong to another task (the paper's reset). Only in the last stage the learning rate falls.
 
     python train.py --method icot [--remove 4] [--smoothing 4]
 
@@ -64,7 +64,8 @@ class ICoT(Method):
         if removed is None:
             name, about = "icot-all", "no chain is left: the answer at once"
         lengths = [len(r.prompt) + len(self.kept(r, removed)) + len(r.tail) for r in train]
-        return self.stage(name, about, train, lengths, steps=steps, before=start)
+        own = {"steps": steps, "before": start, "decay": removed is None}
+        return self.stage(name, about, train, lengths, **own)
 
     @staticmethod
     def kept(row: Row, removed: int | None) -> list[int]:

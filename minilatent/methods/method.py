@@ -38,6 +38,7 @@ class Stage:
     rollout: Callable[[list, random.Random], Batch] | None = None  # RL: instead of `collate`
     inner: int = 1  # updates on each batch (RL: on each rollout)
     optimizer: str = ""  # if another than --optimizer
+    decay: bool = True  # False: the learning rate stays up to the end, as another stage goes on from there
     judge_start: bool = False  # the state before the first step may be the best, too
 
 
