@@ -50,7 +50,7 @@ class Settings(Config):
 class Coconut(Method):
     Settings = Settings
     trained = ["model"]
-    PRESETS = {"mini": {"steps": 1500, "lr": 3e-3}, "gpu": {"first_stage": 0}}
+    PRESETS = {"mini": {"steps": 1500, "lr": 3e-3, "curriculum": 0.75}, "gpu": {"first_stage": 0}}
 
     def __init__(self, config, tok, model, folder=None):
         super().__init__(config, tok, model, folder)

@@ -45,7 +45,7 @@ class Settings(Config):
 
 class ICoT(Method):
     Settings = Settings
-    PRESETS = {"mini": {"steps": 1500, "lr": 3e-3}, "gpu": {"first_stage": 0}}
+    PRESETS = {"mini": {"steps": 1500, "lr": 3e-3, "curriculum": 0.75}, "gpu": {"first_stage": 0}}
     removed: int | None = None  # chain tokens that this stage removes; None: all, as at inference
 
     def stages(self, train: list[Row]) -> list[Stage]:
