@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import made_line, the_message
 from pytest import approx
-from test_budget import STAGE1, TINY
+from test_budget import SMALL, STAGE1, TINY
 
 from minilatent import config, run
 from minilatent.methods import METHODS
@@ -257,6 +257,7 @@ def test_a_run_has_as_many_different_examples_as_it_draws_unless_it_labels_them(
         (["--limit", 0], "--limit"),
         (["--plateau", 0], "--plateau"),
         (["--sedes", 1], "did you mean '--seeds'"),
+        (["--data", "mini_prosqa"], "--base"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, argv, message):
@@ -269,6 +270,31 @@ def test_rows_of_another_budget_do_not_mix(call, tmp_path):
     write(path, [made_line(limit=4, budget=0.25)])
     code, _, err = call("--plan")
     assert code == 2 and "--budget 0.25" in err
+
+
+def test_the_same_on_other_data_from_a_base_of_its_own(call, tmp_path, monkeypatch):
+    base, start = tmp_path / "my_base", {"method": "cot_sft", "data": "mini_prosqa", "steps": 2}
+    run.train({**RUN, **start, "test_size": 2, "out": str(base), "device": "cpu"})
+    own = [Entry("base", "mini-base", {}), Entry("no_cot", "No-CoT", {**SMALL, "method": "no_cot"})]
+    monkeypatch.setattr(comparison, "ENTRIES", own)
+    monkeypatch.setattr(comparison, "ROWS", {e.row(v): (e, v) for e in own for v in e.variants})
+    monkeypatch.setattr(comparison, "REFERENCE", {**SMALL, "method": "cot_sft", "steps": 4})
+    given, train = [], comparison.train
+    monkeypatch.setattr(comparison, "train", lambda settings: given.append(settings) or train(settings))
+    code, _, err = call("--data", "mini_prosqa", "--base", base)
+    assert code == 0, err
+    assert [(g["data"], g["init"]) for g in given] == [("mini_prosqa", str(base))]
+    assert (tmp_path / "runs/mini_prosqa-no_cot-seed0/model.safetensors").exists()
+    lines = read(tmp_path / "results/rows.jsonl")
+    assert [(line["title"], line["data"]) for line in lines] == [
+        ("my_base", "mini_prosqa"),
+        ("No-CoT", "mini_prosqa"),
+    ]
+    assert lines[0]["flops"] > 0 and "swap" in lines[0]["interventions"]
+    assert "mini_prosqa" in (tmp_path / "results/table.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "results/verdicts.md").exists()
+    code, _, err = call("--rows", "no_cot")  # mini's rows would be another table
+    assert code == 2 and "mini_prosqa" in err and "--out" in err
 
 
 # ------------------------------------------------------------------ trials
@@ -356,6 +382,7 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "part": {},
         "more": {},
         "no_curriculum": {"curriculum": 0.0},
+        "12": {"num_latents": 12},
         "no_average": {"average": False},
         "scratch": {"init": "none", "lr": 4e-3},
         "": {},

@@ -15,6 +15,9 @@ start from is to be trained first.
 --plateau 4: a main entry whose last quarter of training still gained a point or more on validation is trained
 again, from its start, with twice the compute, and if need be with four times. Its rows end with @2 and @4.
 
+--data and --base: the same on other data that train.py knows, from a CoT-SFT run on them. Rows are judged on
+the test split of these data alone, and there are no verdicts.
+
 --trials trains each method with its learning rate times each of TRIED, for half of its main stage's steps,
 one seed. Once trials.jsonl has all of a method, its entries get the best.
 """
@@ -47,7 +50,6 @@ RUNS = Path("out/comparison")
 REFERENCE = {"method": "latent_sft", "ratio": 2}  # the budget is the compute of this run, the main job
 START = {"method": "cot_sft", "preset": "base"}  # mini-base's
 EXAMPLES = 330_000  # different ones in a run, at most
-INTERVENED = "mini"  # the data set for all interventions; on the others latents are only swapped
 TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.5  # times the method's learning rate; of the main stage's steps
 
 
@@ -102,17 +104,22 @@ class Comparison:
     limit: int = 1334  # test questions of each data set
     device: str = "auto"
     threads: int = 0
+    data: str = "mini"
+    base: Path = BASE  # a CoT-SFT run on the data
 
     def __post_init__(self):
         self.rows, self.trials = self.out / "rows.jsonl", self.out / "trials.jsonl"
+        self.on_mini = self.data == "mini"
+        self.sets = COLUMNS if self.on_mini else (self.data,)
 
     def place(self, entry: Entry, seed: int) -> Path:
         """What stands for the entry and seed where processes share them: one at a time works on each."""
         part = "" if self.budget == 1 else f"-budget{self.budget:g}"
-        return RUNS / f"{entry.name}{entry.again}-seed{seed}{part}"
+        world = "" if self.on_mini else f"{self.data}-"
+        return RUNS / f"{world}{entry.name}{entry.again}-seed{seed}{part}"
 
     def folder(self, entry: Entry, seed: int) -> Path:
-        return self.place(entry, seed) if entry.train else BASE
+        return self.place(entry, seed) if entry.train else self.base
 
     def is_trained(self, entry: Entry, seed: int) -> bool:
         return (self.folder(entry, seed) / "model.safetensors").exists()
@@ -120,7 +127,7 @@ class Comparison:
     def missing(self, entry: Entry, variant: Variant, seed: int, lines: list[dict]) -> list[str]:
         """The data sets of a row that are not among the lines of rows.jsonl yet."""
         have = {l["data"] for l in lines if (l["row"], l["seed"]) == (entry.row(variant), seed)}
-        return [name for name in COLUMNS if name not in have]
+        return [name for name in self.sets if name not in have]
 
     def due(self, chosen: list[Entry], seeds: list[int], most_times: int) -> list[tuple[Entry, int]]:
         """The runs to do now, seed by seed, so that one whole table comes first. An entry that is done and
@@ -159,6 +166,7 @@ class Comparison:
         given = {"val_size": 1000, **entry.train}  # a plateau is a matter of one point
         given |= {"seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
         given |= {"device": self.device, "threads": self.threads}
+        given = {**self.start, **given}
         if lr := self.best_lr(entry):
             given["lr"] = lr
         if entry.after:
@@ -169,6 +177,11 @@ class Comparison:
             given["stage1_steps"] = ",".join(map(str, steps))
         return given
 
+    @property
+    def start(self) -> dict:
+        """The settings that say what data, and what base; on mini they are the defaults."""
+        return {} if self.on_mini else {"data": self.data, "init": str(self.base)}
+
     def flops(self, given: dict) -> float:
         """Of a run with these settings."""
         method, rows = budget.untrained(given, pick_device(self.device))
@@ -177,11 +190,12 @@ class Comparison:
     @cached_property
     def total(self) -> float:
         """FLOPs of a whole entry."""
-        return self.budget * self.flops(REFERENCE)
+        return self.budget * self.flops({**self.start, **REFERENCE})
 
     @cached_property
     def of_base(self) -> float:
-        return self.budget * self.flops(START)
+        of_it = START if self.on_mini else read_json(self.base / "config.json")["config"]
+        return self.budget * self.flops(of_it)
 
     def paid(self, entry: Entry) -> float:
         """The FLOPs of its run."""
@@ -295,7 +309,8 @@ class Comparison:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
             group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
-            shown = {"title": entry.title_of(variant), "group": group}
+            named = entry.train or self.on_mini
+            shown = {"title": entry.title_of(variant) if named else self.base.name, "group": group}
             line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}
             line |= {"budget": self.budget, "limit": self.limit}
             for name in names:
@@ -307,7 +322,7 @@ class Comparison:
         found = evaluate(method, examples, name, frequent=frequent, per_question=True)
         if intervened and method.thinker() is not None:
             names = [n for n in INTERVENTIONS if n != "keep" and applies(n, method)]
-            names = names if name == INTERVENED else ["swap"]
+            names = names if name == self.sets[0] else ["swap"]  # all of them on one data set only
             found["interventions"] = intervene(method, examples, names, per_question=True)
         return found
 
@@ -322,15 +337,16 @@ class Comparison:
         print(f"{len(todo)} runs done; see {self.out}", file=sys.stderr)
 
     def write_results(self) -> None:
-        """table.md, verdicts.md and the figures, from rows.jsonl alone."""
+        """table.md and, of mini, verdicts.md and the figures, from rows.jsonl alone."""
         if not self.rows.exists():
             return
         order = {row: i for i, row in enumerate(ROWS)}
         with FileLock(self.out / ".lock"):
             lines = sorted(read_lines(self.rows), key=lambda l: order.get(l["row"], len(order)))
-            write_text(self.out / "table.md", table_text(lines))
-            write_text(self.out / "verdicts.md", verdicts_text(lines))
-            draw(lines, self.out)
+            write_text(self.out / "table.md", table_text(lines, self.sets))
+            if self.on_mini:
+                write_text(self.out / "verdicts.md", verdicts_text(lines))
+                draw(lines, self.out)
 
     def check_mixing(self, chosen: list[Entry]) -> None:
         """UserError if --out holds what cannot be compared with what would be added."""
@@ -338,6 +354,8 @@ class Comparison:
         for option, held in (("budget", [*lines, *trials]), ("limit", lines)):
             for other in {line[option] for line in held} - {getattr(self, option)}:
                 raise UserError(f"{self.out} holds --{option} {other:g}: give that, or another --out")
+        for other in {line["data"] for line in lines} - set(self.sets):
+            raise UserError(f"{self.out} holds rows judged on {other}: give another --out")
         for entry in chosen:
             best = self.best_lr(entry)
             used = {line["lr"] for line in lines if best and line["run"] == entry.name}
@@ -352,7 +370,9 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument
     add("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
     add("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]")
-    add("--out", metavar="DIR", default="results/mini", help="folder of the results [results/mini]")
+    add("--data", default="mini", help="data to train and judge on, as train.py's [mini]")
+    add("--base", metavar="FOLDER", help="a CoT-SFT run on the data, to start from [mini: mini-base]")
+    add("--out", metavar="DIR", help="folder of the results [results/DATA]")
     add("--budget", type=float, metavar="float", default=1.0, help="times the main job's FLOPs [1]")
     add("--plateau", type=int, metavar="int", default=1, help="train up to so many times as long [1]")
     add("--limit", type=int, metavar="int", default=1334, help="test questions of each data set [1334]")
@@ -366,8 +386,12 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "out of range: --budget is above 0, --limit and --plateau 1 or more, --seeds 0 or more"
         )
+    if args.data != "mini" and not args.base:
+        raise UserError("--data needs --base, a CoT-SFT run on these data: python train.py --method cot_sft")
     use_threads(args.threads)
-    comparison = Comparison(Path(args.out), args.budget, args.limit, args.device, args.threads)
+    out, base = Path(args.out or f"results/{args.data}"), Path(args.base or BASE)
+    shared = (args.budget, args.limit, args.device, args.threads)
+    comparison = Comparison(out, *shared, args.data, base)
     if args.figures:
         if not comparison.rows.exists():
             raise UserError(f"there is no {comparison.rows}")

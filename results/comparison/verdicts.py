@@ -281,38 +281,37 @@ def cell(found: Estimate | None) -> str:
     return f"{100 * found.mean:.1f} ± {50 * (found.high - found.low):.1f}" if found else "–"
 
 
-def mean_length(lines: list[Line]) -> float:
+def mean_length(lines: list[Line], sets=SETS) -> float:
     """#L of a row, over the same data sets as its average accuracy."""
-    found = [line["mean_len"] for line in lines if line["data"] in SETS]
+    found = [line["mean_len"] for line in lines if line["data"] in sets]
     return sum(found) / max(len(found), 1)
 
 
-def plateau_cell(lines: list[Line], row: str) -> str:
+def plateau_cell(lines: list[Line], row: str, sets=SETS) -> str:
     """Of each seed's longest run: average accuracy, most FLOPs, and whether one still rose."""
     longest: dict[tuple, Line] = {}  # by seed and data set
     for line in sorted(lines, key=lambda line: line["flops"]):
         if line["row"].partition("@")[0] == row:
             longest[line["seed"], line["data"]] = {**line, "row": row}
     mine = list(longest.values())
-    shown = cell(estimate(mine, row)) + f", {max(line['flops'] for line in mine):.1e}"
+    shown = cell(estimate(mine, row, sets)) + f", {max(line['flops'] for line in mine):.1e}"
     return f"{shown}, rising" if any(line["gain"] >= PLATEAU for line in mine) else shown
 
 
-def table_text(lines: list[Line]) -> str:
+def table_text(lines: list[Line], columns=COLUMNS) -> str:
     """table.md: rows in the order of the lines."""
-    rows = []
+    rows, sets = [], columns[: len(SETS)]
     for row in dict.fromkeys(line["row"] for line in lines if "@" not in line["row"]):
         mine = [line for line in lines if line["row"] == row]
         mean = lambda key, mine=mine: sum(line[key] for line in mine) / len(mine)
-        average = estimate(lines, row)
-        length = mean_length(mine)
+        average, length = estimate(lines, row, sets), mean_length(mine, sets)
         cells = [mine[0]["title"], str(len({line["seed"] for line in mine})), f"{mine[0]['flops']:.1e}"]
-        cells += [cell(estimate(lines, row, (name,))) for name in COLUMNS]
-        cells += [cell(average), plateau_cell(lines, row), f"{length:.1f}"]
+        cells += [cell(estimate(lines, row, (name,))) for name in columns]
+        cells += [cell(average), plateau_cell(lines, row, sets), f"{length:.1f}"]
         cells.append(f"{100 * average.mean / length:.1f}" if average and length else "–")
         cells += [f"{mean('train_seconds'):.0f}", f"{mean('train_tokens') / 1e6:.1f} M"]
         cells += [f"{mean('questions_per_second'):.0f}", " and ".join(sorted({l["hardware"] for l in mine}))]
         rows.append(cells)
-    head = ["row", "seeds", "FLOPs", *COLUMNS, "average", "at its plateau, FLOPs", "#L", "accuracy/#L"]
+    head = ["row", "seeds", "FLOPs", *columns, "average", "at its plateau, FLOPs", "#L", "accuracy/#L"]
     head += ["training s", "training tokens", "questions/s", "on"]
     return f"# The comparison\n\n{TABLE_NOTE}\n\n{markdown(head, rows)}"
