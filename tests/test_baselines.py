@@ -16,9 +16,9 @@ from minilatent.trainer import Trainer
 
 OWN = {  # three stages of icot and coconut
     "pause": {"num_latents": 4},
-    "icot": {"remove": 10},
-    "coconut": {"num_latents": 4},
-    "sim_cot": {"num_latents": 4},
+    "icot": {"remove": 10, "curriculum": 0.5},
+    "coconut": {"num_latents": 4, "curriculum": 0.5},
+    "sim_cot": {"num_latents": 4, "curriculum": 0.5},
     "codi": {"num_latents": 4},
 }
 PER_STAGE = {"pause": [8], "icot": [1, 1, 1, 4], "coconut": [2, 2, 4], "sim_cot": [2, 2, 4], "codi": [8]}

@@ -24,7 +24,7 @@ def rows(tok):
 
 
 def make(tok, stage=4, family="mini", **changes):
-    options = {"method": "coconut", "max_chain": 8, "max_answer": 4, **changes}
+    options = {"method": "coconut", "max_chain": 8, "max_answer": 4, "curriculum": 0.5, **changes}
     model = tiny_model(tok.vocab_size, scale=3.0, **{**FAMILIES[family], "context": 160, "tied": False})
     method = METHODS["coconut"](resolve(options), tok, model.double())
     method.current_stage = stage

@@ -23,7 +23,8 @@ def rows(tok):
 
 def make(tok, removed=None, **changes):
     model = tiny_model(tok.vocab_size, scale=3.0, context=160, tied=False).double()
-    config = resolve({"method": "icot", "max_chain": 8, "max_answer": 4, "smoothing": 0.0, **changes})
+    options = {"max_chain": 8, "max_answer": 4, "smoothing": 0.0, "curriculum": 0.5, **changes}
+    config = resolve({"method": "icot", **options})
     method = METHODS["icot"](config, tok, model)
     method.removed = removed
     return method
