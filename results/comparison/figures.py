@@ -37,10 +37,12 @@ def titles(lines: list[Line]) -> dict[str, str]:
 
 
 def label_points(ax, points: list[tuple], at: float, least: float, fontsize: float = 10, **arrow) -> None:
-    """Labels at x = `at`, `least` apart or more, lines to their points. points: (label, x, y, colour)"""
+    """Labels at x = `at`, `least` apart or more and none below 0, with lines to their points. points: (label,
+    x, y, colour)"""
     points = sorted(points, key=lambda point: point[2])
     heights = [y for _, _, y, _ in points]
     for _ in range(200):  # neighbours that are too close push each other apart
+        heights[:1] = [max(h, least / 2) for h in heights[:1]]
         for i in range(len(heights) - 1):
             gap = least - (heights[i + 1] - heights[i])
             if gap > 1e-6:
@@ -247,7 +249,7 @@ def claims_figure(lines: list[Line]):
     ax.set(ylim=(len(CLAIMS) - 0.4, -0.6), xlabel="margin (points): right of 0 the claim holds")
     for what, (marker, colour, filled) in LOOKS.items():
         ax.plot([], [], marker, color=colour, markerfacecolor=colour if filled else "white", label=what)
-    ax.margins(x=0.15)
+    ax.margins(x=0.25)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     title = f"{holding} of {len(CLAIMS)} claims hold" + (", some on one seed" if one_seed else "")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
