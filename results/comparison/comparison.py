@@ -179,8 +179,8 @@ class Comparison:
 
     @property
     def start(self) -> dict:
-        """The settings that say what data, and what base; on mini they are the defaults."""
-        return {} if self.on_mini else {"data": self.data, "init": str(self.base)}
+        """The settings that say what data, and what base; of mini-base they are the defaults."""
+        return {} if self.base == BASE else {"data": self.data, "init": str(self.base)}
 
     def flops(self, given: dict) -> float:
         """Of a run with these settings."""
@@ -194,7 +194,7 @@ class Comparison:
 
     @cached_property
     def of_base(self) -> float:
-        of_it = START if self.on_mini else read_json(self.base / "config.json")["config"]
+        of_it = START if self.base == BASE else read_json(self.base / "config.json")["config"]
         return self.budget * self.flops(of_it)
 
     def paid(self, entry: Entry) -> float:
@@ -309,7 +309,7 @@ class Comparison:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
             group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
-            named = entry.train or self.on_mini
+            named = entry.train or self.base == BASE
             shown = {"title": entry.title_of(variant) if named else self.base.name, "group": group}
             line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}
             line |= {"budget": self.budget, "limit": self.limit}
