@@ -10,7 +10,7 @@ from .config import Config
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: bool = True) -> float:
-    """Linear warm-up over a share `warmup` of the steps, then a cosine down to 0. Without decay no fall."""
+    """Linear warm-up over a share `warmup` of the steps, then a cosine to 0, or without decay the peak."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return peak * (step + 1) / rise

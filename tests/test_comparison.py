@@ -258,6 +258,7 @@ def test_a_run_has_as_many_different_examples_as_it_draws_unless_it_labels_them(
         (["--plateau", 0], "--plateau"),
         (["--sedes", 1], "did you mean '--seeds'"),
         (["--data", "mini_prosqa"], "--base"),
+        (["--base", "out/cot_sft"], "--data"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, argv, message):

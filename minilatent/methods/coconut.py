@@ -21,8 +21,8 @@ Where we differ:
   - The words that are left stay inside <think> .. </think>, after the latents, so that </think> means the
     same as in every other method; the release closes the latents with <eot> and marks the answer by "###".
   - `curriculum` of the steps go, in equal parts, to the stages before the last; the release counts epochs.
-  - The optimizer is reset at a stage change; the release can also do it at every epoch. The learning rate
-    warms up in every stage and falls in the last one; the release's is constant.
+  - The optimizer is reset at a stage change; the release can also do it at every epoch. Its
+    learning rate is constant throughout, without warm-up.
 """
 
 from dataclasses import dataclass

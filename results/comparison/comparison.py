@@ -163,10 +163,9 @@ class Comparison:
 
     def settings(self, entry: Entry, seed: int) -> dict:
         """The settings of the run, except for the steps of its main stage."""
-        given = {"val_size": 1000, **entry.train}  # a plateau is a matter of one point
+        given = {"val_size": 1000, **self.start, **entry.train}  # a plateau is a matter of one point
         given |= {"seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
         given |= {"device": self.device, "threads": self.threads}
-        given = {**self.start, **given}
         if lr := self.best_lr(entry):
             given["lr"] = lr
         if entry.after:
@@ -179,8 +178,8 @@ class Comparison:
 
     @property
     def start(self) -> dict:
-        """The settings that say what data, and what base; of mini-base they are the defaults."""
-        return {} if self.base == BASE else {"data": self.data, "init": str(self.base)}
+        """The settings that say what data, and what base; on mini they are the defaults."""
+        return {} if self.on_mini else {"data": self.data, "init": str(self.base)}
 
     def flops(self, given: dict) -> float:
         """Of a run with these settings."""
@@ -194,7 +193,7 @@ class Comparison:
 
     @cached_property
     def of_base(self) -> float:
-        of_it = START if self.base == BASE else read_json(self.base / "config.json")["config"]
+        of_it = START if self.on_mini else read_json(self.base / "config.json")["config"]
         return self.budget * self.flops(of_it)
 
     def paid(self, entry: Entry) -> float:
@@ -309,7 +308,7 @@ class Comparison:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
             group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
-            named = entry.train or self.base == BASE
+            named = entry.train or self.on_mini
             shown = {"title": entry.title_of(variant) if named else self.base.name, "group": group}
             line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}
             line |= {"budget": self.budget, "limit": self.limit}
@@ -371,7 +370,7 @@ def main(argv: list[str]) -> None:
     add("--rows", nargs="+", metavar="NAME", help="entries to train and evaluate [all]")
     add("--seeds", nargs="+", type=int, metavar="int", default=[0], help="seeds of each entry [0]")
     add("--data", default="mini", help="data to train and judge on, as train.py's [mini]")
-    add("--base", metavar="FOLDER", help="a CoT-SFT run on the data, to start from [mini: mini-base]")
+    add("--base", metavar="FOLDER", help="a CoT-SFT run on these data, to start from [mini-base]")
     add("--out", metavar="DIR", help="folder of the results [results/DATA]")
     add("--budget", type=float, metavar="float", default=1.0, help="times the main job's FLOPs [1]")
     add("--plateau", type=int, metavar="int", default=1, help="train up to so many times as long [1]")
@@ -386,8 +385,8 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "out of range: --budget is above 0, --limit and --plateau 1 or more, --seeds 0 or more"
         )
-    if args.data != "mini" and not args.base:
-        raise UserError("--data needs --base, a CoT-SFT run on these data: python train.py --method cot_sft")
+    if (args.data == "mini") == bool(args.base):
+        raise UserError("--data and --base go together: other data, and a CoT-SFT run (train.py) on them")
     use_threads(args.threads)
     out, base = Path(args.out or f"results/{args.data}"), Path(args.base or BASE)
     shared = (args.budget, args.limit, args.device, args.threads)

@@ -37,12 +37,13 @@ def titles(lines: list[Line]) -> dict[str, str]:
 
 
 def label_points(ax, points: list[tuple], at: float, least: float, fontsize: float = 10, **arrow) -> None:
-    """Labels at x = `at`, `least` apart or more and none below 0, with lines to their points. points: (label,
-    x, y, colour)"""
+    """Labels at x = `at`, at least `least` apart and above 0, with lines to their points. points: (label, x,
+    y, colour)"""
     points = sorted(points, key=lambda point: point[2])
     heights = [y for _, _, y, _ in points]
     for _ in range(200):  # neighbours that are too close push each other apart
-        heights[:1] = [max(h, least / 2) for h in heights[:1]]
+        if heights:
+            heights[0] = max(heights[0], least / 2)
         for i in range(len(heights) - 1):
             gap = least - (heights[i + 1] - heights[i])
             if gap > 1e-6:
