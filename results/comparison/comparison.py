@@ -103,6 +103,7 @@ class Comparison:
     budget: float = 1.0  # times the FLOPs of REFERENCE
     limit: int = 1334  # test questions of each data set
     device: str = "auto"
+    dtype: str = "float32"
     threads: int = 0
     data: str = "mini"
     base: Path = BASE  # a CoT-SFT run on the data
@@ -165,7 +166,7 @@ class Comparison:
         """The settings of the run, except for the steps of its main stage."""
         given = {"val_size": 1000, **self.start, **entry.train}  # a plateau is a matter of one point
         given |= {"seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
-        given |= {"device": self.device, "threads": self.threads}
+        given |= {"device": self.device, "dtype": self.dtype, "threads": self.threads}
         if lr := self.best_lr(entry):
             given["lr"] = lr
         if entry.after:
@@ -378,8 +379,8 @@ def main(argv: list[str]) -> None:
     add("--plan", action="store_true", help="print the plan and an estimate of the time, and stop")
     add("--trials", action="store_true", help="tune the learning rates of the entries' methods")
     add("--figures", action="store_true", help="write tables and figures from rows.jsonl, and stop")
-    add_fields(parser, Config, only=("device", "threads"))
-    parser.set_defaults(device="auto", threads=0)
+    add_fields(parser, Config, only=("device", "dtype", "threads"))
+    parser.set_defaults(device="auto", dtype="float32", threads=0)  # one precision, whatever the machine
     args = parser.parse_args(argv)
     if args.budget <= 0 or min(args.limit, args.plateau) < 1 or min(args.seeds) < 0:
         raise UserError(
@@ -389,7 +390,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--data and --base go together: other data, and a CoT-SFT run (train.py) on them")
     use_threads(args.threads)
     out, base = Path(args.out or f"results/{args.data}"), Path(args.base or BASE)
-    shared = (args.budget, args.limit, args.device, args.threads)
+    shared = (args.budget, args.limit, args.device, args.dtype, args.threads)
     comparison = Comparison(out, *shared, args.data, base)
     if args.figures:
         if not comparison.rows.exists():
