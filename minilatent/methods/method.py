@@ -1,6 +1,7 @@
 """What a method is: settings, modules, the stages that train them, and how it thinks at inference."""
 
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from ..masks import LATENT, PAD, Layout
 from ..model import Transformer
 from ..tasks.answers import Example
 from ..tokenizer import Tokenizer
+
+# Mixed precision: a norm's weights stay in float32, also where its input is bfloat16.
+warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
 
 
 @dataclass

@@ -76,11 +76,11 @@ def one_step(method: Method, stage: Stage) -> Callable[[int], None]:
 def measure(method: Method, rows: list[Row]) -> Cost:
     """Count and time one step of each stage of an untrained run; what is done once is scaled to all rows."""
     cost, scale = Cost(), method.config.train_size / len(rows)
-    method.train()
     for stage in method.stages(rows):
         began = time.perf_counter()
         cost.once += scale * counted(stage.before)
         cost.wait += scale * (time.perf_counter() - began)
+        method.train()
         step = one_step(method, stage)
         flops = [counted(step, seed) for seed in (0, 1)]
         if flops[0] != flops[1]:  # the step samples something

@@ -164,9 +164,8 @@ class Comparison:
 
     def settings(self, entry: Entry, seed: int) -> dict:
         """The settings of the run, except for the steps of its main stage."""
-        given = {"val_size": 1000, **self.start, **entry.train}  # a plateau is a matter of one point
+        given = {"val_size": 1000, **self.common, **entry.train}  # a plateau is a matter of one point
         given |= {"seed": seed, "out": str(self.folder(entry, seed)), "test_size": 16}
-        given |= {"device": self.device, "dtype": self.dtype, "threads": self.threads}
         if lr := self.best_lr(entry):
             given["lr"] = lr
         if entry.after:
@@ -178,9 +177,10 @@ class Comparison:
         return given
 
     @property
-    def start(self) -> dict:
-        """The settings that say what data, and what base; on mini they are the defaults."""
-        return {} if self.on_mini else {"data": self.data, "init": str(self.base)}
+    def common(self) -> dict:
+        """The settings of all runs: the machine, and what data and base; on mini these are the defaults."""
+        start = {} if self.on_mini else {"data": self.data, "init": str(self.base)}
+        return start | {"device": self.device, "dtype": self.dtype, "threads": self.threads}
 
     def flops(self, given: dict) -> float:
         """Of a run with these settings."""
@@ -190,12 +190,12 @@ class Comparison:
     @cached_property
     def total(self) -> float:
         """FLOPs of a whole entry."""
-        return self.budget * self.flops({**self.start, **REFERENCE})
+        return self.budget * self.flops({**self.common, **REFERENCE})
 
     @cached_property
     def of_base(self) -> float:
         of_it = START if self.on_mini else read_json(self.base / "config.json")["config"]
-        return self.budget * self.flops(of_it)
+        return self.budget * self.flops({**of_it, "dtype": self.dtype})
 
     def paid(self, entry: Entry) -> float:
         """The FLOPs of its run."""
