@@ -308,7 +308,8 @@ class Comparison:
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
-            group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
+            alone = entry.main or entry.share > 1  # no ablation of another
+            group = "longer" if entry.times > 1 else "main" if alone else "ablation"
             named = entry.train or self.on_mini
             shown = {"title": entry.title_of(variant) if named else self.base.name, "group": group}
             line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}

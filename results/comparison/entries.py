@@ -82,6 +82,12 @@ def from_scratch(name: str, title: str, method: str, style: tuple[str, str]) -> 
     return Entry(name, title, {"method": method, "init": "none", "lr": 4e-3}, style, with_base=True)
 
 
+def six_stages(method: str, title: str, style: tuple[str, str]) -> Entry:
+    """A curriculum with a stage for each step of mini's longest problems. It needs twice the budget."""
+    settings, title = {"method": method, "num_latents": 12}, f"{title}, six stages, 2 × compute"
+    return Entry(f"{method}_12", title, settings, style, main=False, share=2.0)
+
+
 # The gradient of NLL grows as 1/σ²: with soft-MSE's weight it would dominate, without a floor it has spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 # RL starts where there is something to win: from chains of sentences, which are longer than need be, and from
@@ -91,8 +97,6 @@ WORDY = {"chain_style": "text", "max_chain": 128}
 SENTENCES = {**NLL, **WORDY}
 BEFORE_RL, MORE = speeds("CoLaR-{} in sentences, before RL"), speeds("CoLaR-{} in sentences, trained on")
 NO_CURRICULUM = {"method": "coconut", "curriculum": 0.0}
-# A stage for each step of mini's longest problems. They do not fit into the common budget.
-SIX_STAGES = {"method": "coconut", "num_latents": 12}
 AT_ONCE = [Variant(parent="coconut", claim="Coconut needs its curriculum")]
 TWO = {"method": "latent_sft", "ratio": 2}
 COLAR_RL = {"method": "colar_rl", **WORDY}
@@ -110,14 +114,15 @@ ENTRIES = [
     from_scratch("looped", "Looped, from scratch", "looped", ("#9a9170", "<")),
     Entry("icot", "iCoT", {"method": "icot"}, ("#b3538b", "X")),
     Entry("coconut", "Coconut", {"method": "coconut"}, ("#4d9a5b", "D"), latent=True),
+    six_stages("coconut", "Coconut", ("#1d5c2a", "D")),
     Entry("sim_cot", "SIM-CoT", {"method": "sim_cot"}, ("#2b7f8c", "d"), latent=True),
+    six_stages("sim_cot", "SIM-CoT", ("#12454f", "d")),
     Entry("codi", "CODI", {"method": "codi"}, ("#7b5aa6", "P"), latent=True),
     colar(),
     latent_sft(6),
     latent_sft(3),
     latent_sft(2),
     Entry("coconut_no_curriculum", "Coconut, no curriculum", NO_CURRICULUM, ("#4d9a5b", "D"), AT_ONCE, False),
-    Entry("coconut_12", "Coconut, six stages, twice the compute", SIX_STAGES, main=False, share=2.0),
     Entry("colar_sentences", "", SENTENCES, MERGED, BEFORE_RL, main=False, share=0.5),
     Entry("colar_sentences_more", "", SENTENCES, MERGED, MORE, main=False, **COLAR_2ND),
     Entry("colar_rl", "CoLaR-RL in sentences", COLAR_RL, MERGED_RL, latent=True, **COLAR_2ND),
