@@ -67,7 +67,7 @@ def frontier_title(lines: list[Line]) -> str:
 @plt.rc_context(STYLE)
 def frontier_figure(lines: list[Line]):
     """Accuracy against #L for all methods: the average over the data sets, with 95 % intervals."""
-    figure, ax = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10.6, 5.6), layout="constrained")
     points = []
     for row, title in titles(lines).items():
         if found := estimate(lines, row):
@@ -80,12 +80,12 @@ def frontier_figure(lines: list[Line]):
     longest = max((x for _, x, _, _ in points), default=1.0)
     columns: list[list] = []  # points with about the same #L: their labels must not overlap
     for point in sorted(points, key=lambda point: point[1]):
-        if not columns or point[1] - columns[-1][0][1] >= 0.12 * longest:
+        if not columns or point[1] - columns[-1][-1][1] >= 0.12 * longest:
             columns.append([])
         columns[-1].append(point)
     for column in columns:
         edge = max(x for _, x, _, _ in column) + 0.025 * longest
-        label_points(ax, column, edge, 4.6, fontsize=10.5, shrinkA=1, shrinkB=4)
+        label_points(ax, column, edge, 4.6, shrinkA=1, shrinkB=4)
     ax.set(xlim=(-0.03 * longest, 1.28 * longest), xlabel="#L, steps of thinking (mean)")
     ax.set(ylim=(0, 103), ylabel="accuracy (%), mean of four test sets")
     ax.grid(alpha=0.25)
