@@ -22,8 +22,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: bool
 
 def orthogonalise(G: Tensor) -> Tensor:
     """Newton-Schulz: G (n, R, S), a batch of matrices, with all singular values brought near 1: about U Vᵀ
-    for G = U Σ Vᵀ. Each of 5 iterations applies the polynomial 3.4445 σ - 4.7750 σ³ + 2.0315 σ⁵ to the
-    singular values, which needs matrix products only. (n, R, S) -> (n, R, S)"""
+    for G = U Σ Vᵀ. Each of 5 iterations applies the polynomial
+    3.4445 σ - 4.7750 σ³ + 2.0315 σ⁵ to the singular values, which needs matrix products only.
+    (n, R, S) -> (n, R, S)"""
     tall = G.shape[1] > G.shape[2]
     X = G.mT if tall else G  # wide: X Xᵀ is the smaller of the two Gram matrices
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1

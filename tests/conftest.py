@@ -132,6 +132,7 @@ def made_line(row="a", seed=0, name="mini", correct=(True,), **more) -> dict:
         "seed": seed,
         "budget": 1.0,
         "limit": n,
+        "dtype": "float32",
         "method": "latent_sft",
         "data": name,
         "n": n,

@@ -65,6 +65,16 @@ def test_frozen_parameters_cost_no_gradient_and_labelling_is_counted():
     assert budget.measure(untrained, rows).once == pytest.approx(2 * cost.once)
 
 
+def test_a_step_is_measured_in_training_mode(monkeypatch):
+    """Labelling leaves the model in evaluation mode, which on a CPU has slower attention in bfloat16."""
+    untrained, rows = budget.untrained({**TINY, **STAGE1, "method": "latent_sft"}, CPU)
+    real, modes = budget.one_step, []
+    note = lambda method, stage: (modes.append((stage.name, method.training)), real(method, stage))[1]
+    monkeypatch.setattr(budget, "one_step", note)
+    budget.measure(untrained, rows)
+    assert [name for name, _ in modes][-1] == "stage2" and all(training for _, training in modes)
+
+
 def test_the_machine_is_described():
     found = machine(CPU)
     assert found["gflops_float32"] > 0 and found["threads"] == torch.get_num_threads() and found["hardware"]

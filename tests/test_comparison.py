@@ -12,11 +12,10 @@ from pytest import approx
 from test_budget import SMALL, STAGE1, TINY
 
 from minilatent import config, run
-from minilatent.methods import METHODS
 from minilatent.study.measures import from_hex
-from results.comparison import claims, comparison, entries, records, verdicts
-from results.comparison.comparison import Comparison, entry_named, trials_of, tuned_as
-from results.comparison.entries import ENTRIES, ROWS, Entry
+from results.comparison import comparison, entries, records, verdicts
+from results.comparison.comparison import Comparison, entry_named
+from results.comparison.entries import Entry
 
 RUN = {**TINY, "log_every": 1, "save_every": 2}
 RUN.pop("seed")
@@ -266,11 +265,12 @@ def test_bad_input_is_one_clear_line(call, argv, message):
     assert code == 2 and message in err
 
 
-def test_rows_of_another_budget_do_not_mix(call, tmp_path):
+@pytest.mark.parametrize("option, held", [("budget", 0.25), ("dtype", "bfloat16")])
+def test_rows_of_another_budget_or_precision_do_not_mix(call, tmp_path, option, held):
     path = tmp_path / "results/rows.jsonl"
-    write(path, [made_line(limit=4, budget=0.25)])
+    write(path, [made_line(**{"limit": 4, option: held})])
     code, _, err = call("--plan")
-    assert code == 2 and "--budget 0.25" in err
+    assert code == 2 and f"--{option} {held}" in err
 
 
 def test_the_same_on_other_data_from_a_base_of_its_own(call, tmp_path, monkeypatch):
@@ -308,7 +308,9 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path,
     assert call("--trials", *cot)[0] == 0
     trials, own = read(results / "trials.jsonl"), run.resolve({"method": "cot_sft"}).lr
     assert [t["lr"] for t in trials] == [s["lr"] for s in given] == approx([own / 3, own, 3 * own])
-    assert {t["budget"] for t in trials} == {4.0} and {s["steps"] for s in given} == {12}  # half of 24
+    assert {(t["budget"], t["dtype"]) for t in trials} == {(4.0, "float32")} and {
+        s["steps"] for s in given
+    } == {12}  # half of 24
     assert not (results / "rows.jsonl").exists()
     assert (results / f"curves/cot_sft-lr{own:g}-seed0.json").exists()
     assert call("--trials", *cot)[0] == 0 and len(given) == 3  # nothing is done again
@@ -335,70 +337,6 @@ def test_trials_are_done_once_and_the_best_learning_rate_is_used(call, tmp_path,
     write(results / "trials.jsonl", trials[:1])  # one of three is not enough
     assert Comparison(results).best_lr(SMALL_ENTRIES[0]) is None
     assert call("--trials", "--plan", *cot)[1].count("cot_sft-lr") == 2  # the others are left to do
-
-
-def test_every_method_gets_as_many_trials_and_they_follow_its_preset(monkeypatch):
-    families = {tuned_as(e): [t.train for t in trials_of(e)] for e in ENTRIES if e.train}
-    methods = set(METHODS) - {"looped"} | {"looped_scratch"}  # one that has no other entry
-    assert set(families) >= methods and {len(trials) for trials in families.values()} == {3}
-    assert {t["ratio"] for t in families["latent_sft"]} == {2}  # the main entry's
-    assert "latent_loss" not in families["colar"][0]
-    monkeypatch.setitem(METHODS["cot_sft"].PRESETS, "mini", {"lr": 0.375})
-    assert [t.train["lr"] for t in trials_of(entry_named("cot_sft"))] == approx([0.125, 0.375, 1.125])
-
-
-# ------------------------------------------------------------------ the entries
-
-
-def test_every_entry_can_be_resolved_and_every_trend_is_about_rows_that_exist():
-    assert len(ROWS) == sum(len(entry.variants) for entry in ENTRIES)
-    for entry in ENTRIES:
-        assert not entry.train or run.resolve(entry.train)
-        assert not entry.after or entry_named(entry.after).share + entry.share == 1
-    assert all(v.parent in ROWS for _, v in ROWS.values() if v.claim)
-    for trend in [*claims.TRENDS, *(trend for claim in claims.CLAIMS for trend in claim.trends)]:
-        rows = {trend.a, trend.b} - {""}
-        assert rows <= ROWS.keys(), trend
-
-
-def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing_else():
-    wordy = {"chain_style": "text", "max_chain": 128}
-    nll = {"latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
-    differs = {
-        "no_ltim": {"ltim": False},
-        "no_ltsum": {"ltsum": False},
-        "hidden": {"latent": "hidden"},
-        "gumbel": {"gumbel": True},
-        "uniform": {"labels": "uniform"},
-        "paths": {"labels": "paths"},
-        "k1": {"k": 1},
-        "k5": {"k": 5},
-        "k50": {"k": 50},
-        "det": {"latent_loss": "mse"},
-        "no_labels": {"compressed_labels": False},
-        "mean": {"pooling": "mean"},
-        "nll": nll,
-        "sentences": {**nll, **wordy},
-        "sentences_more": {**nll, **wordy},
-        "part": {},
-        "more": {},
-        "no_curriculum": {"curriculum": 0.0},
-        "12": {"num_latents": 12},
-        "no_average": {"average": False},
-        "scratch": {"init": "none", "lr": 4e-3},
-        "": {},
-    }
-    wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 3, 6)}
-    wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
-    wholes["colar_rl"] = wordy
-    others = "colar cot_sft no_cot pause icot coconut sim_cot codi"
-    wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none", "lr": 4e-3}}
-    for entry in ENTRIES[1:]:  # the first is the base
-        whole = next(w for w in wholes if entry.name == w or entry.name.startswith(w + "_"))
-        changed = differs[entry.name.removeprefix(whole).removeprefix("_")]
-        method = entry.train["method"]
-        assert entry.name.startswith(method), entry.name
-        assert entry.train == {"method": method, **wholes[whole], **changed}, entry.name
 
 
 def test_a_part_of_the_budget_has_small_stages(monkeypatch, tmp_path):

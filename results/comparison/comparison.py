@@ -72,9 +72,9 @@ def tuned_as(entry: Entry) -> str:
 
 
 def trials_of(entry: Entry) -> list[Entry]:
-    """The trials of an entry's method: its last main entry with each learning rate."""
+    """The trials of an entry's method: its last main entry in the budget, with each learning rate."""
     alike = [other for other in ENTRIES if other.train and tuned_as(other) == tuned_as(entry)]
-    chosen = ([other for other in alike if other.main] or alike)[-1]
+    chosen = ([other for other in alike if other.main and other.share <= 1] or alike)[-1]
     found = []
     for factor in TRIED:
         lr = float(f"{factor * resolve(chosen.train).lr:.6g}")
@@ -294,7 +294,8 @@ class Comparison:
         if entry.name in {trial["row"] for trial in read_lines(self.trials)}:
             return  # another process was faster
         self.train(entry, seed)
-        line = {"method": tuned_as(entry), "row": entry.name, "seed": seed, "budget": self.budget}
+        line = {"method": tuned_as(entry), "row": entry.name, "seed": seed}
+        line |= {"budget": self.budget, "dtype": self.dtype}
         facts = self.facts(entry, seed) | machine(pick_device(self.device))
         add_line(self.trials, line | facts)
 
@@ -308,12 +309,11 @@ class Comparison:
                 if variant.speed:
                     method.config.speed = variant.speed
                 frequent = training_tokens(method)
-            alone = entry.main or entry.share > 1  # no ablation of another
-            group = "longer" if entry.times > 1 else "main" if alone else "ablation"
+            group = "longer" if entry.times > 1 else "main" if entry.main else "ablation"
             named = entry.train or self.on_mini
             shown = {"title": entry.title_of(variant) if named else self.base.name, "group": group}
             line = {"row": entry.row(variant), "run": entry.name, **shown, "seed": seed}
-            line |= {"budget": self.budget, "limit": self.limit}
+            line |= {"budget": self.budget, "limit": self.limit, "dtype": self.dtype}
             for name in names:
                 found = self.judge(method, name, frequent, intervened=entry.times == 1)
                 add_line(self.rows, line | facts | found)
@@ -352,9 +352,10 @@ class Comparison:
     def check_mixing(self, chosen: list[Entry]) -> None:
         """UserError if --out holds what cannot be compared with what would be added."""
         lines, trials = read_lines(self.rows), read_lines(self.trials)
-        for option, held in (("budget", [*lines, *trials]), ("limit", lines)):
+        both = [*lines, *trials]
+        for option, held in (("budget", both), ("dtype", both), ("limit", lines)):
             for other in {line[option] for line in held} - {getattr(self, option)}:
-                raise UserError(f"{self.out} holds --{option} {other:g}: give that, or another --out")
+                raise UserError(f"{self.out} holds --{option} {other}: give that, or another --out")
         for other in {line["data"] for line in lines} - set(self.sets):
             raise UserError(f"{self.out} holds rows judged on {other}: give another --out")
         for entry in chosen:
