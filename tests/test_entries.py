@@ -1,8 +1,10 @@
 """The comparison's entries: what differs between them, and which learning rates are tried."""
 
+import pytest
 from pytest import approx
 
 from minilatent import run
+from minilatent.config import UserError
 from minilatent.methods import METHODS
 from results.comparison import claims
 from results.comparison.comparison import entry_named, trials_of, tuned_as
@@ -28,6 +30,14 @@ def test_every_entry_can_be_resolved_and_every_trend_is_about_rows_that_exist():
     for trend in [*claims.TRENDS, *(trend for claim in claims.CLAIMS for trend in claim.trends)]:
         rows = {trend.a, trend.b} - {""}
         assert rows <= ROWS.keys(), trend
+
+
+def test_an_entry_can_be_asked_for_with_a_multiple_of_its_compute():
+    longer = entry_named("no_cot_scratch@3")
+    assert (longer.share, longer.times, longer.row(longer.variants[0])) == (3.0, 3, "no_cot_scratch@3")
+    for name in ("no_cot@", "no_cot@1", "no_cot@x", "no_kot@2"):
+        with pytest.raises(UserError, match=name.partition("@")[0]):
+            entry_named(name)
 
 
 def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing_else():

@@ -14,6 +14,7 @@ start from is to be trained first.
 
 --plateau 4: a main entry whose last quarter of training still gained a point or more on validation is trained
 again, from its start, with twice the compute, and if need be with four times. Its rows end with @2 and @4.
+--rows no_cot@3: with three times the compute, whether it rose or not.
 
 --data and --base: the same on other data that train.py knows, from a CoT-SFT run on them. Rows are judged on
 the test split of these data alone, and there are no verdicts.
@@ -54,11 +55,14 @@ TRIED, TRIAL_SHARE = (1 / 3, 1.0, 3.0), 0.5  # times the method's learning rate;
 
 
 def entry_named(name: str) -> Entry:
-    """By its own name or one of its rows'."""
+    """By its own name or one of its rows'; NAME@3: with three times the compute."""
+    name, at, times = name.partition("@")
     known = {row: entry for row, (entry, _) in ROWS.items()} | {entry.name: entry for entry in ENTRIES}
     if name not in known:
         raise UserError(f"unknown row '{name}'{nearest(name, known)}")
-    return known[name]
+    if at and not (times.isdecimal() and int(times) > 1):
+        raise UserError(f"'{name}@{times}': a number above 1 must follow the @")
+    return known[name].longer(int(times)) if at else known[name]
 
 
 # ------------------------------------------------------------------ trials

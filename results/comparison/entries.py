@@ -31,7 +31,7 @@ class Entry:
     latent: bool = False  # its chain consists of latents that depend on the question
     share: float = 1.0  # of the budget
     with_base: bool = False  # gets the compute of mini-base on top: it does not start from it
-    times: int = 1  # how often it gets its share: 2, 4, .. if it had not reached its plateau
+    times: int = 1  # how often it gets its share: 2, 4, .. if it still rose, or as asked
     after: str = ""  # the entry whose run it starts from, and which spends the rest of the budget
     trial: bool = False  # of a learning rate
 
@@ -46,9 +46,9 @@ class Entry:
     def title_of(self, variant: Variant) -> str:
         return variant.title or self.title
 
-    def longer(self) -> "Entry":
-        """The same with twice the compute."""
-        return replace(self, share=2 * self.share, times=2 * self.times)
+    def longer(self, times: int = 2) -> "Entry":
+        """The same with `times` the compute."""
+        return replace(self, share=times * self.share, times=times * self.times)
 
 
 def speeds(title: str, claim: str = "") -> list[Variant]:
