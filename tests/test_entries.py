@@ -25,7 +25,7 @@ def test_every_entry_can_be_resolved_and_every_trend_is_about_rows_that_exist():
     assert len(ROWS) == sum(len(entry.variants) for entry in ENTRIES)
     for entry in ENTRIES:
         assert not entry.train or run.resolve(entry.train)
-        assert not entry.after or entry_named(entry.after).share + entry.share == 1
+    assert all(entry_named(entry.after) for entry in ENTRIES if entry.after)
     assert all(v.parent in ROWS for _, v in ROWS.values() if v.claim)
     for trend in [*claims.TRENDS, *(trend for claim in claims.CLAIMS for trend in claim.trends)]:
         rows = {trend.a, trend.b} - {""}
@@ -81,7 +81,13 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
 
 
 def test_claims_and_trials_stay_within_the_common_budget():
-    assert {"coconut", "sim_cot", "latent_sft_2", "colar_rl"} <= set(LATENT_ROWS)
-    assert not {"coconut_12", "sim_cot_12"} & set(LATENT_ROWS)  # these have twice as much
+    assert {"coconut", "sim_cot", "latent_sft_2", "latent_rl"} <= set(LATENT_ROWS)
+    assert not {"coconut_12", "sim_cot_12", "colar_rl"} & set(LATENT_ROWS)  # these have more
+
+
+def test_rl_and_its_control_start_from_the_same_run_and_get_the_same_compute():
+    for rl, control in (("colar_rl", "colar_sentences_more"), ("latent_rl", "latent_sft_more")):
+        one, other = entry_named(rl), entry_named(control)
+        assert (one.after, one.share) == (other.after, other.share) and one.after
     for name in ("coconut", "sim_cot"):
         assert "num_latents" not in trials_of(entry_named(f"{name}_12"))[0].train

@@ -32,7 +32,7 @@ class Entry:
     share: float = 1.0  # of the budget
     with_base: bool = False  # gets the compute of mini-base on top: it does not start from it
     times: int = 1  # how often it gets its share: 2, 4, .. if it still rose, or as asked
-    after: str = ""  # the entry whose run it starts from, and which spends the rest of the budget
+    after: str = ""  # the entry whose run it starts from
     trial: bool = False  # of a learning rate
 
     @property
@@ -90,9 +90,9 @@ def six_stages(method: str, title: str, style: tuple[str, str]) -> Entry:
 
 # The gradient of NLL grows as 1/σ²: with soft-MSE's weight it dominates, without a floor it has spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
-# RL starts where there is something to win: from chains of sentences, which are longer than need be, and from
-# a model of 60 to 80 %. The rest of the budget is for RL (CoLaR's: at c = 2), or for training on without it
-# (CoLaR's: at all speeds).
+# RL starts where there is something to win: from a model of 60 to 80 %. CoLaR's also starts from chains of
+# sentences, which are longer than need be and take a whole budget to learn. What RL gets (CoLaR's: at c = 2),
+# its control gets for training on without it (CoLaR's: at all speeds).
 WORDY = {"chain_style": "text", "max_chain": 128}
 SENTENCES = {**NLL, **WORDY}
 BEFORE_RL, MORE = speeds("CoLaR-{} in sentences, before RL"), speeds("CoLaR-{} in sentences, trained on")
@@ -123,7 +123,7 @@ ENTRIES = [
     latent_sft(3),
     latent_sft(2),
     Entry("coconut_no_curriculum", "Coconut, no curriculum", NO_CURRICULUM, ("#4d9a5b", "D"), AT_ONCE, False),
-    Entry("colar_sentences", "", SENTENCES, MERGED, BEFORE_RL, main=False, share=0.5),
+    Entry("colar_sentences", "", SENTENCES, MERGED, BEFORE_RL, main=False),
     Entry("colar_sentences_more", "", SENTENCES, MERGED, MORE, main=False, **COLAR_2ND),
     Entry("colar_rl", "CoLaR-RL in sentences", COLAR_RL, MERGED_RL, latent=True, **COLAR_2ND),
     Entry("colar_rl_no_average", "CoLaR-RL, no averaging", NO_AVERAGE, MERGED_RL, OF_RL, False, **COLAR_2ND),
@@ -149,5 +149,6 @@ ENTRIES = [
 ]
 ROWS = {entry.row(v): (entry, v) for entry in ENTRIES for v in entry.variants}
 TITLES = {row: entry.title_of(variant) for row, (entry, variant) in ROWS.items()}
-# What claims compare: latents that had no more than the common budget
-LATENT_ROWS = [row for row, (e, _) in ROWS.items() if e.main and e.latent and e.share <= 1]
+SHARES = {entry.name: entry.share for entry in ENTRIES} | {"": 0.0}
+# What claims compare: latents that had no more than the common budget, their start included
+LATENT_ROWS = [row for row, (e, _) in ROWS.items() if e.main and e.latent and e.share + SHARES[e.after] <= 1]
