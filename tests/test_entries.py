@@ -57,6 +57,7 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "no_labels": {"compressed_labels": False},
         "mean": {"pooling": "mean"},
         "nll": nll,
+        "text": wordy,
         "sentences": {**nll, **wordy},
         "sentences_more": {**nll, **wordy},
         "part": {},

@@ -91,9 +91,11 @@ def six_stages(method: str, title: str, style: tuple[str, str]) -> Entry:
 # The gradient of NLL grows as 1/σ²: with soft-MSE's weight it dominates, without a floor it has spikes.
 NLL = {"method": "colar", "latent_loss": "nll", "latent_weight": 1.0, "sigma_floor": 0.1}
 # RL starts where there is something to win: from a model of 60 to 80 %. CoLaR's also starts from chains of
-# sentences, which are longer than need be and take a whole budget to learn. What RL gets (CoLaR's: at c = 2),
-# its control gets for training on without it (CoLaR's: at all speeds).
+# sentences, which are longer than need be. They are learned in words first: from mini-base, which has never
+# seen them, CoLaR hardly learns them. What RL gets (CoLaR's: at c = 2), its control gets for training on
+# without it (CoLaR's: at all speeds).
 WORDY = {"chain_style": "text", "max_chain": 128}
+WORDS_FIRST = {"method": "cot_sft", **WORDY}
 SENTENCES = {**NLL, **WORDY}
 BEFORE_RL, MORE = speeds("CoLaR-{} in sentences, before RL"), speeds("CoLaR-{} in sentences, trained on")
 NO_CURRICULUM = {"method": "coconut", "curriculum": 0.0}
@@ -123,7 +125,8 @@ ENTRIES = [
     latent_sft(3),
     latent_sft(2),
     Entry("coconut_no_curriculum", "Coconut, no curriculum", NO_CURRICULUM, ("#4d9a5b", "D"), AT_ONCE, False),
-    Entry("colar_sentences", "", SENTENCES, MERGED, BEFORE_RL, main=False),
+    Entry("cot_sft_text", "CoT-SFT in sentences", WORDS_FIRST, WORDS, main=False, share=0.5),
+    Entry("colar_sentences", "", SENTENCES, MERGED, BEFORE_RL, main=False, after="cot_sft_text"),
     Entry("colar_sentences_more", "", SENTENCES, MERGED, MORE, main=False, **COLAR_2ND),
     Entry("colar_rl", "CoLaR-RL in sentences", COLAR_RL, MERGED_RL, latent=True, **COLAR_2ND),
     Entry("colar_rl_no_average", "CoLaR-RL, no averaging", NO_AVERAGE, MERGED_RL, OF_RL, False, **COLAR_2ND),
