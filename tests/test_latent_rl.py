@@ -14,7 +14,7 @@ from minilatent.latent import clamped_gumbel
 from minilatent.masks import LATENT
 from minilatent.methods import METHODS
 from minilatent.methods.grpo import advantages
-from minilatent.methods.latent_rl import gumbel_log_density
+from minilatent.methods.latent_rl import gumbel_log_density, nucleus
 from minilatent.optim import train_only
 from minilatent.run import resolve
 
@@ -68,19 +68,36 @@ def test_the_density_of_a_latent_and_its_gradient_by_hand():
     torch.testing.assert_close(density.detach(), gumbel)
 
 
+def test_only_the_likeliest_tokens_are_drawn():
+    p = torch.tensor([[0.1, 0.6, 0.05, 0.25], [0.97, 0.01, 0.01, 0.01]])
+    drawn = [[False, True, False, True], [True, False, False, False]]  # 0.85 >= 0.8, 0.97
+    assert (nucleus(p.log(), 0.8) > -math.inf).tolist() == drawn
+    torch.testing.assert_close(nucleus(p.log(), 1.0), p.log())
+    score = torch.tensor(
+        [[0.5, -math.inf, 0.2], [0.5, 0.4, 0.2]]
+    )  # an entry that was not drawn does not count
+    log_p = torch.zeros(2, 3, requires_grad=True)
+    density = gumbel_log_density(score, log_p, torch.tensor([[True], [True]]))
+    alone = gumbel_log_density(score[:1, ::2], torch.zeros(1, 2), torch.tensor([[True]]))
+    torch.testing.assert_close(density[:1].detach(), alone)
+    density.sum().backward()
+    assert log_p.grad.isfinite().all() and log_p.grad[0, 1] == 0
+
+
 def noise_of(method, batch):
-    """d = y - log p, (n, k), under the policy that sampled y."""
+    """d = y - log p of all entries that were drawn, under the policy that sampled y."""
     x = method.embed_with(batch["ids"], batch["kind"], method.latent_embeddings(batch))
     h = method.model(embeds=x)[:, :-1]
     log_p = method.allowed(method.model.logits(h[batch["kind"][:, 1:] == LATENT])).log_softmax(-1)
-    return (batch["score"] - log_p.gather(-1, batch["top"])).detach()
+    return (batch["score"] - log_p.gather(-1, batch["top"])).detach()[batch["score"] > -math.inf]
 
 
 def test_the_noise_is_clamped_and_one_sided_by_a_shift_that_changes_no_latent(tok, rows):
     noise = clamped_gumbel((4000,), torch.Generator().manual_seed(0))
     assert noise.min() == -1.5 and noise.max() == 3.0 and abs(noise.mean() - 0.55) < 0.05
     (method, one), (_, two) = (rolled(tok, rows, weights=torch.float64, one_sided=s) for s in (True, False))
-    assert torch.equal(one["top"], two["top"])
+    drawn = one["score"] > -math.inf
+    assert torch.equal(one["top"][drawn], two["top"][drawn])
     torch.testing.assert_close(one["score"].softmax(-1), two["score"].softmax(-1))
     torch.testing.assert_close(one["score"], two["score"] + 1.5)
     assert noise_of(method, one).min() > -1e-4 and noise_of(method, two).min() < -0.1
@@ -119,7 +136,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
         logits[:, tok.never] = -float("inf")
         log_q = logits.log_softmax(-1)
         for i in range(n):
-            d = score[i] - log_q[first + i - 1, top[i]]
+            d = (score[i] - log_q[first + i - 1, top[i]])[alpha[i] > 0]
             expected["latents"].append((sum(-x - torch.exp(-x) for x in d).item() / len(d), r))
             end = log_q[first + i, tok.end_think].exp()
             if i < n - 1:

@@ -3,9 +3,10 @@
 "Latent-GRPO", arXiv 2604.27998, read from the released code, but for what is below. It starts from a run of
 Latent-SFT; grpo.py has the objective.
 
-    sample    y = log p + clamp(s·g, -1.5, 3) + 1.5 over the vocabulary, g ~ Gumbel(0, 1)
+    sample    y = log p + clamp(s·g, -1.5, 3) + 1.5 over the likeliest tokens that hold 0.95 of the
+              probability (--top_p), g ~ Gumbel(0, 1)
               the k highest y, their softmax α; z = Σ_j α_j e_j is fed back
-    log p(z)  mean over the k entries of -d - e^-d, a Gumbel density; d = y - log p under the current policy
+    log p(z)  mean over these entries of -d - e^-d, a Gumbel density; d = y - log p under the current policy
 
 Three devices, each with a switch:
   --one_sided   the + 1.5. It changes neither α nor z, only the density: with d ≥ 0 at first, a sampled entry
@@ -28,8 +29,8 @@ back to one token a step.
 Where we differ, and why:
   - Whether to go on or to end is a decision of its own, sampled from p(</think>) at each latent and
     learnt, as in CoLaR's RL. So a chain has one latent at least, at inference too.
-  - Latents are drawn from all tokens (the release: from the top-p 0.95), answers from the whole distribution
-    (T 0.6, top-p 0.95): the one that ρ is of. The release scales after clamping: the same at s = 1.
+  - Answers are drawn from the whole distribution (the release: T 0.6, top-p 0.95): the one that ρ is of.
+    The release scales after clamping: the same at s = 1.
   - The objective is averaged inside a sample first (--no-average: over all latents and tokens).
 """
 
@@ -51,6 +52,7 @@ class Settings(GRPOSettings):
     ratio: int = opt(2, "compression ratio r of the run it starts from")
     k: int = opt(10, "vocabulary entries kept in a superposition, as in the run it starts from")
     gumbel_scale: float = opt(1.0, "s, scale of the noise")
+    top_p: float = opt(0.95, "latents are drawn from the likeliest tokens with this probability", least=1e-3)
     one_sided: bool = opt(True, "shift the noise that samples a latent to 0 and above")
     mirror: bool = opt(True, "bound the gradient where a negative advantage meets negative noise")
     best_first: bool = opt(True, "at latent 1 only a group's most likely right sample has an advantage")
@@ -87,7 +89,8 @@ class LatentRL(GRPO, Method):
 
         def think(logits, hidden):  # (b, V), the impossible at -inf
             noise = clamped_gumbel(logits.shape, generator, scale).to(logits) + shift
-            score, top = (logits.log_softmax(-1) + noise).topk(k)  # (b, k)
+            log_p = nucleus(logits.log_softmax(-1), self.config.top_p)  # (b, V)
+            score, top = (log_p + noise).topk(k)  # (b, k)
             return mix(score.softmax(-1), top, self.model.embed.weight), score, top
 
         return think
@@ -141,13 +144,22 @@ class LatentRL(GRPO, Method):
         return {**super().decoding(), "min_chain": 1}
 
 
+def nucleus(log_p: Tensor, top_p: float) -> Tensor:
+    """log_p (b, V) with -inf outside of the smallest set of tokens that holds top_p of the probability."""
+    p, order = log_p.exp().sort(-1, descending=True)
+    outside = p.cumsum(-1) - p >= top_p  # (b, V), the likeliest first
+    return log_p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
+
+
 def gumbel_log_density(score: Tensor, log_p: Tensor, mirrored: Tensor | None = None) -> Tensor:
-    """Scores y = log p_old + noise as Gumbel variables around log p: the mean over k entries of -d - e^-d
-    with d = y - log p, (n, k) each -> (n,). Where `mirrored` (n, 1) and d < 0, the value stays and the
-    gradient is that of d - e^d, the density mirrored at its peak: straight-through."""
-    d = score - log_p
+    """Scores y = log p_old + noise as Gumbel variables around log p: the mean over the entries of -d - e^-d
+    with d = y - log p, (n, k) each -> (n,); entries with the score -inf are none. Where `mirrored` (n, 1) and
+    d < 0, the value stays and the gradient is that of d - e^d, the density mirrored at its peak:
+    straight-through."""
+    drawn = score > float("-inf")  # (n, k)
+    d = torch.where(drawn, score - log_p, 0.0)
     density = -d - (-d).exp()
     if mirrored is not None:
         proxy = d.clamp(max=0) - d.clamp(max=0).exp()
         density = torch.where(mirrored & (d < 0), density.detach() + (proxy - proxy.detach()), density)
-    return density.mean(-1)
+    return (density * drawn).sum(-1) / drawn.sum(-1)
