@@ -73,9 +73,7 @@ def test_only_the_likeliest_tokens_are_drawn():
     drawn = [[False, True, False, True], [True, False, False, False]]  # 0.85 >= 0.8, 0.97
     assert (nucleus(p.log(), 0.8) > -math.inf).tolist() == drawn
     torch.testing.assert_close(nucleus(p.log(), 1.0), p.log())
-    score = torch.tensor(
-        [[0.5, -math.inf, 0.2], [0.5, 0.4, 0.2]]
-    )  # the second of the first was not drawn
+    score = torch.tensor([[0.5, -math.inf, 0.2], [0.5, 0.4, 0.2]])  # the second of the first was not drawn
     log_p = torch.zeros(2, 3, requires_grad=True)
     density = gumbel_log_density(score, log_p, torch.tensor([[True], [True]]))
     alone = gumbel_log_density(score[:1, ::2], torch.zeros(1, 2), torch.tensor([[True]]))
