@@ -13,6 +13,7 @@ seeds are given as their mean, with the lowest and the highest where a table say
 """
 
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from minilatent.config import Parser, UserError, run_script
 from minilatent.files import replace_file
+from minilatent.study.measures import from_hex
 
 from .comparison.entries import ROWS
 
@@ -77,10 +79,10 @@ MOST = 6  # operations
 Results = dict[str, list[dict]]  # for each data set: one result for each seed
 
 
-def rows_of(*groups: str) -> dict[str, Results]:
-    """The rows of mini/rows.jsonl, which `python -m results.comparison` writes, by their titles, in
+def rows_of(*groups: str, world: str = "mini") -> dict[str, Results]:
+    """The rows of WORLD/rows.jsonl, which `python -m results.comparison` writes, by their titles, in
     the order of its entries: those of the groups (main, ablation), trained with the common budget."""
-    lines = read("mini/rows.jsonl") if (HERE / "mini/rows.jsonl").exists() else []
+    lines = read(f"{world}/rows.jsonl") if (HERE / world / "rows.jsonl").exists() else []
     found: dict[str, Results] = {}
     for row in ROWS:
         for line in lines:
@@ -174,6 +176,34 @@ def paths() -> str:
         if results:
             rows.append([title, *(f"{mean_of(results, key):.2f}" for key in keys)])
     return grid("method | valid chains | N_eff | one chain alone | another question's chains", rows)
+
+
+def mini_prosqa() -> str:
+    """mini_prosqa: to which of two people does a path lead?
+
+    Accuracy in %, where a guess has 50: on all test questions, on those with one valid chain, on those with
+    several; then with noise or another question's latents in the place of the model's own. N_eff as in the
+    table of mini's paths. All start from the first row, a CoT-SFT model of these problems.
+    """
+    found = {t: r["mini_prosqa"] for t, r in rows_of("main", "ablation", world="mini_prosqa").items()}
+    several = []  # whether a test question has several valid chains: the same questions for all rows
+    for result in itertools.chain(*found.values()):
+        if marks := result["questions"].get("n_eff_judged"):
+            several = from_hex(marks, result["n"])
+    rows = []
+    for title, results in found.items():
+        hits = [list(zip(from_hex(r["questions"]["correct"], r["n"]), several)) for r in results]
+        chains = [[right for run in hits for right, many in run if many == kind] for kind in (False, True)]
+        cells = [percent(mean_of(results, "accuracy")), *(percent(average(kind)) for kind in chains)]
+        thinks = all(result.get("interventions") for result in results)
+        for name in ("noise", "swap"):
+            cells.append(percent(mean_of(results, "interventions", name, "accuracy") if thinks else None))
+        for key in ("n_eff", "n_eff_one_path", "n_eff_control"):
+            value = mean_of(results, key + "_distinct") if thinks else None
+            cells.append(NONE if value is None else f"{value:.2f}")
+        rows.append([title, str(len(results)), *cells, f"{mean_of(results, 'mean_len'):.1f}"])
+    head = "method | seeds | accuracy | one chain | several | noise | another question's | "
+    return grid(head + "N_eff | one chain alone | another question's chains | #L", rows)
 
 
 def speeds() -> str:
@@ -365,7 +395,7 @@ def benchmark() -> str:
 TABLES = {
     table.__name__: table
     for table in (
-        *(methods, ablations, operations, interventions, paths, speeds, guesses),
+        *(methods, ablations, operations, interventions, paths, mini_prosqa, speeds, guesses),
         *(gsm8k, gsm8k_cpu, benchmark, gsm8k_redrawn, gsm8k_curve),
     )
 }
