@@ -178,6 +178,15 @@ def paths() -> str:
     return grid("method | valid chains | N_eff | one chain alone | another question's chains", rows)
 
 
+def right_where(results: list[dict], marks: list[bool], wanted: bool) -> float | None:
+    """The share of right answers to the questions whose mark is `wanted`."""
+    hits = []
+    for result in results:
+        right = from_hex(result["questions"]["correct"], result["n"])
+        hits += [r for r, mark in zip(right, marks) if mark == wanted]
+    return average(hits) if hits else None
+
+
 def mini_prosqa() -> str:
     """mini_prosqa: to which of two people does a path lead?
 
@@ -186,21 +195,20 @@ def mini_prosqa() -> str:
     table of mini's paths. All start from the first row, a CoT-SFT model of these problems.
     """
     found = {t: r["mini_prosqa"] for t, r in rows_of("main", "ablation", world="mini_prosqa").items()}
-    several = []  # whether a test question has several valid chains: the same questions for all rows
+    several = []  # whether a question has several valid chains: rows that think say so, and all share them
     for result in itertools.chain(*found.values()):
         if marks := result["questions"].get("n_eff_judged"):
             several = from_hex(marks, result["n"])
     rows = []
     for title, results in found.items():
-        hits = [list(zip(from_hex(r["questions"]["correct"], r["n"]), several)) for r in results]
-        chains = [[right for run in hits for right, many in run if many == kind] for kind in (False, True)]
-        cells = [percent(mean_of(results, "accuracy")), *(percent(average(kind)) for kind in chains)]
-        thinks = all(result.get("interventions") for result in results)
-        for name in ("noise", "swap"):
-            cells.append(percent(mean_of(results, "interventions", name, "accuracy") if thinks else None))
-        for key in ("n_eff", "n_eff_one_path", "n_eff_control"):
-            value = mean_of(results, key + "_distinct") if thinks else None
-            cells.append(NONE if value is None else f"{value:.2f}")
+        cells = [percent(mean_of(results, "accuracy"))]
+        cells += [percent(right_where(results, several, many)) for many in (False, True)]
+        if all(result.get("interventions") for result in results):
+            cells += [percent(mean_of(results, "interventions", n, "accuracy")) for n in ("noise", "swap")]
+            keys = ("n_eff_distinct", "n_eff_one_path_distinct", "n_eff_control_distinct")
+            cells += [f"{mean_of(results, key):.2f}" for key in keys]
+        else:
+            cells += [NONE] * 5
         rows.append([title, str(len(results)), *cells, f"{mean_of(results, 'mean_len'):.1f}"])
     head = "method | seeds | accuracy | one chain | several | noise | another question's | "
     return grid(head + "N_eff | one chain alone | another question's chains | #L", rows)

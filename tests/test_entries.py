@@ -84,11 +84,11 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
 def test_claims_and_trials_stay_within_the_common_budget():
     assert {"coconut", "sim_cot", "latent_sft_2", "latent_rl"} <= set(LATENT_ROWS)
     assert not {"coconut_12", "sim_cot_12", "colar_rl"} & set(LATENT_ROWS)  # these have more
+    for name in ("coconut", "sim_cot"):
+        assert "num_latents" not in trials_of(entry_named(f"{name}_12"))[0].train
 
 
 def test_rl_and_its_control_start_from_the_same_run_and_get_the_same_compute():
     for rl, control in (("colar_rl", "colar_sentences_more"), ("latent_rl", "latent_sft_more")):
         one, other = entry_named(rl), entry_named(control)
         assert (one.after, one.share) == (other.after, other.share) and one.after
-    for name in ("coconut", "sim_cot"):
-        assert "num_latents" not in trials_of(entry_named(f"{name}_12"))[0].train

@@ -91,6 +91,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_mini_prosqa_counts_questions_with_one_chain_and_with_several_by_hand(folder):
+    (folder / "mini_prosqa").mkdir()
+    swap = {name: {"accuracy": 0.5} for name in ("noise", "swap")}
+    n_eff = {"n_eff_distinct": 3.0, "n_eff_one_path_distinct": 2.0, "n_eff_control_distinct": 2.5}
+    lines = []
+    for row, correct in (("cot_sft", "e"), ("no_cot", "1")):  # 1110 and 0001
+        questions = {"correct": correct} | ({"n_eff_judged": "a"} if row == "cot_sft" else {})  # 1010
+        line = {"row": row, "title": row, "group": "main", "data": "mini_prosqa", "n": 4, "mean_len": 9.0}
+        line |= {"accuracy": 0.75, "questions": questions}
+        lines.append(json.dumps(line | ({"interventions": swap, **n_eff} if row == "cot_sft" else {})))
+    (folder / "mini_prosqa/rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = table.mini_prosqa().splitlines()[2:]
+    assert rows[0] == "| cot_sft | 1 | 75.0 | 50.0 | 100.0 | 50.0 | 50.0 | 3.00 | 2.00 | 2.50 | 9.0 |"
+    assert rows[1] == "| no_cot | 1 | 75.0 | 50.0 | 0.0 | – | – | – | – | – | 9.0 |"
+
+
 def block(text=""):
     return f"<!-- begin generated: methods -->\n{text}<!-- end generated -->\n"
 
