@@ -22,7 +22,8 @@ Three devices, each with a switch:
 A sample whose chain or answer was cut off gets no advantage and is left out of its group's mean and std;
 a group whose rewards are all equal is left out of the objective. The embedding table is frozen, there is
 no KL. What to watch in metrics.jsonl: `len` and `entropy`; the author saw both fall, the chain drifting
-back to one token a step.
+back to one token a step. On mini it has done harm so far (results/README.md, "RL"): Latent-SFT never trained
+on mixtures with so much noise, and few of its samples are right. With less noise accuracy falls as well.
 
     python train.py --method latent_rl --init out/latent_sft [--no-one_sided] [--no-mirror] [--no-best_first]
 
