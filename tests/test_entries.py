@@ -60,8 +60,8 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "text": wordy,
         "sentences": {**nll, **wordy},
         "sentences_more": {**nll, **wordy},
-        "part": {},
-        "more": {},
+        "part": {"gumbel": True, "gumbel_scale": 0.5},
+        "more": {"gumbel": True, "gumbel_scale": 0.5},
         "no_curriculum": {"curriculum": 0.0},
         "12": {"num_latents": 12},
         "no_average": {"average": False},
@@ -69,7 +69,7 @@ def test_an_ablation_differs_from_its_entry_in_what_its_name_says_and_in_nothing
         "": {},
     }
     wholes = {f"latent_sft_{r}": {"ratio": r} for r in (2, 3, 6)}
-    wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2}}
+    wholes |= {"latent_sft": {"ratio": 2}, "latent_rl": {"ratio": 2, "gumbel_scale": 0.5}}
     wholes["colar_rl"] = wordy
     others = "colar cot_sft no_cot pause icot coconut sim_cot codi"
     wholes |= {name: {} for name in others.split()} | {"looped": {"init": "none", "lr": 4e-3}}

@@ -6,7 +6,7 @@ Latent-SFT; grpo.py has the objective.
     sample    y = log p + clamp(s·g, -1.5, 3) + 1.5 over the likeliest tokens that hold 0.95 of the
               probability (--top_p), g ~ Gumbel(0, 1)
               the k highest y, their softmax α; z = Σ_j α_j e_j is fed back
-    log p(z)  mean over these entries of -d - e^-d, a Gumbel density; d = y - log p under the current policy
+    log p(z)  mean over these entries of -d - e^-d, a Gumbel density; d = (y - log p) / s
 
 Three devices, each with a switch:
   --one_sided   the + 1.5. It changes neither α nor z, only the density: with d ≥ 0 at first, a sampled entry
@@ -22,16 +22,21 @@ Three devices, each with a switch:
 A sample whose chain or answer was cut off gets no advantage and is left out of its group's mean and std;
 a group whose rewards are all equal is left out of the objective. The embedding table is frozen, there is
 no KL. What to watch in metrics.jsonl: `len` and `entropy`; the author saw both fall, the chain drifting
-back to one token a step. On mini it has done harm so far (results/README.md, "RL"): Latent-SFT never trained
-on mixtures with so much noise, and few of its samples are right. With less noise accuracy falls as well.
+back to one token a step. The run that it starts from should know the noise: train it with --gumbel and the
+same --gumbel_scale. On mini, without that, most samples with s = 1 are wrong where greedy decoding is right.
 
-    python train.py --method latent_rl --init out/latent_sft [--no-one_sided] [--no-mirror] [--no-best_first]
+On mini --one_sided is off. Where all d ≥ 0, every drawn entry of a right sample becomes likelier, and
+every one of a wrong sample less likely, whatever its noise was: p grows flat, and accuracy falls at once.
+Without the shift the expected push is 0 (E[e^-g] = 1), and only what the noise favoured is learnt.
+
+    python train.py --method latent_sft --gumbel --gumbel_scale 0.5 --steps 700 --out out/noisy
+    python train.py --method latent_rl --init out/noisy --gumbel_scale 0.5 [--no-mirror] [--no-best_first]
 
 Where we differ, and why:
   - Whether to go on or to end is a decision of its own, sampled from p(</think>) at each latent and
     learnt, as in CoLaR's RL. So a chain has one latent at least, at inference too.
   - Answers are drawn from the whole distribution (the release: T 0.6, top-p 0.95): the one that ρ is of.
-    The release scales after clamping: the same at s = 1.
+  - The release scales after clamping, and its density does not know s: the same at s = 1.
   - The objective is averaged inside a sample first (--no-average: over all latents and tokens).
 """
 
@@ -52,7 +57,7 @@ from .method import Method
 class Settings(GRPOSettings):
     ratio: int = opt(2, "compression ratio r of the run it starts from")
     k: int = opt(10, "vocabulary entries kept in a superposition, as in the run it starts from")
-    gumbel_scale: float = opt(1.0, "s, scale of the noise")
+    gumbel_scale: float = opt(1.0, "s, scale of the noise", least=1e-6)
     top_p: float = opt(0.95, "latents are drawn from the likeliest tokens with this probability", least=1e-3)
     one_sided: bool = opt(True, "shift the noise that samples a latent to 0 and above")
     mirror: bool = opt(True, "bound the gradient where a negative advantage meets negative noise")
@@ -63,7 +68,7 @@ class LatentRL(GRPO, Method):
     Settings = Settings
     PRESETS = {
         **RL_PRESETS,
-        "mini": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 32},
+        "mini": {"optimizer": "adamw", "steps": 200, "lr": 3e-5, "batch_size": 32, "one_sided": False},
         "smoke": {"group": 4},
     }
     needs_chain = False  # what it learns from is the answer
@@ -109,7 +114,8 @@ class LatentRL(GRPO, Method):
         mirrored = None
         if self.config.mirror and advantage is not None:
             mirrored = advantage[:, None] < 0
-        density = gumbel_log_density(batch["score"], log_p.gather(-1, batch["top"]), mirrored)
+        scale = self.config.gumbel_scale
+        density = gumbel_log_density(batch["score"], log_p.gather(-1, batch["top"]), mirrored, scale)
         return density, {"entropy": entropy(log_p.exp())}
 
     # ------------------------------------------------------------------ advantages
@@ -152,13 +158,15 @@ def nucleus(log_p: Tensor, top_p: float) -> Tensor:
     return log_p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
 
 
-def gumbel_log_density(score: Tensor, log_p: Tensor, mirrored: Tensor | None = None) -> Tensor:
-    """Scores y = log p_old + noise as Gumbel variables around log p: the mean over the entries of -d - e^-d
-    with d = y - log p, (n, k) each -> (n,); entries with the score -inf are none. Where `mirrored` (n, 1) and
-    d < 0, the value stays and the gradient is that of d - e^d, the density mirrored at its peak:
-    straight-through."""
+def gumbel_log_density(
+    score: Tensor, log_p: Tensor, mirrored: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """Scores y = log p_old + s·g as Gumbel variables around log p: the mean over the entries of -d - e^-d
+    with d = (y - log p) / s, (n, k) each -> (n,), without the constant log s; entries with the score -inf are
+    none. Where `mirrored` (n, 1) and d < 0, the value stays and the gradient is that of d - e^d, the density
+    mirrored at its peak: straight-through."""
     drawn = score > float("-inf")  # (n, k)
-    d = torch.where(drawn, score - log_p, 0.0)
+    d = torch.where(drawn, score - log_p, 0.0) / scale
     density = -d - (-d).exp()
     if mirrored is not None:
         proxy = d.clamp(max=0) - d.clamp(max=0).exp()

@@ -106,6 +106,8 @@ NO_AVERAGE = {**COLAR_RL, "average": False}
 OF_RL = [Variant(parent="colar_rl", claim="averaging is needed in RL")]
 COLAR_2ND = {"share": 0.5, "after": "colar_sentences"}
 LATENT_2ND = {"share": 0.65, "after": "latent_sft_part"}
+NOISY = {**TWO, "gumbel": True, "gumbel_scale": 0.5}  # a start that has seen the noise that RL explores with
+LATENT_RL = {**TWO, "method": "latent_rl", "gumbel_scale": 0.5}
 
 ENTRIES = [
     Entry("base", "mini-base", {}, WORDS),
@@ -146,9 +148,9 @@ ENTRIES = [
     latent_sft(2, "_k1", ", k = 1", k=1),
     latent_sft(2, "_k5", ", k = 5", k=5),
     latent_sft(2, "_k50", ", k = 50", k=50),
-    Entry("latent_sft_part", "Latent-SFT(2) before RL", TWO, MIXED, main=False, share=0.35),
-    Entry("latent_sft_more", "Latent-SFT(2), once more", TWO, MIXED, main=False, **LATENT_2ND),
-    Entry("latent_rl", "Latent-RL", {**TWO, "method": "latent_rl"}, MIXED_RL, latent=True, **LATENT_2ND),
+    Entry("latent_sft_part", "Latent-SFT(2) before RL", NOISY, MIXED, main=False, share=0.35),
+    Entry("latent_sft_more", "Latent-SFT(2), once more", NOISY, MIXED, main=False, **LATENT_2ND),
+    Entry("latent_rl", "Latent-RL", LATENT_RL, MIXED_RL, latent=True, **LATENT_2ND),
 ]
 ROWS = {entry.row(v): (entry, v) for entry in ENTRIES for v in entry.variants}
 TITLES = {row: entry.title_of(variant) for row, (entry, variant) in ROWS.items()}
