@@ -25,12 +25,13 @@ no KL. What to watch in metrics.jsonl: `len` and `entropy`; the author saw both 
 back to one token a step. The run that it starts from should know the noise: train it with --gumbel and the
 same --gumbel_scale. On mini, without that, most samples with s = 1 are wrong where greedy decoding is right.
 
-On mini --one_sided is off. Where all d ≥ 0, every drawn entry of a right sample becomes likelier, and
-every one of a wrong sample less likely, whatever its noise was: p grows flat, and accuracy falls at once.
-Without the shift the expected push is 0 (E[e^-g] = 1), and only what the noise favoured is learnt.
+On mini --one_sided and --mirror are off. Where all d ≥ 0, every drawn entry of a right sample becomes
+likelier and every one of a wrong sample less likely, whatever its noise was: p grows flat, and accuracy
+falls at once. The mirrored gradient makes p sharp, a chain of single tokens; that takes a little longer to
+do harm. The density's own gradient is 0 on average (E[e^-g] = 1): only what the noise favoured is learnt.
 
     python train.py --method latent_sft --gumbel --gumbel_scale 0.5 --steps 700 --out out/noisy
-    python train.py --method latent_rl --init out/noisy --gumbel_scale 0.5 [--no-mirror] [--no-best_first]
+    python train.py --method latent_rl --init out/noisy --gumbel_scale 0.5 [--no-best_first]
 
 Where we differ, and why:
   - Whether to go on or to end is a decision of its own, sampled from p(</think>) at each latent and
@@ -53,6 +54,9 @@ from .grpo import GRPO, RL_PRESETS, GRPOSettings, advantages
 from .method import Method
 
 
+PLAIN = {"one_sided": False, "mirror": False}  # the density's own gradient
+
+
 @dataclass
 class Settings(GRPOSettings):
     ratio: int = opt(2, "compression ratio r of the run it starts from")
@@ -68,7 +72,7 @@ class LatentRL(GRPO, Method):
     Settings = Settings
     PRESETS = {
         **RL_PRESETS,
-        "mini": {"optimizer": "adamw", "steps": 200, "lr": 3e-5, "batch_size": 32, "one_sided": False},
+        "mini": {"optimizer": "adamw", "steps": 200, "lr": 1e-4, "batch_size": 32, **PLAIN},
         "smoke": {"group": 4},
     }
     needs_chain = False  # what it learns from is the answer
