@@ -53,7 +53,6 @@ from ..masks import LATENT
 from .grpo import GRPO, RL_PRESETS, GRPOSettings, advantages
 from .method import Method
 
-
 PLAIN = {"one_sided": False, "mirror": False}  # the density's own gradient
 
 
