@@ -130,7 +130,7 @@ ENTRIES = [
     Entry("cot_sft_text", "CoT-SFT in sentences", WORDS_FIRST, WORDS, main=False, share=0.5),
     Entry("colar_sentences", "", SENTENCES, MERGED, BEFORE_RL, main=False, after="cot_sft_text"),
     Entry("colar_sentences_more", "", SENTENCES, MERGED, MORE, main=False, **COLAR_2ND),
-    Entry("colar_rl", "CoLaR-RL in sentences", COLAR_RL, MERGED_RL, latent=True, **COLAR_2ND),
+    Entry("colar_rl", "CoLaR-RL in sentences, 2 × compute", COLAR_RL, MERGED_RL, latent=True, **COLAR_2ND),
     Entry("colar_rl_no_average", "CoLaR-RL, no averaging", NO_AVERAGE, MERGED_RL, OF_RL, False, **COLAR_2ND),
     colar("_det", ", deterministic head", "a σ in the latent head helps", latent_loss="mse"),
     colar("_no_labels", ", no compressed labels", "compressed labels help", compressed_labels=False),
