@@ -28,7 +28,7 @@ same --gumbel_scale. On mini, without that, most samples with s = 1 are wrong wh
 On mini --one_sided and --mirror are off. Where all d ≥ 0, every drawn entry of a right sample becomes
 likelier and every one of a wrong sample less likely, whatever its noise was: p grows flat, and accuracy
 falls at once. The mirrored gradient makes p sharp, a chain of single tokens; that takes a little longer to
-do harm. The density's own gradient is 0 on average (E[e^-g] = 1): only what the noise favoured is learnt.
+do harm. The density's own gradient is about 0 on average (E[e^-g] = 1): what the noise favoured is learnt.
 
     python train.py --method latent_sft --gumbel --gumbel_scale 0.5 --steps 700 --out out/noisy
     python train.py --method latent_rl --init out/noisy --gumbel_scale 0.5 [--no-best_first]
