@@ -118,9 +118,10 @@ def test_advantages_leave_out_what_does_not_count():
 # ------------------------------------------------------------------ samples
 
 
-def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
+@pytest.mark.parametrize("s", [1.0, 0.5])
+def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows, s):
     """Latents, every decision to go on or to end, and the answer; each sample alone, without padding."""
-    method, batch = rolled(tok, rows, mirror=False)
+    method, batch = rolled(tok, rows, mirror=False, gumbel_scale=s)
     found, _ = method.log_probs(batch)
     E, used, expected = method.model.embed.weight, 0, {part: [] for part in PARTS}
     assert (batch["kind"] < 0).any() and len((batch["kind"] == LATENT).sum(1).unique()) > 1
@@ -136,7 +137,7 @@ def test_the_log_probabilities_are_those_of_every_sample_by_itself(tok, rows):
         logits[:, tok.never] = -float("inf")
         log_q = logits.log_softmax(-1)
         for i in range(n):
-            d = (score[i] - log_q[first + i - 1, top[i]])[alpha[i] > 0]
+            d = (score[i] - log_q[first + i - 1, top[i]])[alpha[i] > 0] / s
             expected["latents"].append((sum(-x - torch.exp(-x) for x in d).item() / len(d), r))
             end = log_q[first + i, tok.end_think].exp()
             if i < n - 1:
