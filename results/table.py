@@ -309,6 +309,7 @@ REDRAWN = {  # files of gsm8k/: NAME-seedS.json, and the speed
     "Coconut": ("coconut", None),
 }
 SIZES = {"7,000": "_7000", "30,000": "_30000", "120,000": "", "400,000": "_400000"}  # examples
+CURVED = ("CoT-SFT", "No-CoT", "Latent-SFT(2)")
 
 
 def judged(run: str, folder: str) -> Results:
@@ -349,11 +350,26 @@ def gsm8k_curve() -> str:
     Accuracy in % on GSM8K's test set after the same number of steps on that many redrawn examples.
     """
     rows = []
-    for title in ("CoT-SFT", "No-CoT", "Latent-SFT(2)"):
+    for title in CURVED:
         found = [judged(REDRAWN[title][0] + size, "gsm8k").get("gsm8k", []) for size in SIZES.values()]
         if any(found):
             rows.append([title, *(percent(mean_of(results, "accuracy")) for results in found)])
     return grid("run | " + " | ".join(SIZES), rows) if rows else ""
+
+
+def gsm8k_curve_cpu() -> str:
+    """Redrawn GSM8K: the beginning of the curve, on a CPU
+
+    Accuracy in % on GSM8K's test set, with #L in brackets. Every example is seen once in CoT-SFT, and once
+    after it in each other method. Made by `python -m results.gsm8k --cpu`.
+    """
+    rows, sizes = [], list(SIZES)[:2]
+    for title in CURVED:
+        found = [judged(REDRAWN[title][0] + SIZES[n], "gsm8k_cpu").get("gsm8k", []) for n in sizes]
+        cells = [f"{percent(r[0]['accuracy'])} ({r[0]['mean_len']:.1f})" if r else NONE for r in found]
+        if any(found):
+            rows.append([title, *cells])
+    return grid("run | " + " | ".join(sizes), rows) if rows else ""
 
 
 # ------------------------------------------------------------------ speed
@@ -404,7 +420,7 @@ TABLES = {
     table.__name__: table
     for table in (
         *(methods, ablations, operations, interventions, paths, mini_prosqa, speeds, guesses),
-        *(gsm8k, gsm8k_cpu, benchmark, gsm8k_redrawn, gsm8k_curve),
+        *(gsm8k, gsm8k_cpu, benchmark, gsm8k_redrawn, gsm8k_curve, gsm8k_curve_cpu),
     )
 }
 

@@ -52,6 +52,18 @@ def test_a_rehearsal_makes_rows_once_and_each_from_its_start(given, capsys):
     assert capsys.readouterr().out == ""  # it is there
 
 
+def test_on_a_cpu_each_example_is_seen_once_and_only_gsm8k_is_judged(given):
+    words, out = given
+    for row in gsm8k.rows(cpu=True):
+        trained = dict(zip((options := row.options().split())[::2], options[1::2]))
+        phases = [int(n) for n in trained.get("--stage1_steps", "0").split(",")]
+        seen = (int(trained["--steps"]) + 2 * sum(phases)) * int(trained["--batch_size"])
+        assert row.size - 32 < seen <= row.size  # stage 1 trains two models
+    gsm8k.main([*words, "--cpu", "--only", "cot_sft_7000-seed0"])
+    (found,) = json.loads((out / "results/cot_sft_7000-seed0.json").read_text(encoding="utf-8"))
+    assert found["data"] == "gsm8k" and found["size"] == 7000 and "swap" in found["interventions"]
+
+
 def test_the_plan_names_what_is_missing_and_its_time(given, capsys):
     words, out = given
     (out / "results").mkdir(parents=True, exist_ok=True)
@@ -95,6 +107,9 @@ def test_the_table_has_a_row_for_each_kind_and_speed_with_the_mean_of_its_seeds(
     assert shown[2].startswith("| CoT-SFT | 2 | 25.0 (20.0 to 30.0) | 25.0 |")
     assert [line[2:10] for line in shown[3:]] == ["CoLaR-2 ", "CoLaR-5 "] and "| 4.0 |" in shown[3]
     assert "| CoT-SFT | 10.0 | – | 25.0 | – |" in table.gsm8k_curve()
+    assert table.gsm8k_curve_cpu() == ""
+    (tmp_path / "gsm8k").rename(tmp_path / "gsm8k_cpu")
+    assert "| CoT-SFT | 10.0 (9.0) | – |" in table.gsm8k_curve_cpu()
 
 
 def test_the_speed_of_every_stage_and_of_decoding_is_measured(given, tmp_path, capsys):
