@@ -36,22 +36,40 @@ def titles(lines: list[Line]) -> dict[str, str]:
     return {line["row"]: line["title"] for line in lines if line["group"] == "main"}
 
 
-def label_points(ax, points: list[tuple], at: float, least: float, fontsize: float = 10, **arrow) -> None:
-    """Labels at x = `at`, at least `least` apart and above 0, with lines to their points. points: (label, x,
-    y, colour)"""
+def label_points(
+    ax, points: list[tuple], at: float, least: float, fontsize: float = 10, side: str = "right", **arrow
+) -> None:
+    """Labels at x = `at`, on that side of their points, with lines to them; their lines of text are at least
+    `least` apart and above 0. points: (label, x, y, colour)"""
     points = sorted(points, key=lambda point: point[2])
     heights = [y for _, _, y, _ in points]
+    tall = [least * (1 + label.count("\n")) for label, *_ in points]
     for _ in range(200):  # neighbours that are too close push each other apart
         if heights:
-            heights[0] = max(heights[0], least / 2)
+            heights[0] = max(heights[0], tall[0] / 2)
         for i in range(len(heights) - 1):
-            gap = least - (heights[i + 1] - heights[i])
+            gap = (tall[i] + tall[i + 1]) / 2 - (heights[i + 1] - heights[i])
             if gap > 1e-6:
                 heights[i], heights[i + 1] = heights[i] - gap / 2, heights[i + 1] + gap / 2
+    ends = {"right": ("left", (0, 0.5)), "left": ("right", (1, 0.5))}
+    align, touched = ends[side]
     for (text, x, y, colour), height in zip(points, heights):
-        line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": (0, 0.5)}
+        line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8, "relpos": touched}
         more = {"va": "center", "fontsize": fontsize, "annotation_clip": False, "arrowprops": line | arrow}
-        ax.annotate(text, (x, y), (at, height), color=colour, **more)
+        ax.annotate(text, (x, y), (at, height), color=colour, ha=align, **more)
+
+
+MARGIN, LETTER, LINE = 0.025, 0.0095, 4.6  # of the frontier's labels; shares of the longest #L, and points
+
+
+def label_side(column: list[tuple], others: list[tuple], longest: float) -> str:
+    """Left, if a label on the right would cover one of the points that follow there."""
+    for label, _, y, _ in column:
+        letters = max(len(line) for line in label.split("\n"))
+        end = column[-1][1] + (MARGIN + LETTER * letters) * longest
+        if any(other_x < end and abs(other_y - y) < 0.8 * LINE for _, other_x, other_y, _ in others):
+            return "left"
+    return "right"
 
 
 def frontier_title(lines: list[Line]) -> str:
@@ -73,20 +91,21 @@ def frontier_figure(lines: list[Line]):
         if found := estimate(lines, row):
             x, y = mean_length([line for line in lines if line["row"] == row]), 100 * found.mean
             colour, marker = STYLES.get(row, (GREY, "o"))
-            points.append((title, x, y, colour))
+            points.append((title.replace(", ", ",\n"), x, y, colour))
             arms = [[max(0.0, y - 100 * found.low)], [max(0.0, 100 * found.high - y)]]
             look = {"marker": marker, "markersize": 9, "color": colour}
             ax.errorbar(x, y, arms, capsize=3, linestyle="", zorder=3, **look)
     longest = max((x for _, x, _, _ in points), default=1.0)
     columns: list[list] = []  # points with about the same #L: their labels must not overlap
     for point in sorted(points, key=lambda point: point[1]):
-        if not columns or point[1] - columns[-1][-1][1] >= 0.12 * longest:
+        if not columns or point[1] - columns[-1][0][1] >= 0.075 * longest:
             columns.append([])
         columns[-1].append(point)
-    for column in columns:
-        edge = max(x for _, x, _, _ in column) + 0.025 * longest
-        label_points(ax, column, edge, 4.6, shrinkA=1, shrinkB=4)
-    ax.set(xlim=(-0.03 * longest, 1.28 * longest), xlabel="#L, steps of thinking (mean)")
+    for i, column in enumerate(columns):
+        side = label_side(column, [point for later in columns[i + 1 :] for point in later], longest)
+        edge = column[-1][1] + MARGIN * longest if side == "right" else column[0][1] - MARGIN * longest
+        label_points(ax, column, edge, LINE, side=side, shrinkA=1, shrinkB=4)
+    ax.set(xlim=(-0.03 * longest, 1.25 * longest), xlabel="#L, steps of thinking (mean)")
     ax.set(ylim=(0, 103), ylabel="accuracy (%), mean of four test sets")
     ax.grid(alpha=0.25)
     ax.set_title(frontier_title(lines), loc="left", fontweight="bold")
