@@ -270,6 +270,21 @@ def test_an_intervention_that_does_not_apply_to_every_method_is_in_the_table_wit
     assert "50" in shown and shown.count("–") == 1 and shown.count("25") == 2
 
 
+def test_labels_stay_within_the_axis_apart_from_each_other():
+    axes = figures.plt.figure().add_subplot()
+    figures.label_points(axes, [(f"{i},\nagain", 1.0, 99.0, "k") for i in range(8)], 1.1, 5.0)
+    heights = sorted(label.xyann[1] for label in axes.texts)
+    assert min(b - a for a, b in zip(heights, heights[1:])) >= 9.9  # two lines of text each
+    assert 0 < heights[0] - 5.0 and heights[-1] + 5.0 <= figures.TOP + 0.1
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "side"), [(2.0, 51.0, "left"), (2.0, 60.0, "right"), (3.0, 51.0, "right")]
+)
+def test_a_label_that_would_cover_a_point_is_on_the_left(x, y, side):
+    assert figures.label_side([("twelve chars", 1.0, 50.0, "k")], [("", x, y, "k")], longest=10.0) == side
+
+
 def test_few_questions_give_figures_with_gaps(tmp_path):
     figures.draw(made_up(n=20), tmp_path)
     assert (tmp_path / "steps.png").exists()

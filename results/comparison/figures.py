@@ -31,6 +31,9 @@ STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
 TWO, WORDS, ANSWER = "latent_sft_2", "cot_sft", "no_cot"  # rows that titles name
 
 
+TOP = 103  # of an axis for accuracy in %
+
+
 def titles(lines: list[Line]) -> dict[str, str]:
     """The title of each row that is no ablation, by its name, in order."""
     return {line["row"]: line["title"] for line in lines if line["group"] == "main"}
@@ -40,13 +43,14 @@ def label_points(
     ax, points: list[tuple], at: float, least: float, fontsize: float = 10, side: str = "right", **arrow
 ) -> None:
     """Labels at x = `at`, on that side of their points, with lines to them; their lines of text are at least
-    `least` apart and above 0. points: (label, x, y, colour)"""
+    `least` apart, above 0 and below TOP. points: (label, x, y, colour)"""
     points = sorted(points, key=lambda point: point[2])
     heights = [y for _, _, y, _ in points]
     tall = [least * (1 + label.count("\n")) for label, *_ in points]
     for _ in range(200):  # neighbours that are too close push each other apart
         if heights:
             heights[0] = max(heights[0], tall[0] / 2)
+            heights[-1] = min(heights[-1], TOP - tall[-1] / 2)
         for i in range(len(heights) - 1):
             gap = (tall[i] + tall[i + 1]) / 2 - (heights[i + 1] - heights[i])
             if gap > 1e-6:
@@ -106,7 +110,7 @@ def frontier_figure(lines: list[Line]):
         edge = column[-1][1] + MARGIN * longest if side == "right" else column[0][1] - MARGIN * longest
         label_points(ax, column, edge, LINE, side=side, shrinkA=1, shrinkB=4)
     ax.set(xlim=(-0.03 * longest, 1.25 * longest), xlabel="#L, steps of thinking (mean)")
-    ax.set(ylim=(0, 103), ylabel="accuracy (%), mean of four test sets")
+    ax.set(ylim=(0, TOP), ylabel="accuracy (%), mean of four test sets")
     ax.grid(alpha=0.25)
     ax.set_title(frontier_title(lines), loc="left", fontweight="bold")
     return figure
@@ -138,7 +142,7 @@ def steps_figure(lines: list[Line]):
             ends.append((title, xs[-1], ys[-1], colour))
             longest.setdefault(row, (xs[-1], f"{title} {ys[-1]:.0f} %"))
         ax.set_title(name, loc="left", fontweight="bold")
-        ax.set(xlabel="steps of the problem", ylim=(0, 103))
+        ax.set(xlabel="steps of the problem", ylim=(0, TOP))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.25)
     if ends:
@@ -218,7 +222,7 @@ def compute_figure(lines: list[Line], curves: Path):
     longest = max(x for _, x, _, _ in ends)
     label_points(ax, ends, 1.03 * longest, 4.6)
     ax.set(xlabel="training compute (10¹³ FLOPs), last stage", ylabel="accuracy on validation (%)")
-    ax.set(xlim=(0, 1.25 * longest), ylim=(0, 103))
+    ax.set(xlim=(0, 1.25 * longest), ylim=(0, TOP))
     ax.grid(alpha=0.25)
     title = f"{rising} of {len(ends)} methods still gain a point or more in their last quarter"
     ax.set_title(title, loc="left", fontweight="bold")
