@@ -12,12 +12,12 @@ tracks, told one after the other, are merged. Then several orders of the steps a
               7 ──+9──> 16 ────────────+──> 20
 
 What makes thinking necessary is the number of operations: half of the problems have five or six, more than
-a small model computes in one pass. *Remainders* forbid estimates: "sells all full boxes of 8" leaves 36%8.
-A chain of sums and products can be estimated in one pass, ever more sharply. A remainder keeps only what an
-estimate does not know: one unit wrong before it, and all that follows is wrong. With three operations or
-more one comes before the last operation, with five or more two of them. Each step alone is easy: small
-operands, every number in 1..99 (one token each), no number twice in a text (so that no operand is
-ambiguous), and short sentences in which names say whose amount is meant.
+a small model soon learns to compute in one pass. *Remainders* forbid estimates: "sells all full boxes of 8"
+leaves 36%8. A chain of sums and products can be estimated in one pass, ever more sharply. A remainder keeps
+only what an estimate does not know: one unit wrong before it, and all that follows is wrong. With three
+operations or more one comes before the last operation, with five or more two of them. Each step alone is
+easy: small operands, every number in 1..99 (one token each), no number twice in a text (so that no operand
+is ambiguous), and short sentences in which names say whose amount is meant.
 """
 
 import operator
