@@ -17,8 +17,8 @@ others start, and results/gsm8k. `python -m results.table` makes the table.
 
 A step has 384 questions, about 64,000 tokens. All rows that start from CoT-SFT have the same number of
 further steps; a step of Latent-SFT's stage 1 trains two models and counts as two. The curve has the same
-numbers of steps for every number of examples; with --cpu a step has 32 questions and every example is seen
-once in CoT-SFT and once after it.
+numbers of steps for every number of examples; with --cpu a step has 32 questions, and a row as many steps as
+one pass over its examples takes.
 """
 
 import gc
@@ -113,7 +113,7 @@ class Row:
         return FURTHER if self.start else FIRST
 
     def seconds(self, rate: float) -> float:
-        """About how long it takes at this many TFLOP/s, with half a minute to judge it on a GPU."""
+        """About how long it takes at this many TFLOP/s, with the time to judge it."""
         tokens = self.steps * self.kind.cost * self.batch * TOKENS
         return (600 if self.cpu else 30) + 6 * 135e6 * tokens / (rate * 1e12)
 
