@@ -360,8 +360,8 @@ def gsm8k_curve() -> str:
 def gsm8k_curve_cpu() -> str:
     """Redrawn GSM8K: the beginning of the curve, on a CPU
 
-    Accuracy in % on GSM8K's test set, with #L in brackets. CoT-SFT has one pass over
-    the examples, and each other method after it the same number of steps. Made by `python -m results.gsm8k --cpu`.
+    Accuracy in % on GSM8K's test set, with #L in brackets. CoT-SFT has one pass over the examples, and each
+    other method after it the same number of steps. Made by `python -m results.gsm8k --cpu`.
     """
     rows, sizes = [], list(SIZES)[:2]
     for title in CURVED:
