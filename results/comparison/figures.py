@@ -29,8 +29,6 @@ STYLES = {row: entry.style for row, (entry, _) in ROWS.items()}
 
 
 TWO, WORDS, ANSWER = "latent_sft_2", "cot_sft", "no_cot"  # rows that titles name
-
-
 TOP = 103  # of an axis for accuracy in %
 
 
